@@ -1,1 +1,33 @@
+//! Makes language models small: reads Hugging Face and GGUF models, factorizes their linear layers
+//! into binary low-rank factors (below one bit per weight), writes `.littlebit` files, measures
+//! what that cost, and runs the result from its packed bits.
+//!
+//! Layers, outermost first; each uses only those below it:
+//!
+//! | module | role |
+//! |---|---|
+//! | [`cli`] | arguments, output, progress bars: the only code that prints or reads the environment |
+//! | [`littlebit`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
+//! | [`inference`] | the decoder graph over exchangeable linear layers |
+//! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
+//! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |
+//!
+//! The library never prints, never exits and never reads the environment. Shapes are written
+//! `[rows, cols]`; a linear layer's weight is `[out, in]`.
 
+pub mod backend;
+pub mod calibration;
+pub mod checkpoint;
+pub mod cli;
+pub mod error;
+pub mod eval;
+pub mod formats;
+pub mod inference;
+pub mod linalg;
+pub mod littlebit;
+pub mod progress;
+pub mod settings;
+pub mod source;
+pub mod tensor;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The decoder graph and generation.
+
+pub mod linear;

@@ -1,0 +1,221 @@
+//! A tensor in the type it is stored in, readable row by row as f32.
+
+use std::ops::Range;
+
+use super::{SharedBytes, ggml};
+use crate::{Error, Result};
+
+/// Element types that can be read: the plain ones of safetensors and the block types of GGUF.
+/// Block layouts: `docs` of ggml, type ids as in the GGUF file format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are ggml's")]
+#[expect(non_camel_case_types, reason = "the names are ggml's")]
+pub enum StoredType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+impl StoredType {
+    /// Values in a block and bytes that a block takes.
+    #[must_use]
+    pub const fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::BF16 => (1, 2),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q2_K => (256, 84),
+            Self::Q3_K => (256, 110),
+            Self::Q4_K => (256, 144),
+            Self::Q5_K => (256, 176),
+            Self::Q6_K => (256, 210),
+        }
+    }
+
+    /// Bytes of a row of `columns` values, or `None` if they do not fill whole blocks.
+    #[must_use]
+    pub const fn row_bytes(self, columns: usize) -> Option<usize> {
+        let (values, bytes) = self.block();
+        if columns.is_multiple_of(values) { (columns / values).checked_mul(bytes) } else { None }
+    }
+
+    /// Bits that a value takes, block overhead included.
+    #[must_use]
+    pub fn bits_per_weight(self) -> f64 {
+        let (values, bytes) = self.block();
+        (bytes * 8) as f64 / values as f64
+    }
+
+    /// The name in ggml's spelling ("Q4_K"), lower case in the `.littlebit` header.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2_K => "Q2_K",
+            Self::Q3_K => "Q3_K",
+            Self::Q4_K => "Q4_K",
+            Self::Q5_K => "Q5_K",
+            Self::Q6_K => "Q6_K",
+        }
+    }
+
+    /// All types, in the order of the enum.
+    pub const ALL: [Self; 13] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// The type of that name, in any case.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(name))
+    }
+}
+
+/// How the rows of a matrix lie in the file compared with the Hugging Face order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RowOrder {
+    /// As in Hugging Face checkpoints.
+    #[default]
+    Plain,
+    /// As llama.cpp's converter lays out q and k of the llama architecture: within each of
+    /// `heads` heads, Hugging Face row `half * (d/2) + pair` lies at `2 * pair + half`.
+    RopePairs {
+        /// Number of heads that the rows belong to.
+        heads: usize,
+    },
+}
+
+impl RowOrder {
+    /// Row of the file that holds Hugging Face row `row` of a matrix of `rows` rows.
+    #[must_use]
+    pub fn file_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Plain => row,
+            Self::RopePairs { heads } => {
+                let dim = rows / heads;
+                let (head, within) = (row / dim, row % dim);
+                let (half, pair) = (within / (dim / 2), within % (dim / 2));
+                head * dim + 2 * pair + half
+            }
+        }
+    }
+}
+
+/// A tensor's bytes with their type and shape. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    /// Dimensions, outermost first: `[rows, cols]` for a matrix, `[n]` for a vector.
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub dtype: StoredType,
+    /// Row-major contents, rows in `row_order`.
+    pub bytes: SharedBytes,
+    /// Where each row lies.
+    pub row_order: RowOrder,
+}
+
+impl StoredTensor {
+    /// Checks that `bytes` has exactly the size that shape and type imply.
+    pub fn new(shape: Vec<usize>, dtype: StoredType, bytes: SharedBytes) -> Result<Self> {
+        let expected = Self::byte_length(&shape, dtype);
+        if shape.is_empty() || expected != Some(bytes.len()) {
+            return Err(Error::General(format!(
+                "a tensor of shape {shape:?} and type {} does not take {} bytes",
+                dtype.name(),
+                bytes.len()
+            )));
+        }
+        Ok(Self { shape, dtype, bytes, row_order: RowOrder::Plain })
+    }
+
+    /// Bytes of a tensor, or `None` when the shape does not fit the type or overflows.
+    #[must_use]
+    pub fn byte_length(shape: &[usize], dtype: StoredType) -> Option<usize> {
+        let columns = shape.last().copied()?;
+        let rows = shape[..shape.len() - 1].iter().try_fold(1usize, |a, &d| a.checked_mul(d))?;
+        dtype.row_bytes(columns)?.checked_mul(rows)
+    }
+
+    /// Number of values.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Rows: the product of all dimensions but the last.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.shape[..self.shape.len() - 1].iter().product()
+    }
+
+    /// Columns: the last dimension.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.shape[self.shape.len() - 1]
+    }
+
+    /// The bytes of a row (in Hugging Face order).
+    #[must_use]
+    pub fn row_bytes(&self, row: usize) -> &[u8] {
+        let rows = self.rows();
+        let length = self.bytes.len() / rows.max(1);
+        let at = self.row_order.file_row(row, rows) * length;
+        &self.bytes[at..at + length]
+    }
+
+    /// Decodes `rows` into `out`, which is `[rows.len(), cols]`.
+    ///
+    /// # Panics
+    /// If `out` has another length or the range is outside the tensor.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.cols();
+        assert_eq!(out.len(), rows.len() * cols, "output of another shape");
+        if cols == 0 {
+            return;
+        }
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            ggml::decode(self.dtype, self.row_bytes(row), out);
+        }
+    }
+
+    /// All values as f32, `[rows, cols]`, row-major.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.elements()];
+        self.read_rows(0..self.rows(), &mut out);
+        out
+    }
+}
