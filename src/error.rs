@@ -66,6 +66,12 @@ pub enum Error {
     /// A question was answered with no, or nobody was there to answer.
     #[error("{0}")]
     Cancelled(String),
+    /// The compressed model writes nonsense.
+    #[error("Model output coherence check failed (score: {score:.2})")]
+    Coherence {
+        /// Mean score over the prompts, 0–1.
+        score: f64,
+    },
     /// Calibration text cannot be used.
     #[error("{0}")]
     Calibration(String),
@@ -145,6 +151,7 @@ impl Error {
             Self::Checkpoint(_) => 7,
             Self::UnsupportedConversion(_) => 8,
             Self::Cancelled(_) => 9,
+            Self::Coherence { .. } => 12,
             Self::Calibration(_) => 15,
             Self::Factorization { .. } => 20,
             Self::QualityThreshold(_) => 21,
@@ -170,6 +177,7 @@ impl Error {
             Self::Checkpoint(_) => "CheckpointError",
             Self::UnsupportedConversion(_) => "UnsupportedConversionError",
             Self::Cancelled(_) => "CancelledError",
+            Self::Coherence { .. } => "CoherenceCheckFailed",
             Self::Calibration(_) => "CalibrationDataError",
             Self::Factorization { .. } => "FactorizationFailed",
             Self::QualityThreshold(_) => "QualityThresholdExceeded",
@@ -220,6 +228,7 @@ impl Error {
             }
             Self::UnsupportedConversion(_) => "See `llm-quantize convert --help`".into(),
             Self::Cancelled(_) => "Pass --force to go on without the question".into(),
+            Self::Coherence { .. } => "Compress at a higher --target-bpw".into(),
             Self::Calibration(_) => {
                 "Give a .txt, .json or .jsonl file with a `text` or `messages` field".into()
             }

@@ -13,6 +13,8 @@ pub trait Progress: Send + Sync {
     fn note(&self, text: &str);
     /// A detail line that belongs to the current stage ("  Layer 0: rank=64, …").
     fn detail(&self, text: &str);
+    /// A finer detail line, for `--verbosity verbose`.
+    fn verbose(&self, _text: &str) {}
     /// Something is not as the user would want it.
     fn warn(&self, text: &str);
     /// For `--verbosity debug`.

@@ -1,1 +1,124 @@
-//! cli
+//! The command line: arguments in, one result out. The only code that reads the environment,
+//! prints, or decides an exit status.
+//!
+//! stdout carries the result (human text, or exactly one JSON document, also on failure); stderr
+//! carries progress, notes, warnings and errors.
+
+mod args;
+mod bars;
+mod commands;
+mod interrupt;
+mod models;
+mod output;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::settings::Settings;
+use crate::{Error, Result};
+use args::{Cli, Command};
+use output::{Output, OutputFormat, Verbosity};
+
+/// A failed command: why, and what it had produced when it failed (JSON key `result`).
+#[derive(Debug)]
+pub(crate) struct Failure {
+    error: Box<Error>,
+    result: Option<serde_json::Value>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error: Box::new(error), result: None }
+    }
+}
+
+/// What every command gets: where to write, and the settings.
+pub(crate) struct Context {
+    output: Output,
+    settings: Settings,
+}
+
+/// Parses the process's arguments, runs the command and returns its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    interrupt::survive_file_size_limit();
+    let output = Output::new(cli.output_format, cli.verbosity, &|name| std::env::var(name).ok());
+    let status = match Settings::from_vars(|name| std::env::var(name).ok()) {
+        Ok(settings) => run(cli.command, &Context { output: output.clone(), settings }),
+        Err(error) => Err(error.into()),
+    };
+    match status {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.error(&failure.error, failure.result.as_ref());
+            ExitCode::from(failure.error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::Littlebit { command } => commands::littlebit(command, context),
+        Command::Info(args) => commands::info::run(&args, context),
+        Command::Generate(args) => commands::generate::run(&args, context),
+        Command::Completions { shell } => {
+            commands::completions(shell);
+            Ok(())
+        }
+        Command::Man { directory } => commands::man(directory.as_deref()),
+    }
+}
+
+/// Help and version go to stdout with status 0; anything else that clap refuses is status 2, as
+/// JSON if JSON was asked for.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    use clap::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            Output::print_plain(&error.render().to_string());
+            ExitCode::SUCCESS
+        }
+        _ => {
+            let format = requested_format(arguments);
+            let output = Output::new(format, Verbosity::Normal, &|name| std::env::var(name).ok());
+            output.usage_error(&error.render().to_string());
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The global `--format` of a command line that does not parse.
+fn requested_format(arguments: &[OsString]) -> OutputFormat {
+    let mut words = arguments.iter().skip(1).map(|a| a.to_string_lossy());
+    while let Some(word) = words.next() {
+        let value = match word.strip_prefix("--format") {
+            Some("") => words.next().map(std::borrow::Cow::into_owned),
+            Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+            None if word == "--verbosity" => {
+                words.next();
+                continue;
+            }
+            None if word.starts_with('-') => continue,
+            None => break,
+        };
+        return if value.as_deref() == Some("json") {
+            OutputFormat::Json
+        } else {
+            OutputFormat::Human
+        };
+    }
+    OutputFormat::Human
+}
+
+/// The clap definition, for completions, the man page and the documentation test.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}

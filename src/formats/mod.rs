@@ -1,1 +1,8 @@
-//! formats
+//! Files: what they are, and the layouts that this crate reads and writes itself.
+
+pub mod atomic;
+pub mod detect;
+pub mod gguf;
+pub mod littlebit;
+pub(crate) mod lock;
+pub mod space;

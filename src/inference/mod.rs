@@ -1,3 +1,22 @@
 //! The decoder graph and generation.
+//!
+//! [`Decoder`] is one graph for all supported families, over [`linear::LinearLayer`]s that may be
+//! dense, block-quantized or factorized. Activations are f32. [`Generator`] streams tokens from it.
 
+pub mod attention;
+pub mod block;
+pub mod cache;
+pub mod decoder;
+pub mod generate;
 pub mod linear;
+pub mod norm;
+pub mod rope;
+pub mod slices;
+pub mod vector;
+pub mod weights;
+
+pub use block::{Block, Execution, Observer};
+pub use cache::{CacheType, KvCache};
+pub use decoder::Decoder;
+pub use generate::{Generator, Sampling};
+pub use linear::{LinearLayer, Projection, StoredLinear};

@@ -1,4 +1,23 @@
 //! Compression below one bit per weight by binary low-rank factorization:
 //! `W ≈ Σ_paths diag(h) · U± · diag(l) · V±ᵀ · diag(g)` (LittleBit, arXiv 2506.13771).
 
+pub mod admm;
+pub mod bits;
+pub mod budget;
+pub mod compress;
+pub mod engine;
+pub mod engine_candle;
+pub mod estimate;
 pub mod factor;
+pub mod itq;
+pub mod kernels;
+pub mod measure;
+pub mod normalise;
+pub mod plan;
+pub mod polish;
+pub mod report;
+pub mod rounding;
+pub mod scales;
+pub mod solve;
+pub mod svid;
+pub mod validate;

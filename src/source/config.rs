@@ -1,7 +1,7 @@
 //! The shape of a model: architecture and hyper-parameters, whatever file they came from.
 
-/// Decoder families that this tool runs. All are pre-norm transformers with RMSNorm, rotary
-/// positions and SwiGLU; they differ in biases, q/k norms and windows.
+/// Decoder families that this tool runs. All are pre-norm transformers with `RMSNorm`, rotary
+/// positions and `SwiGLU`; they differ in biases, q/k norms and windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 1–3 and everything that copies it.
@@ -10,7 +10,7 @@ pub enum Architecture {
     Mistral,
     /// Qwen2 and Qwen2.5: biases on q, k and v.
     Qwen2,
-    /// Qwen3: RMSNorm on each head of q and k.
+    /// Qwen3: `RMSNorm` on each head of q and k.
     Qwen3,
 }
 
@@ -44,7 +44,7 @@ pub enum RopeScaling {
         /// Context of pre-training, tokens.
         original_context: usize,
     },
-    /// YaRN (arXiv 2309.00071).
+    /// `YaRN` (arXiv 2309.00071).
     Yarn {
         /// Context extension.
         factor: f64,
@@ -70,6 +70,15 @@ pub struct SlidingWindow {
     pub first_layer: usize,
 }
 
+/// Which linear layers of the attention add a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttentionBiases {
+    /// q, k and v.
+    pub qkv: bool,
+    /// The output projection.
+    pub output: bool,
+}
+
 /// Everything about a model that is not a weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -93,7 +102,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Context length, tokens.
     pub max_positions: usize,
-    /// Epsilon of every RMSNorm.
+    /// Epsilon of every `RMSNorm`.
     pub rms_norm_eps: f64,
     /// Positions.
     pub rope: RopeConfig,

@@ -1,16 +1,32 @@
 //! Where models come from: a local directory, a GGUF file, a `.littlebit` file or the hub, all
 //! opened into one [`LocalModel`].
 
+pub mod catalog;
+pub mod chat;
+mod chat_functions;
 pub mod config;
+pub mod config_json;
+mod config_rope;
+pub mod gguf;
+mod gguf_tokenizer;
+pub mod hf;
+pub mod hub;
+pub mod names;
+mod pre_tokenizers;
+mod text_pieces;
+pub mod tokenizer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
 pub use config::{Architecture, ModelConfig};
 
+use crate::formats::detect::{self, PathKind};
+use crate::formats::littlebit;
 use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::StoredTensor;
+use crate::{Error, Result};
 
 /// What kind of file a model was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +39,18 @@ pub enum ModelFormat {
     LittleBit,
 }
 
+impl ModelFormat {
+    /// `huggingface`, `gguf` or `littlebit`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HuggingFace => "huggingface",
+            Self::Gguf => "gguf",
+            Self::LittleBit => "littlebit",
+        }
+    }
+}
+
 /// A tensor of a model: as stored, or in factors.
 #[derive(Debug, Clone)]
 pub enum Weight {
@@ -30,6 +58,44 @@ pub enum Weight {
     Stored(StoredTensor),
     /// A linear layer's weight as binary factors.
     Factorized(FactorizedLinear),
+}
+
+impl Weight {
+    /// Dimensions, outermost first.
+    #[must_use]
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Stored(tensor) => tensor.shape.clone(),
+            Self::Factorized(linear) => vec![linear.out_features, linear.in_features],
+        }
+    }
+
+    /// Number of values that it stands for.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        match self {
+            Self::Stored(tensor) => tensor.elements(),
+            Self::Factorized(linear) => linear.out_features * linear.in_features,
+        }
+    }
+
+    /// Bytes that it takes: block scales, and the scales of factors, included.
+    #[must_use]
+    pub fn stored_bytes(&self) -> usize {
+        match self {
+            Self::Stored(tensor) => tensor.bytes.len(),
+            Self::Factorized(linear) => linear
+                .paths
+                .iter()
+                .map(|path| {
+                    let scales = path.row_scale.len()
+                        + path.latent_scale.as_ref().map_or(0, Vec::len)
+                        + path.column_scale.len();
+                    path.left.bytes.len() + path.right.bytes.len() + 2 * scales
+                })
+                .sum(),
+        }
+    }
 }
 
 /// An opened model. Weights stay in their mapped files until somebody reads them.
@@ -43,12 +109,58 @@ pub struct LocalModel {
     pub format: ModelFormat,
     /// Shape and hyper-parameters.
     pub config: ModelConfig,
-    /// `config.json` as text: the file's own, or one made from GGUF metadata.
+    /// `config.json` as text: the file's own (with the end tokens of `generation_config.json`), or
+    /// one made from GGUF metadata.
     pub config_json: String,
     /// `tokenizer.json` as text, if there is a tokenizer.
     pub tokenizer_json: Option<String>,
     /// `tokenizer_config.json` as text (with `chat_template`), if any.
     pub tokenizer_config_json: Option<String>,
-    /// Weights by Hugging Face name (`model.layers.0.mlp.up_proj.weight`), in file order.
+    /// Weights by Hugging Face name (`model.layers.0.mlp.up_proj.weight`), in file order: exactly
+    /// the tensors of [`catalog::expected_tensors`].
     pub weights: IndexMap<String, Weight>,
+    /// What the user should know about the source: guesses, things left out.
+    pub warnings: Vec<String>,
+}
+
+impl LocalModel {
+    /// Number of parameters: a tied head counts once.
+    #[must_use]
+    pub fn parameter_count(&self) -> u64 {
+        self.weights.values().map(|weight| weight.elements() as u64).sum()
+    }
+
+    /// Bytes of all weights as they are stored.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.values().map(|weight| weight.stored_bytes() as u64).sum()
+    }
+}
+
+/// Opens a model on this machine: a Hugging Face directory, a GGUF file or a `.littlebit` file,
+/// told apart by their contents.
+///
+/// # Errors
+/// [`Error::ModelNotFound`] when there is nothing at `path` or a part of the model is missing,
+/// [`Error::Unsupported`] when it is a model of another kind, [`Error::ValidationFailed`] when a
+/// file is damaged.
+pub fn open_local(path: &Path) -> Result<LocalModel> {
+    match detect::path_kind(path)? {
+        PathKind::Missing => Err(Error::model_not_found(format!("no model at {}", path.display()))),
+        PathKind::Directory => hf::open(path),
+        PathKind::Gguf => gguf::open(path),
+        PathKind::LittleBit => littlebit::open_model(path),
+        PathKind::SafeTensors => Err(Error::Unsupported {
+            message: format!("{} holds weights without a configuration", path.display()),
+            suggestion: "Give the directory with config.json and the weights".to_owned(),
+        }),
+        PathKind::Unknown => Err(Error::Unsupported {
+            message: format!(
+                "{} is neither a model directory nor a GGUF or .littlebit file",
+                path.display()
+            ),
+            suggestion: "Give a Hugging Face directory, a GGUF file, a .littlebit file or a hub id"
+                .to_owned(),
+        }),
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::{SharedBytes, ggml};
 use crate::{Error, Result};
 
@@ -60,7 +62,7 @@ impl StoredType {
         (bytes * 8) as f64 / values as f64
     }
 
-    /// The name in ggml's spelling ("Q4_K"), lower case in the `.littlebit` header.
+    /// The name in ggml's spelling (`Q4_K`), lower case in the `.littlebit` header.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -217,5 +219,63 @@ impl StoredTensor {
         let mut out = vec![0.0; self.elements()];
         self.read_rows(0..self.rows(), &mut out);
         out
+    }
+
+    /// The first NaN or infinity: its index in row-major Hugging Face order, and the value.
+    /// Decodes a few rows at a time, in parallel.
+    #[must_use]
+    pub fn first_non_finite(&self) -> Option<(usize, f32)> {
+        const STEP: usize = 1 << 16;
+        let (rows, cols) = (self.rows(), self.cols());
+        if cols == 0 {
+            return None;
+        }
+        let step = (STEP / cols).max(1);
+        (0..rows.div_ceil(step)).into_par_iter().find_map_first(|part| {
+            let rows = part * step..rows.min((part + 1) * step);
+            let first = rows.start * cols;
+            let mut values = vec![0.0; rows.len() * cols];
+            self.read_rows(rows, &mut values);
+            let at = values.iter().position(|v| !v.is_finite())?;
+            Some((first + at, values[at]))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(shape: &[usize], values: &[f32]) -> StoredTensor {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        StoredTensor::new(shape.to_vec(), StoredType::F32, SharedBytes::from_vec(bytes)).unwrap()
+    }
+
+    #[test]
+    fn finds_the_first_non_finite_value_in_hugging_face_order() {
+        let mut values = vec![0.5f32; 8 * 30_000];
+        assert_eq!(tensor(&[8, 30_000], &values).first_non_finite(), None);
+        values[200_000] = f32::NEG_INFINITY;
+        values[100_001] = f32::INFINITY;
+        let mut it = tensor(&[8, 30_000], &values);
+        assert_eq!(it.first_non_finite(), Some((100_001, f32::INFINITY)));
+        // Two heads of four rows: file rows 0..4 are Hugging Face rows 0, 2, 1, 3. File row 3
+        // (value 100,001) stays, file row 6 (value 200,000) is Hugging Face row 5.
+        it.row_order = RowOrder::RopePairs { heads: 2 };
+        assert_eq!(it.first_non_finite(), Some((100_001, f32::INFINITY)));
+        values[100_001] = 0.0;
+        let mut it = tensor(&[8, 30_000], &values);
+        it.row_order = RowOrder::RopePairs { heads: 2 };
+        assert_eq!(it.first_non_finite(), Some((5 * 30_000 + 20_000, f32::NEG_INFINITY)));
+    }
+
+    #[test]
+    fn refuses_bytes_that_do_not_fit_the_shape() {
+        let bytes = || SharedBytes::from_vec(vec![0; 34]);
+        assert!(StoredTensor::new(vec![1, 32], StoredType::Q8_0, bytes()).is_ok());
+        assert!(StoredTensor::new(vec![2, 32], StoredType::Q8_0, bytes()).is_err());
+        assert!(StoredTensor::new(vec![34, 1], StoredType::Q8_0, bytes()).is_err());
+        assert!(StoredTensor::new(vec![usize::MAX, 64], StoredType::F32, bytes()).is_err());
+        assert!(StoredTensor::new(vec![], StoredType::F32, bytes()).is_err());
     }
 }

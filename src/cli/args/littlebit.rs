@@ -1,0 +1,222 @@
+//! Arguments of the `littlebit` commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{ComputeArgs, HubArgs};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LittlebitCommand {
+    /// Compress a model using LittleBit factorization
+    Compress(Box<CompressArgs>),
+    /// Display information about a .littlebit file
+    Info(LittlebitInfoArgs),
+    /// Validate compressed model quality
+    Validate(ValidateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompressArgs {
+    /// Model path (HF Hub ID, local directory or GGUF file)
+    pub(crate) model: String,
+
+    /// Target bits per weight of the factorized layers (0.1-2.0)
+    #[arg(long, default_value_t = 0.5, value_name = "FLOAT", allow_negative_numbers = true)]
+    pub(crate) target_bpw: f64,
+
+    /// Manual latent rank (auto-selected if not set)
+    #[arg(long, value_name = "INT")]
+    pub(crate) rank: Option<usize>,
+
+    /// Max perplexity increase in percent; the target is raised until it is met
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    pub(crate) quality_threshold: Option<f64>,
+
+    /// Output format
+    #[arg(long = "format", id = "file_format", value_enum, default_value_t = FileFormat::Littlebit, value_name = "TEXT")]
+    pub(crate) format: FileFormat,
+
+    /// Output directory
+    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
+    pub(crate) output_dir: PathBuf,
+
+    /// Output filename (auto-generated if not set)
+    #[arg(long, short = 'n', value_name = "TEXT")]
+    pub(crate) output_name: Option<String>,
+
+    /// Custom calibration dataset (.txt, .json, .jsonl)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) calibration_data: Option<PathBuf>,
+
+    /// Number of calibration samples (64-1024)
+    #[arg(long, default_value_t = 256, value_name = "INT")]
+    pub(crate) calibration_samples: usize,
+
+    /// Text that perplexity is measured on [default: the test part of the calibration dataset]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) eval_data: Option<PathBuf>,
+
+    /// Tokens that perplexity is measured on; 0 means all of the text
+    #[arg(long, default_value_t = 32_768, value_name = "INT")]
+    pub(crate) eval_tokens: usize,
+
+    /// Disable layer-level checkpoints
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) no_checkpoints: bool,
+
+    /// Checkpoint directory [default: LLM_QUANTIZE_CHECKPOINT_DIR, else ./.checkpoint]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+
+    /// Resume from checkpoint
+    #[arg(long, value_name = "PATH")]
+    pub(crate) resume: Option<PathBuf>,
+
+    /// Skip post-compression quality validation
+    #[arg(long)]
+    pub(crate) skip_validation: bool,
+
+    /// Most memory to use (500MB, 4GB, …) [default: what is available]
+    #[arg(long, value_name = "SIZE", value_parser = super::byte_size)]
+    pub(crate) max_memory: Option<u64>,
+
+    /// Print what would be written, from the headers alone, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Also write ranks, scales and statistics without the bits: PATH.safetensors and PATH.json
+    #[arg(long, value_name = "PATH")]
+    pub(crate) export_metadata: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) solver: SolverArgs,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+}
+
+/// How matrices are factorized.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Factorization options")]
+pub(crate) struct SolverArgs {
+    /// Solver
+    #[arg(long, value_enum, default_value_t = InitArg::Admm, value_name = "SOLVER")]
+    pub(crate) init: InitArg,
+
+    /// Two paths, the second one on the residual of the first (at the same total bits)
+    #[arg(long)]
+    pub(crate) residual: bool,
+
+    /// A third scale per path, on the latent dimension (always with dual-svid and itq)
+    #[arg(long)]
+    pub(crate) latent_scale: bool,
+
+    /// Iterations of the solver [default: 120 for admm, 50 for itq]
+    #[arg(long, value_name = "INT")]
+    pub(crate) iterations: Option<usize>,
+
+    /// Weigh errors by how large each input is on the calibration text
+    #[arg(long, value_enum, default_value_t = WeightingArg::Activation, value_name = "KIND")]
+    pub(crate) weighting: WeightingArg,
+
+    /// Type of embeddings and head, which are not factorized
+    #[arg(long, value_enum, default_value_t = EmbeddingArg::Q8_0, value_name = "TYPE")]
+    pub(crate) embedding_type: EmbeddingArg,
+
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileFormat {
+    /// Native container, run by `generate`
+    Littlebit,
+    /// GGUF with the factors inside (refused: not in this version)
+    GgufExt,
+    /// GGUF with rebuilt weights (refused: not in this version)
+    GgufLossy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InitArg {
+    /// Dual sign-value-independent decomposition of the truncated SVD (LittleBit)
+    DualSvid,
+    /// The same after a rotation that makes the factors sign-like (LittleBit-2)
+    Itq,
+    /// Alternating direction method of multipliers, weighted by activations (default)
+    Admm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightingArg {
+    /// By mean squared input, measured on the calibration text
+    Activation,
+    /// All weights count the same; no calibration pass
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EmbeddingArg {
+    #[value(name = "f16")]
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q6_k")]
+    Q6K,
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LittlebitInfoArgs {
+    /// Path to .littlebit file
+    pub(crate) file: PathBuf,
+
+    /// Show per-layer statistics
+    #[arg(long)]
+    pub(crate) layers: bool,
+
+    /// Read the whole file and check every checksum
+    #[arg(long)]
+    pub(crate) verify: bool,
+
+    /// Also write ranks, scales and statistics without the bits: PATH.safetensors and PATH.json
+    #[arg(long, value_name = "PATH")]
+    pub(crate) export_metadata: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArgs {
+    /// Original model path (HF Hub ID, local directory or GGUF file)
+    pub(crate) original: String,
+
+    /// Compressed model path (.littlebit)
+    pub(crate) compressed: PathBuf,
+
+    /// Text that perplexity is measured on (.txt, .json, .jsonl) [default: WikiText-2 test, else built-in]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) calibration_data: Option<PathBuf>,
+
+    /// Number of samples, each a window of the model's context (at most 2048 tokens)
+    #[arg(long, default_value_t = 256, value_name = "INT")]
+    pub(crate) calibration_samples: usize,
+
+    /// Run coherence test with sample prompts
+    #[arg(long)]
+    pub(crate) coherence_test: bool,
+
+    /// Fail with exit status 21 if perplexity rises by more than this many percent
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    pub(crate) quality_threshold: Option<f64>,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+}

@@ -1,0 +1,251 @@
+//! `littlebit compress`.
+
+use std::path::Path;
+
+use crate::cli::args::littlebit::{CompressArgs, EmbeddingArg, FileFormat, InitArg, WeightingArg};
+use crate::cli::bars::Bars;
+use crate::cli::output::{Report, clock, human_bytes};
+use crate::cli::{Context, Failure, interrupt, models};
+use crate::formats::littlebit::{LittleBitFile, metadata_export};
+use crate::littlebit::compress::{self, Checkpoints, CompressRequest, Weighting};
+use crate::littlebit::measure::TextOptions;
+use crate::littlebit::plan::PlanRequest;
+use crate::littlebit::report::CompressionReport;
+use crate::littlebit::solve::{Init, SolverConfig};
+use crate::progress::Progress;
+use crate::source::LocalModel;
+use crate::tensor::StoredType;
+use crate::{Error, Result};
+
+pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure> {
+    check(args)?;
+    let progress = Bars::new(&context.output);
+    let backend = models::backend(&args.compute, context)?;
+    let model = models::open(&args.model, &args.hub, context, &progress)?;
+    let request = request(args, context, &model);
+    if args.dry_run {
+        let report = compress::dry_run(&model, &request, &backend)?;
+        context.output.result(&report);
+        return Ok(());
+    }
+    interrupt::install();
+    let report = match compress::compress(&model, &request, &backend, &progress) {
+        Ok(report) => report,
+        Err(failure) => {
+            let result = failure.report.and_then(|r| serde_json::to_value(*r).ok());
+            return Err(Failure { error: Box::new(failure.error), result });
+        }
+    };
+    if let Some(path) = &args.export_metadata {
+        let file = LittleBitFile::open(&request.output)?;
+        metadata_export::export(&file, path)?;
+        progress.note(&format!("Metadata: {0}.safetensors, {0}.json", path.display()));
+    }
+    context.output.result(&report);
+    Ok(())
+}
+
+/// What can be refused before anything is opened.
+fn check(args: &CompressArgs) -> Result<()> {
+    let invalid = |message: &str| Err(Error::InvalidArgument(message.into()));
+    if args.format != FileFormat::Littlebit {
+        return Err(Error::UnsupportedConversion(
+            "this version writes the native format only (--format littlebit)".into(),
+        ));
+    }
+    if args.quality_threshold.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
+        return invalid("--quality-threshold must be a percentage above 0");
+    }
+    if !(64..=1024).contains(&args.calibration_samples) {
+        return invalid("--calibration-samples must be between 64 and 1024");
+    }
+    if args.solver.iterations == Some(0) {
+        return invalid("--iterations must be at least 1");
+    }
+    if args.skip_validation && args.quality_threshold.is_some() {
+        return invalid("--quality-threshold cannot be met with --skip-validation");
+    }
+    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
+        return invalid("--output-name is a file name; use --output-dir for the folder");
+    }
+    Ok(())
+}
+
+fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> CompressRequest {
+    let settings = &context.settings;
+    let solver = &args.solver;
+    let init = match solver.init {
+        InitArg::DualSvid => Init::DualSvid,
+        InitArg::Itq => Init::Itq,
+        InitArg::Admm => Init::Admm,
+    };
+    let defaults = SolverConfig::for_init(init);
+    let checkpoint_dir =
+        args.checkpoint_dir.clone().unwrap_or_else(|| settings.checkpoint_dir.clone());
+    CompressRequest {
+        plan: PlanRequest {
+            target_bpw: args.target_bpw,
+            rank: args.rank,
+            residual: solver.residual,
+            middle_scale: solver.latent_scale || init.has_middle_scale(),
+            embedding_type: match solver.embedding_type {
+                EmbeddingArg::F16 => StoredType::F16,
+                EmbeddingArg::Q8_0 => StoredType::Q8_0,
+                EmbeddingArg::Q6K => StoredType::Q6_K,
+                EmbeddingArg::Q4K => StoredType::Q4_K,
+            },
+            bounds: (settings.min_bpw, settings.max_bpw),
+        },
+        solver: SolverConfig {
+            iterations: solver.iterations.unwrap_or(defaults.iterations),
+            itq_iterations: solver.iterations.unwrap_or(defaults.itq_iterations),
+            seed: solver.seed,
+            precision: settings.svd_precision,
+            ..defaults
+        },
+        weighting: match solver.weighting {
+            WeightingArg::Activation => Weighting::Activation,
+            WeightingArg::None => Weighting::None,
+        },
+        text: TextOptions {
+            calibration: args.calibration_data.clone(),
+            evaluation: args.eval_data.clone(),
+            ..models::text_options(&args.hub, context)
+        },
+        calibration_samples: args.calibration_samples,
+        eval_tokens: args.eval_tokens,
+        quality_threshold: args.quality_threshold,
+        warn_threshold: settings.quality_threshold_percent,
+        search_iterations: settings.rank_search as usize,
+        skip_validation: args.skip_validation,
+        output: args.output_dir.join(output_name(args, &model.name)),
+        checkpoints: if args.no_checkpoints {
+            Checkpoints::Off
+        } else if let Some(directory) = &args.resume {
+            Checkpoints::Resume(directory.clone())
+        } else {
+            Checkpoints::Under(checkpoint_dir.clone())
+        },
+        max_memory: args.max_memory,
+        resume_command: (!args.no_checkpoints)
+            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
+    }
+}
+
+/// `--output-name`, else the last part of the model's name; always with the extension.
+fn output_name(args: &CompressArgs, model: &str) -> String {
+    let stem = match &args.output_name {
+        Some(name) => name.as_str(),
+        None => model.rsplit(['/', '\\']).next().unwrap_or(model),
+    };
+    if stem.ends_with(".littlebit") { stem.into() } else { format!("{stem}.littlebit") }
+}
+
+/// The command line of this process with `--resume` and the checkpoint directory.
+fn resume_command(directory: &Path) -> String {
+    let mut words: Vec<String> =
+        std::env::args_os().map(|word| quote(&word.to_string_lossy())).collect();
+    if !words.iter().any(|w| w == "--resume" || w.starts_with("--resume=")) {
+        words.extend(["--resume".into(), quote(&directory.to_string_lossy())]);
+    }
+    words.join(" ")
+}
+
+/// A word as a POSIX shell reads it back.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+impl Report for CompressionReport {
+    fn human(&self) -> String {
+        let planned = self.status == "planned";
+        let mut out = String::new();
+        let mut row = |label: &str, value: String| out.push_str(&format!("{label:<20}{value}\n"));
+        row(if planned { "Would write:" } else { "Output:" }, self.output_path.clone());
+        row("Source:", self.source_model.clone());
+        row("Target BPW:", self.target_bpw.to_string());
+        row("Achieved BPW:", format!("{:.4} (factorized layers)", self.achieved_bpw));
+        row("Whole file:", format!("{:.3} bits per parameter", self.file_bpw));
+        row("Compression Ratio:", format!("{:.1}x", self.compression_ratio));
+        row("Original Size:", human_bytes(self.original_size_bytes));
+        row("Compressed Size:", human_bytes(self.compressed_size_bytes));
+        let summary = &self.per_layer_summary;
+        row(
+            "Layers:",
+            format!(
+                "{} (average rank {:.0}, {:.3} to {:.3} bpw)",
+                summary.total_layers, summary.average_rank, summary.min_bpw, summary.max_bpw
+            ),
+        );
+        if let (Some(plain), Some(weighted)) =
+            (summary.mean_relative_error, summary.mean_weighted_error)
+        {
+            row("Mean error:", format!("{plain:.4} of the squared norm, {weighted:.4} weighted"));
+        }
+        if let Some(quality) = &self.quality_metrics {
+            row(
+                "Perplexity:",
+                format!(
+                    "{:.2} ± {:.2} → {:.2} ± {:.2} ({:+.1}%)",
+                    quality.perplexity_original,
+                    quality.perplexity_original_stderr,
+                    quality.perplexity_compressed,
+                    quality.perplexity_compressed_stderr,
+                    quality.perplexity_delta_pct
+                ),
+            );
+            row(
+                "Measured on:",
+                format!(
+                    "{}, {} tokens in windows of {}",
+                    quality.dataset, quality.tokens_scored, quality.window
+                ),
+            );
+            if let Some(score) = quality.coherence_score {
+                row("Coherence:", format!("{score:.2}"));
+            }
+        }
+        let estimated = if planned { " (estimated)" } else { "" };
+        let time = match self.duration_seconds {
+            short if short < 120.0 => format!("{short:.1} s"),
+            long => clock(long.round() as u64),
+        };
+        row("Time:", format!("{time}{estimated}"));
+        row("Peak memory:", format!("{}{estimated}", human_bytes(self.peak_memory_bytes)));
+        for warning in self.warnings.iter().filter(|_| planned) {
+            out.push_str(&format!("Warning: {warning}\n"));
+        }
+        if planned {
+            out.push_str("\nLayer                                    Shape           Rank     BPW      Bytes\n");
+            for layer in &self.layers {
+                out.push_str(&format!(
+                    "{:<40} {:<15} {:>4} {:>7.4} {:>10}\n",
+                    layer.name,
+                    format!("[{}, {}]", layer.shape[0], layer.shape[1]),
+                    layer.rank,
+                    layer.bpw,
+                    layer.bytes
+                ));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quote("--target-bpw=0.5"), "--target-bpw=0.5");
+        assert_eq!(quote("my model"), "'my model'");
+        assert_eq!(quote("it's"), r"'it'\''s'");
+        assert_eq!(quote(""), "''");
+    }
+}

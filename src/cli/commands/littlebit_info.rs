@@ -1,0 +1,33 @@
+//! `littlebit info`.
+
+use crate::Error;
+use crate::cli::args::littlebit::LittlebitInfoArgs;
+use crate::cli::bars::Bars;
+use crate::cli::output::Report;
+use crate::cli::{Context, Failure};
+use crate::formats::littlebit::{FileInfo, LittleBitFile, metadata_export};
+use crate::progress::Progress;
+
+pub(super) fn run(args: &LittlebitInfoArgs, context: &Context) -> Result<(), Failure> {
+    let progress = Bars::new(&context.output);
+    if !args.file.exists() {
+        let message = format!("{} does not exist", args.file.display());
+        return Err(Error::model_not_found(message).into());
+    }
+    let file = LittleBitFile::open(&args.file)?;
+    if args.verify {
+        file.verify_checksums(&progress)?;
+        progress.note("Every checksum matches");
+    }
+    if let Some(path) = &args.export_metadata {
+        metadata_export::export(&file, path)?;
+    }
+    context.output.result(&file.info(args.layers)?);
+    Ok(())
+}
+
+impl Report for FileInfo {
+    fn human(&self) -> String {
+        self.to_string()
+    }
+}

@@ -1,0 +1,206 @@
+//! The two streams. Everything the tool prints goes through [`Output`].
+
+#![expect(clippy::print_stderr, reason = "this is the one place that prints")]
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::Error;
+
+/// What stdout carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum OutputFormat {
+    Human,
+    Json,
+}
+
+/// What stderr carries, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Verbosity {
+    /// Errors only
+    Quiet,
+    /// Progress, notes and warnings
+    Normal,
+    /// Also a line per matrix
+    Verbose,
+    /// Also internals
+    Debug,
+}
+
+/// A command's result, as a person reads it; scripts get its serialization.
+pub(crate) trait Report: Serialize {
+    fn human(&self) -> String;
+}
+
+/// Where a command writes, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    pub(crate) format: OutputFormat,
+    pub(crate) verbosity: Verbosity,
+    color: bool,
+    bars: bool,
+}
+
+#[derive(Serialize)]
+struct ErrorDocument<'a> {
+    status: &'static str,
+    error_code: u8,
+    error_type: &'a str,
+    message: String,
+    suggestion: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a serde_json::Value>,
+}
+
+impl Output {
+    pub(crate) fn new(
+        format: OutputFormat,
+        verbosity: Verbosity,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Self {
+        let no_color = variable("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let terminal = std::io::stderr().is_terminal();
+        let no_bars = variable("HF_HUB_DISABLE_PROGRESS_BARS")
+            .is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_uppercase().as_str()));
+        let bars = terminal && !no_bars && verbosity >= Verbosity::Normal;
+        Self { format, verbosity, color: terminal && !no_color, bars }
+    }
+
+    /// Whether progress bars may be drawn.
+    pub(crate) fn bars(&self) -> bool {
+        self.bars
+    }
+
+    /// Prints the result: the one thing that reaches stdout.
+    pub(crate) fn result(&self, report: &impl Report) {
+        match self.format {
+            OutputFormat::Human => Self::print_plain(&report.human()),
+            OutputFormat::Json => Self::print_json(report),
+        }
+    }
+
+    /// Prints the human form of a result that comes with a failure; in JSON mode it is a part of
+    /// the error document.
+    pub(crate) fn human_result(&self, report: &impl Report) {
+        if self.format == OutputFormat::Human {
+            Self::print_plain(&report.human());
+        }
+    }
+
+    /// Prints text that is the result in both formats (help, completion scripts).
+    pub(crate) fn print_plain(text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        // A reader that went away (`| head`) is not an error of ours.
+        let _ = stdout.write_all(text.as_bytes());
+        if !text.ends_with('\n') {
+            let _ = stdout.write_all(b"\n");
+        }
+        let _ = stdout.flush();
+    }
+
+    /// Prints a piece of text at once, without a line end: generated tokens.
+    pub(crate) fn print_piece(text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        let _ = stdout.write_all(text.as_bytes());
+        let _ = stdout.flush();
+    }
+
+    fn print_json(value: &impl Serialize) {
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => Self::print_plain(&text),
+            Err(error) => eprintln!("error: the result cannot be written as JSON: {error}"),
+        }
+    }
+
+    /// Reports a failure: text on stderr, and in JSON mode the error object on stdout.
+    pub(crate) fn error(&self, error: &Error, result: Option<&serde_json::Value>) {
+        eprintln!("{} {error}", self.paint("error:", "31;1"));
+        match self.format {
+            OutputFormat::Human => {
+                eprintln!("{} {}", self.paint("hint:", "36;1"), error.suggestion());
+            }
+            OutputFormat::Json => Self::print_json(&ErrorDocument {
+                status: "error",
+                error_code: error.exit_code(),
+                error_type: error.type_name(),
+                message: error.to_string(),
+                suggestion: error.suggestion(),
+                result,
+            }),
+        }
+    }
+
+    /// Reports a command line that does not parse (`text`: clap's message with usage).
+    pub(crate) fn usage_error(&self, text: &str) {
+        eprint!("{text}");
+        if self.format == OutputFormat::Json {
+            let message = text.lines().next().unwrap_or_default();
+            let error =
+                Error::InvalidArgument(message.strip_prefix("error: ").unwrap_or(message).into());
+            Self::print_json(&ErrorDocument {
+                status: "error",
+                error_code: error.exit_code(),
+                error_type: error.type_name(),
+                message: error.to_string(),
+                suggestion: error.suggestion(),
+                result: None,
+            });
+        }
+    }
+
+    /// A line on stderr, if the verbosity reaches `level`.
+    pub(crate) fn line(&self, level: Verbosity, text: &str) {
+        if self.verbosity >= level {
+            eprintln!("{text}");
+        }
+    }
+
+    /// The text in a colour, where colours are wanted.
+    pub(crate) fn paint(&self, text: &str, code: &str) -> String {
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+    }
+}
+
+pub(crate) use crate::formats::littlebit::info::human_bytes;
+
+/// `6,738,415,616`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `mm:ss`, or `h:mm:ss` from an hour on.
+pub(crate) fn clock(seconds: u64) -> String {
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes:02}:{seconds:02}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!(grouped(6_738_415_616), "6,738,415,616");
+        assert_eq!(grouped(12), "12");
+        assert_eq!(grouped(1_000), "1,000");
+    }
+
+    #[test]
+    fn times_read_as_clocks() {
+        assert_eq!(clock(135), "02:15");
+        assert_eq!(clock(3 * 3600 + 62), "3:01:02");
+    }
+}

@@ -1,0 +1,253 @@
+//! Opening `.littlebit` files. Opening reads the preamble, the index and the scales; signs and
+//! stored tensors stay in the mapped file, and [`LittleBitFile::verify_checksums`] reads all of it.
+
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use indexmap::IndexMap;
+use sha2::{Digest, Sha256};
+
+use super::contents::{Contents, Entry, PathEntry};
+use super::index::{About, Index};
+use super::preamble::Preamble;
+use super::{CONFIG_FILE, FileInfo, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
+use crate::littlebit::factor::{BitMatrix, Factor, FactorizedLinear};
+use crate::progress::Progress;
+use crate::source::config_json::{self, ParsedConfig};
+use crate::source::{LocalModel, ModelConfig, ModelFormat, Weight, catalog};
+use crate::tensor::{SharedBytes, StoredTensor};
+use crate::{Error, Result};
+
+/// Bytes hashed between two reports of progress.
+const HASH_CHUNK: usize = 16 << 20;
+
+/// An open file whose index has been checked.
+#[derive(Debug)]
+pub struct LittleBitFile {
+    path: PathBuf,
+    bytes: SharedBytes,
+    index: Index,
+    contents: Contents,
+    index_offset: usize,
+}
+
+impl LittleBitFile {
+    /// Maps a file and checks its preamble, the checksum of its index and every reference in it.
+    /// Sections are not read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::from_bytes(path, SharedBytes::map(path)?)
+    }
+
+    /// The same for bytes that are already there; `path` is named in errors.
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: SharedBytes) -> Result<Self> {
+        let path = path.as_ref();
+        let damaged = |message: String| Error::damaged(path, message);
+        let preamble = Preamble::parse(&bytes).map_err(damaged)?;
+        let index_offset = usize::try_from(preamble.index_offset)
+            .map_err(|_| damaged("larger than the address space".into()))?;
+        let text = bytes.get(index_offset..).unwrap_or_default();
+        if Sha256::digest(text)[..] != preamble.index_sha256 {
+            return Err(damaged("the index does not match its checksum".into()));
+        }
+        let index: Index =
+            serde_json::from_slice(text).map_err(|e| damaged(format!("the index: {e}")))?;
+        let contents = Contents::check(&index, preamble.index_offset).map_err(damaged)?;
+        Ok(Self { path: path.to_path_buf(), bytes, index, contents, index_offset })
+    }
+
+    /// The path that was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Size of the file, bytes.
+    #[must_use]
+    pub fn file_size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// The index as it was read.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Where the model came from and how it was compressed.
+    #[must_use]
+    pub fn about(&self) -> &About {
+        &self.index.about
+    }
+
+    /// The tensors and text files.
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// A text file that the file carries, such as `tokenizer.json`.
+    pub fn text(&self, name: &str) -> Result<Option<String>> {
+        let Some(&section) = self.contents.files.get(name) else { return Ok(None) };
+        String::from_utf8(self.section(section)?.to_vec())
+            .map(Some)
+            .map_err(|_| self.damaged(format!("{name} is not UTF-8")))
+    }
+
+    /// `config.json`, parsed.
+    pub fn config(&self) -> Result<ModelConfig> {
+        Ok(self.parsed_config(&self.config_json()?)?.config)
+    }
+
+    /// `config.json` as text.
+    pub fn config_json(&self) -> Result<String> {
+        self.text(CONFIG_FILE)?.ok_or_else(|| self.damaged(format!("no {CONFIG_FILE}")))
+    }
+
+    /// A tensor. Its values stay in the file, scales excepted, which are checked to be finite.
+    pub fn tensor(&self, name: &str) -> Result<Option<Weight>> {
+        let Some(entry) = self.contents.tensors.get(name) else { return Ok(None) };
+        Ok(Some(match entry {
+            Entry::Stored(entry) => Weight::Stored(StoredTensor::new(
+                entry.shape.clone(),
+                entry.dtype,
+                self.section(entry.section)?,
+            )?),
+            Entry::Factorized(entry) => {
+                let (out, input) = (entry.out_features, entry.in_features);
+                let weight = entry
+                    .paths
+                    .iter()
+                    .map(|path| self.factor(path, out, input))
+                    .collect::<Result<_>>()
+                    .and_then(|paths| FactorizedLinear::new(out, input, paths));
+                Weight::Factorized(weight.map_err(|e| self.damaged(format!("{name}: {e}")))?)
+            }
+        }))
+    }
+
+    /// Compares every section with its checksum and every byte between sections with zero.
+    /// Progress counts bytes.
+    pub fn verify_checksums(&self, progress: &dyn Progress) -> Result<()> {
+        progress.start("Verifying", self.index_offset as u64, "bytes");
+        let mut position = super::preamble::PREAMBLE_BYTES as usize;
+        for (number, expected) in self.contents.checksums.iter().enumerate() {
+            let section = self.section(number)?;
+            let mut digest = Sha256::new();
+            for chunk in section.chunks(HASH_CHUNK) {
+                if progress.stop_requested() {
+                    return Err(Error::Interrupted { resume: None });
+                }
+                digest.update(chunk);
+                progress.advance(chunk.len() as u64);
+            }
+            if digest.finalize()[..] != expected[..] {
+                return Err(self.damaged(format!(
+                    "section {number} ({}) does not match its checksum",
+                    self.owner(number)
+                )));
+            }
+            position += section.len();
+            let next = position.next_multiple_of(super::ALIGNMENT as usize);
+            if self.bytes.get(position..next).is_none_or(|gap| gap.iter().any(|&b| b != 0)) {
+                return Err(self.damaged(format!("the bytes after section {number} are not zero")));
+            }
+            position = next;
+            section.release();
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// What `littlebit info` reports; each layer too if `with_layers`.
+    pub fn info(&self, with_layers: bool) -> Result<FileInfo> {
+        FileInfo::new(self, with_layers)
+    }
+
+    /// Opens the model: configuration, tokenizer and all tensors, which must be those that a model
+    /// of this configuration has.
+    pub fn model(&self) -> Result<LocalModel> {
+        let config_json = self.config_json()?;
+        let ParsedConfig { config, biases, mut warnings } = self.parsed_config(&config_json)?;
+        let mut weights = IndexMap::with_capacity(self.contents.tensors.len());
+        for name in self.contents.tensors.keys() {
+            if let Some(weight) = self.tensor(name)? {
+                weights.insert(name.clone(), weight);
+            }
+        }
+        catalog::keep_expected(&mut weights, &config, biases, &self.path, &mut warnings)?;
+        let stem = || self.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        Ok(LocalModel {
+            name: self.about().source.name.clone().or_else(stem).unwrap_or_default(),
+            path: self.path.clone(),
+            format: ModelFormat::LittleBit,
+            config,
+            config_json,
+            tokenizer_json: self.text(TOKENIZER_FILE)?,
+            tokenizer_config_json: self.text(TOKENIZER_CONFIG_FILE)?,
+            weights,
+            warnings,
+        })
+    }
+
+    fn parsed_config(&self, text: &str) -> Result<ParsedConfig> {
+        config_json::parse(text, &self.path.join(CONFIG_FILE))
+    }
+
+    /// Whose bytes a section holds, for messages.
+    fn owner(&self, section: usize) -> &str {
+        let file = self.contents.files.iter().find(|&(_, &s)| s == section).map(|(name, _)| name);
+        let tensor = || {
+            self.contents.tensors.iter().find(|(_, entry)| match entry {
+                Entry::Stored(entry) => entry.section == section,
+                Entry::Factorized(entry) => {
+                    entry.paths.iter().flat_map(PathEntry::sections).any(|s| s == section)
+                }
+            })
+        };
+        file.or_else(|| tensor().map(|(name, _)| name)).map_or("unused", String::as_str)
+    }
+
+    /// The bytes of section `number`.
+    pub(super) fn section(&self, number: usize) -> Result<SharedBytes> {
+        let range = self.index.sections.get(number).and_then(|section| {
+            let start = usize::try_from(section.offset).ok()?;
+            Some(start..start.checked_add(usize::try_from(section.length).ok()?)?)
+        });
+        range
+            .and_then(|range| self.bytes.slice(range))
+            .ok_or_else(|| self.damaged(format!("section {number} lies outside the file")))
+    }
+
+    fn factor(&self, path: &PathEntry, out: usize, input: usize) -> Result<Factor> {
+        let scale = |section| -> Result<Vec<f16>> {
+            let bytes = self.section(section)?;
+            Ok(bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]])).collect())
+        };
+        Ok(Factor {
+            left: BitMatrix::new(out, path.rank, self.section(path.left)?)?,
+            right: BitMatrix::new(path.rank, input, self.section(path.right)?)?,
+            row_scale: scale(path.row_scale)?,
+            latent_scale: path.latent_scale.map(scale).transpose()?,
+            column_scale: scale(path.column_scale)?,
+        })
+    }
+
+    fn damaged(&self, message: String) -> Error {
+        Error::damaged(&self.path, message)
+    }
+}
+
+/// Opens a `.littlebit` file as a model. Checksums of the sections are not verified.
+pub fn open_model(path: impl AsRef<Path>) -> Result<LocalModel> {
+    LittleBitFile::open(path)?.model()
+}
+
+/// Checks a whole file: every checksum, every scale, and that the tensors are those, with the
+/// shapes, that a model of its configuration has.
+pub fn verify(path: impl AsRef<Path>, progress: &dyn Progress) -> Result<LittleBitFile> {
+    let file = LittleBitFile::open(path)?;
+    file.verify_checksums(progress)?;
+    file.model()?;
+    Ok(file)
+}

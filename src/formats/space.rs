@@ -1,0 +1,144 @@
+//! Room on the disk and permission to write, asked before the work instead of after it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Fails with a [`StorageFull`](io::ErrorKind::StorageFull) error that names both figures unless
+/// the file system that holds `directory` has `bytes` free for this user.
+///
+/// `directory` need not exist yet: the nearest existing parent is asked.
+pub fn check_free_space(directory: &Path, bytes: u64) -> Result<()> {
+    let available = free_bytes(directory)?;
+    if available >= bytes {
+        return Ok(());
+    }
+    let message =
+        format!("{} needed, {} available", describe_bytes(bytes), describe_bytes(available));
+    Err(Error::io(directory, io::Error::new(io::ErrorKind::StorageFull, message)))
+}
+
+/// Bytes that this user may still write to the file system that holds `directory` (or would hold
+/// it, if it does not exist yet).
+pub fn free_bytes(directory: &Path) -> Result<u64> {
+    let existing = nearest_existing(directory);
+    let status =
+        rustix::fs::statvfs(&existing).map_err(|errno| Error::io(&existing, errno.into()))?;
+    Ok(status.f_bavail.saturating_mul(status.f_frsize))
+}
+
+/// Fails unless a file can be made in `directory`, or `directory` itself could be made.
+///
+/// Nothing is left behind and no folder is made, so a dry run may ask as well.
+pub fn check_writable(directory: &Path) -> Result<()> {
+    let existing = nearest_existing(directory);
+    let metadata = fs::metadata(&existing).map_err(|e| Error::io(&existing, e))?;
+    if !metadata.is_dir() {
+        let error = io::Error::new(io::ErrorKind::NotADirectory, "not a folder");
+        return Err(Error::io(&existing, error));
+    }
+    if existing.as_path() == normalized(directory) {
+        // Only making a file tells the truth on read-only mounts, quotas and network shares.
+        let probe = existing.join(format!(".llm-quantize-write-test-{}", std::process::id()));
+        fs::File::create(&probe).map_err(|e| Error::io(directory, e))?;
+        return fs::remove_file(&probe).map_err(|e| Error::io(directory, e));
+    }
+    rustix::fs::access(&existing, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|errno| Error::io(&existing, errno.into()))
+}
+
+/// `1.4 GiB`, `37.0 MiB`, `812 bytes`: for messages to people.
+#[must_use]
+pub fn describe_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// The empty path means the current folder.
+fn normalized(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+fn nearest_existing(path: &Path) -> PathBuf {
+    normalized(path)
+        .ancestors()
+        .map(normalized)
+        .find(|candidate| candidate.exists())
+        .unwrap_or(Path::new("."))
+        .to_path_buf()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_space_names_both_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        check_free_space(folder.path(), 1).unwrap();
+        check_free_space(&folder.path().join("not/yet/there"), 1).unwrap();
+        let error = check_free_space(folder.path(), u64::MAX).unwrap_err();
+        let Error::Io { source, .. } = &error else { panic!("{error}") };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+        let text = error.to_string();
+        assert!(text.contains("16384.0 PiB needed") && text.contains("available"), "{text}");
+        assert!(error.suggestion().contains("space"), "{}", error.suggestion());
+    }
+
+    #[test]
+    fn free_space_agrees_with_df() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new("df")
+            .args(["-P", "-k"])
+            .arg(folder.path())
+            .output()
+            .expect("df exists on every Unix");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let available: u64 =
+            text.lines().nth(1).unwrap().split_whitespace().nth(3).unwrap().parse().unwrap();
+        let ours = free_bytes(folder.path()).unwrap() / 1024;
+        // Others write to the same disk meanwhile.
+        assert!(ours.abs_diff(available) < 8 * 1024 * 1024, "{ours} KiB, df says {available}");
+    }
+
+    #[test]
+    fn writable_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        check_writable(folder.path()).unwrap();
+        check_writable(&folder.path().join("a/b")).unwrap();
+        check_writable(Path::new("")).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let file = folder.path().join("file");
+        fs::write(&file, "x").unwrap();
+        assert!(check_writable(&file).is_err());
+        assert!(check_writable(&file.join("below")).is_err());
+        // /proc accepts no files, whoever asks.
+        #[cfg(target_os = "linux")]
+        assert!(check_writable(Path::new("/proc")).is_err());
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1024 * 1024 - 1, "1.0 MiB"),
+            (512_483_328, "488.7 MiB"),
+            (14_495_514_624, "13.5 GiB"),
+        ] {
+            assert_eq!(describe_bytes(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The decoder graph of llama, mistral, qwen2 and qwen3 models.
+
+use candle_core::{Device, Tensor};
+
+use super::block::{Block, Execution, Observer};
+use super::cache::{CacheType, KvCache};
+use super::linear::LinearLayer;
+use super::norm::RmsNorm;
+use super::rope::{Positions, Rope};
+use super::slices::in_pool;
+use super::weights::{Embedding, Weights};
+use crate::backend::Backend;
+use crate::source::{LocalModel, ModelConfig};
+use crate::{Error, Result};
+
+/// A model that can be run. On the CPU it holds no copy of the weights: they stay in the mapped
+/// file.
+pub struct Decoder {
+    config: ModelConfig,
+    device: Device,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Box<dyn LinearLayer>,
+    rope: Rope,
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Decoder({}, {} blocks)", self.config.class_name, self.blocks.len())
+    }
+}
+
+impl Decoder {
+    /// Builds the graph over a model's weights.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape than the configuration implies, or does not fit
+    /// on the device.
+    pub fn new(model: &LocalModel, backend: &Backend) -> Result<Self> {
+        let weights = Weights::new(model, &backend.device)?;
+        let config = model.config.clone();
+        Ok(Self {
+            rope: Rope::new(&config.rope, config.head_dim)?,
+            device: backend.device.clone(),
+            embedding: weights.embedding()?,
+            blocks: (0..config.num_layers).map(|i| weights.block(i)).collect::<Result<_>>()?,
+            norm: weights.final_norm()?,
+            head: weights.head()?,
+            config,
+        })
+    }
+
+    /// Shape and hyper-parameters.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where it computes.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Chooses how blocks compute; see [`Execution`].
+    ///
+    /// # Errors
+    /// If fused execution is asked for on another device than the CPU.
+    pub fn set_execution(&mut self, execution: Execution) -> Result<()> {
+        if execution == Execution::Fused && !self.device.is_cpu() {
+            return Err(Error::General("fused execution is for the CPU".into()));
+        }
+        self.blocks.iter_mut().for_each(|block| block.execution = execution);
+        Ok(())
+    }
+
+    /// An empty cache for one sequence of up to the model's context.
+    #[must_use]
+    pub fn cache(&self, kind: CacheType) -> KvCache {
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        KvCache::new(self.blocks.len(), width, kind, self.config.max_positions, &self.device)
+    }
+
+    /// Embeddings of `tokens`, f32 `[tokens, hidden]`.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.embedding.rows(tokens)
+    }
+
+    /// Rotations for `batch` sequences of `seq` tokens from position `start` on.
+    #[must_use]
+    pub fn positions(&self, batch: usize, seq: usize, start: usize) -> Positions {
+        self.rope.positions(batch, seq, start)
+    }
+
+    /// The blocks, first to last.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Block `index`.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    #[must_use]
+    pub fn block(&self, index: usize) -> &Block {
+        &self.blocks[index]
+    }
+
+    /// Block `index`, to exchange its weights.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block_mut(&mut self, index: usize) -> &mut Block {
+        &mut self.blocks[index]
+    }
+
+    /// The final norm of what the last block gave, `[rows, hidden]`.
+    pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        if self.device.is_cpu() { self.norm.fused(x) } else { self.norm.ops(x) }
+    }
+
+    /// Runs `tokens`, `[batch, seq]` row-major, and returns the normed final hidden states,
+    /// f32 `[batch · seq, hidden]`. With a cache, the one sequence continues after its tokens.
+    ///
+    /// # Errors
+    /// If the tokens are not `batch` equal sequences, one is outside the vocabulary, or they do
+    /// not fit the context of the cache.
+    pub fn hidden(
+        &self,
+        tokens: &[u32],
+        batch: usize,
+        mut cache: Option<&mut KvCache>,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<Tensor> {
+        if batch == 0 || tokens.is_empty() || !tokens.len().is_multiple_of(batch) {
+            return Err(Error::General(format!(
+                "{} tokens are not {batch} sequences",
+                tokens.len()
+            )));
+        }
+        if cache.is_some() && batch != 1 {
+            return Err(Error::General("a key/value cache holds one sequence".into()));
+        }
+        let seq = tokens.len() / batch;
+        let start = cache.as_ref().map_or(0, |cache| cache.len());
+        if let Some(cache) = &cache {
+            cache.check_room(seq)?;
+        }
+        let positions = self.positions(batch, seq, start);
+        let mut run = || {
+            let mut x = self.embed(tokens)?;
+            for (index, block) in self.blocks.iter().enumerate() {
+                let layer = match &mut cache {
+                    Some(cache) => Some(cache.layer(index).ok_or_else(|| {
+                        Error::General("a key/value cache of another model".into())
+                    })?),
+                    None => None,
+                };
+                x = block.forward(&x, &positions, layer, observer.as_deref_mut())?;
+            }
+            self.final_norm(&x)
+        };
+        let hidden = if self.device.is_cpu() { in_pool(run) } else { run() };
+        if let (Err(_), Some(cache)) = (&hidden, cache) {
+            // Some blocks have seen the tokens and others have not.
+            cache.truncate(start);
+        }
+        hidden
+    }
+
+    /// Logits of any rows of hidden states: `[rows, hidden]` to f32 `[rows, vocab]`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if self.device.is_cpu() {
+            in_pool(|| self.head.forward(hidden))
+        } else {
+            self.head.forward(hidden)
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split form of Hugging Face:
+//! dimension `i` of a head pairs with `i + d/2`, and the pair turns by `position · f_i`.
+//!
+//! The frequencies `f_i = θ^(-2i/d)` and what the scaling schemes make of them follow
+//! `transformers`' `modeling_rope_utils.py`. They are computed in f64 and rounded once.
+
+use std::collections::HashMap;
+use std::f64::consts::{PI, TAU};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use candle_core::{Device, Tensor};
+
+use super::slices::for_rows;
+use crate::source::config::{RopeConfig, RopeScaling};
+use crate::{Error, Result};
+
+/// Frequencies of a model's rotary embedding.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    /// Radians per token, `[head_dim / 2]`.
+    frequencies: Vec<f64>,
+    /// Factor on cos and sin (`YaRN`'s attention factor), 1 otherwise.
+    magnitude: f64,
+}
+
+impl Rope {
+    /// Frequencies for heads of `head_dim` values.
+    ///
+    /// # Errors
+    /// If `head_dim` is odd, or the scaling has another number of factors or unusable parameters.
+    pub fn new(config: &RopeConfig, head_dim: usize) -> Result<Self> {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(Error::General(format!(
+                "rotary positions need an even head width, not {head_dim}"
+            )));
+        }
+        if !(config.theta.is_finite() && config.theta > 0.0) {
+            return Err(Error::General(format!("rotary base {} is not positive", config.theta)));
+        }
+        let plain: Vec<f64> = (0..head_dim / 2)
+            .map(|i| config.theta.powf(-2.0 * i as f64 / head_dim as f64))
+            .collect();
+        let mut magnitude = 1.0;
+        let frequencies = match &config.scaling {
+            RopeScaling::None => plain,
+            RopeScaling::Linear { factor } => {
+                let factor = positive("linear", *factor)?;
+                plain.iter().map(|f| f / factor).collect()
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let factor = positive("llama3", *factor)?;
+                let (low, high) = (positive("llama3", *low_freq_factor)?, *high_freq_factor);
+                let context = *original_context as f64;
+                plain.iter().map(|&f| llama3(f, factor, low, high, context)).collect()
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } => {
+                let factor = positive("yarn", *factor)?;
+                let bounds = yarn_bounds(
+                    config.theta,
+                    head_dim,
+                    *original_context as f64,
+                    positive("yarn", *beta_fast)?,
+                    positive("yarn", *beta_slow)?,
+                );
+                magnitude = attention_factor.unwrap_or(if factor > 1.0 {
+                    0.1 * factor.ln() + 1.0
+                } else {
+                    1.0
+                });
+                let scaled = |(i, f): (usize, &f64)| {
+                    let kept = 1.0 - ramp(bounds, i as f64);
+                    f * kept + f / factor * (1.0 - kept)
+                };
+                plain.iter().enumerate().map(scaled).collect()
+            }
+            RopeScaling::Factors(factors) => {
+                if factors.len() != plain.len() {
+                    return Err(Error::General(format!(
+                        "{} rotary factors for heads of {head_dim}: {} are needed",
+                        factors.len(),
+                        plain.len()
+                    )));
+                }
+                let mut scaled = Vec::with_capacity(plain.len());
+                for (f, factor) in plain.iter().zip(factors) {
+                    scaled.push(f / positive("per-dimension", f64::from(*factor))?);
+                }
+                scaled
+            }
+        };
+        Ok(Self { frequencies, magnitude })
+    }
+
+    /// Radians per token of each pair of dimensions, `[head_dim / 2]`.
+    #[must_use]
+    pub fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
+    /// The rotations of `batch` sequences that each cover positions `start..start + seq`.
+    #[must_use]
+    pub fn positions(&self, batch: usize, seq: usize, start: usize) -> Positions {
+        let half = self.frequencies.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(seq * half), Vec::with_capacity(seq * half));
+        for position in start..start + seq {
+            for frequency in &self.frequencies {
+                let (s, c) = (position as f64 * frequency).sin_cos();
+                cos.push((c * self.magnitude) as f32);
+                sin.push((s * self.magnitude) as f32);
+            }
+        }
+        Positions {
+            batch,
+            seq,
+            start,
+            half,
+            cos,
+            sin,
+            tensors: OnceLock::new(),
+            masks: Mutex::default(),
+        }
+    }
+}
+
+fn positive(scheme: &str, value: f64) -> Result<f64> {
+    if value.is_finite() && value > 0.0 {
+        Ok(value)
+    } else {
+        Err(Error::General(format!("{scheme} rotary scaling with the parameter {value}")))
+    }
+}
+
+/// Llama 3.1: wavelengths beyond `context / low` are stretched, below `context / high` kept.
+fn llama3(frequency: f64, factor: f64, low: f64, high: f64, context: f64) -> f64 {
+    let wavelength = TAU / frequency;
+    if wavelength < context / high {
+        frequency
+    } else if wavelength > context / low {
+        frequency / factor
+    } else {
+        let smooth = (context / wavelength - low) / (high - low);
+        (1.0 - smooth) * frequency / factor + smooth * frequency
+    }
+}
+
+/// First and last dimension of `YaRN`'s ramp: where a wave makes `fast` and `slow` rotations within
+/// the original context.
+fn yarn_bounds(theta: f64, head_dim: usize, context: f64, fast: f64, slow: f64) -> (f64, f64) {
+    let dimension = |rotations: f64| {
+        head_dim as f64 * (context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
+    };
+    let low = dimension(fast).floor().max(0.0);
+    let high = dimension(slow).ceil().min(head_dim as f64 - 1.0);
+    // transformers keeps the division below finite in the same way.
+    (low, if high - low == 0.0 { high + 0.001 } else { high })
+}
+
+fn ramp((low, high): (f64, f64), dimension: f64) -> f64 {
+    ((dimension - low) / (high - low)).clamp(0.0, 1.0)
+}
+
+/// Rotations of a batch of equally long sequences at the same positions. Rows of activations are
+/// ordered `[batch, seq]`.
+#[derive(Debug)]
+pub struct Positions {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each.
+    pub seq: usize,
+    /// Position of the first token.
+    pub start: usize,
+    half: usize,
+    /// `[seq, half]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// `[seq, 1, half]` on the device of the activations.
+    tensors: OnceLock<(Tensor, Tensor)>,
+    /// Attention masks of this span, which all blocks share, by first query and window.
+    masks: Mutex<HashMap<(usize, Option<usize>), Tensor>>,
+}
+
+impl Positions {
+    /// Rows of activations: `batch · seq`.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    /// Calls `prepare` on each head of each row of `data`, `[tokens, heads · 2 half]`, and turns it.
+    pub(crate) fn fused(
+        &self,
+        data: &mut [f32],
+        heads: usize,
+        prepare: impl Fn(&mut [f32]) + Sync,
+    ) {
+        let half = self.half;
+        for_rows(data, heads * 2 * half, |row, values| {
+            let at = row % self.seq * half;
+            let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
+            for head in values.chunks_exact_mut(2 * half) {
+                prepare(head);
+                let (low, high) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (low[i], high[i]);
+                    low[i] = a * cos[i] - b * sin[i];
+                    high[i] = b * cos[i] + a * sin[i];
+                }
+            }
+        });
+    }
+
+    /// Turns `x`, `[batch, seq, heads, 2 half]`, with candle operations that have gradients.
+    pub(crate) fn ops(&self, x: &Tensor) -> Result<Tensor> {
+        let (cos, sin) = self.tensors(x.device())?;
+        let low = x.narrow(3, 0, self.half)?;
+        let high = x.narrow(3, self.half, self.half)?;
+        let turned_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
+        let turned_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
+        Ok(Tensor::cat(&[turned_low, turned_high], 3)?)
+    }
+
+    /// The mask of that first query and window, made if it is not there yet.
+    pub(crate) fn mask(
+        &self,
+        key: (usize, Option<usize>),
+        make: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mask) = masks.get(&key) {
+            return Ok(mask.clone());
+        }
+        let mask = make()?;
+        masks.insert(key, mask.clone());
+        Ok(mask)
+    }
+
+    fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        if let Some((cos, sin)) = self.tensors.get() {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let shape = (self.seq, 1, self.half);
+        let pair = (
+            Tensor::from_slice(&self.cos, shape, device)?,
+            Tensor::from_slice(&self.sin, shape, device)?,
+        );
+        Ok(self.tensors.get_or_init(|| pair).clone())
+    }
+}

@@ -1,0 +1,114 @@
+//! What identifies a run: the weights it starts from, the text it reads, the settings it uses.
+
+use sha2::{Digest, Sha256};
+
+use super::{CompressRequest, TOOL, Weighting};
+use crate::backend::Backend;
+use crate::calibration::TextSource;
+use crate::checkpoint::Fingerprint;
+use crate::formats::littlebit::Calibration;
+use crate::source::{LocalModel, Weight};
+
+/// Bytes at the beginning and at the end of each tensor that its identity is taken from.
+const SAMPLE: usize = 4096;
+
+/// What is recorded in the file about source and text.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    /// `sample-sha256:…`, see [`identity`].
+    pub(super) identity: String,
+    /// Name and SHA-256 of the calibration text, if there is a calibration.
+    pub(super) calibration: Option<Calibration>,
+}
+
+impl Facts {
+    /// Stand-ins of the same length, for a plan that reads neither weights nor text.
+    pub(super) fn planned(_: &LocalModel, request: &CompressRequest) -> Self {
+        let zeros = "0".repeat(64);
+        Self {
+            identity: format!("sample-sha256:{zeros}"),
+            calibration: (request.weighting == Weighting::Activation)
+                .then_some(Calibration { name: None, sha256: zeros }),
+        }
+    }
+
+    pub(super) fn measured(
+        model: &LocalModel,
+        request: &CompressRequest,
+        text: &TextSource,
+    ) -> Self {
+        Self {
+            identity: identity(model),
+            calibration: (request.weighting == Weighting::Activation)
+                .then(|| Calibration { name: None, sha256: text_hash(&text.calibration) }),
+        }
+    }
+
+    /// Everything that decides the bits of the result, and what the store is asked for besides.
+    pub(super) fn fingerprint(
+        &self,
+        model: &LocalModel,
+        request: &CompressRequest,
+        backend: &Backend,
+        text: &TextSource,
+    ) -> Fingerprint {
+        let (plan, solver) = (&request.plan, &request.solver);
+        let threshold = request.quality_threshold;
+        Fingerprint::new(&model.name)
+            .with("tool", TOOL)
+            .with("source", &self.identity)
+            .with("target bpw", plan.target_bpw)
+            .with("rank", plan.rank.map_or("auto".into(), |r| r.to_string()))
+            .with("paths", if plan.residual { 2 } else { 1 })
+            .with("latent scale", plan.middle_scale)
+            .with("embedding type", plan.embedding_type.name())
+            .with("solver", solver.init.name())
+            .with("iterations", request.solver_iterations())
+            .with("precision", solver.precision.name())
+            .with("seed", solver.seed)
+            .with("weighting", request.weighting.name())
+            .with("calibration text", &text.name)
+            .with("calibration text sha256", text_hash(&text.calibration))
+            .with("calibration samples", request.calibration_samples)
+            .with("quality threshold", threshold.map_or("none".into(), |t| t.to_string()))
+            .with("device", backend.describe())
+    }
+}
+
+/// Tells models apart without reading all of their weights: the SHA-256 of `config.json` and of
+/// every tensor's name, type, shape, first and last 4 KiB.
+fn identity(model: &LocalModel) -> String {
+    let mut hash = Sha256::new();
+    hash.update(&model.config_json);
+    for (name, weight) in &model.weights {
+        hash.update(name);
+        if let Weight::Stored(tensor) = weight {
+            hash.update(tensor.dtype.name());
+            for &dimension in &tensor.shape {
+                hash.update((dimension as u64).to_le_bytes());
+            }
+            let bytes: &[u8] = &tensor.bytes;
+            hash.update(&bytes[..bytes.len().min(SAMPLE)]);
+            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+        }
+    }
+    format!("sample-sha256:{}", hex(&hash.finalize()))
+}
+
+/// SHA-256 of the documents, each preceded by its length.
+fn text_hash(documents: &[String]) -> String {
+    let mut hash = Sha256::new();
+    for document in documents {
+        hash.update((document.len() as u64).to_le_bytes());
+        hash.update(document);
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,213 @@
+//! `littlebit compress`: from an opened model to a verified file and a report.
+//!
+//! The order is fixed: plan, refuse what would fail later, statistics of the inputs, factorize
+//! matrix by matrix (each one a checkpoint unit), assemble, verify, measure. Everything random is
+//! seeded per matrix, so neither threads nor an interruption change a bit of the result.
+
+mod assemble;
+mod facts;
+mod pack;
+mod preflight;
+mod quality;
+mod request;
+mod statistics;
+mod units;
+mod work;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+pub use request::{Checkpoints, CompressRequest, Weighting};
+
+use super::measure;
+use super::plan::{CompressionPlan, headers_of, plan};
+use super::report::{CompressionReport, LayerSummary, SolverReport};
+use crate::backend::{Backend, memory};
+use crate::formats::littlebit::info::human_bytes;
+use crate::progress::Progress;
+use crate::source::LocalModel;
+use crate::source::tokenizer::Tokenizer;
+use crate::{Error, Result};
+use facts::Facts;
+use units::UnitStore;
+use work::Run;
+
+/// Name and version of this program, as files and fingerprints record it.
+const TOOL: &str = concat!("llm-quantize ", env!("CARGO_PKG_VERSION"));
+
+/// A compression that failed. When it missed its quality threshold, the best result was kept and
+/// its report is here.
+#[derive(Debug)]
+pub struct CompressFailure {
+    /// Why.
+    pub error: Error,
+    /// The best result.
+    pub report: Option<Box<CompressionReport>>,
+}
+
+impl From<Error> for CompressFailure {
+    fn from(error: Error) -> Self {
+        Self { error, report: None }
+    }
+}
+
+/// The plan alone, with the exact size of the file, without reading a weight.
+pub fn dry_run(
+    model: &LocalModel,
+    request: &CompressRequest,
+    backend: &Backend,
+) -> Result<CompressionReport> {
+    let plan = plan(&headers_of(model), &request.plan)?;
+    let facts = Facts::planned(model, request);
+    let size = assemble::layout(model, &plan, request, &facts)?.file_size();
+    let estimate = preflight::estimate(model, &plan, request)?;
+    let mut report = skeleton(model, &plan, request, backend, size);
+    report.layers = plan.layers().map(|layer| pack::report_of(layer, None)).collect();
+    report.warnings.extend(embedding_warning(&plan));
+    report.status = "planned";
+    report.duration_seconds = estimate.seconds;
+    report.peak_memory_bytes = estimate.peak_memory_bytes;
+    Ok(report)
+}
+
+/// Compresses `model` into `request.output`.
+pub fn compress(
+    model: &LocalModel,
+    request: &CompressRequest,
+    backend: &Backend,
+    progress: &dyn Progress,
+) -> Result<CompressionReport, CompressFailure> {
+    let began = Instant::now();
+    announce(model, request, progress);
+    let plan = plan(&headers_of(model), &request.plan)?;
+    let planned = Facts::planned(model, request);
+    let size = assemble::layout(model, &plan, request, &planned)?.file_size();
+    preflight::refuse(model, &plan, size, request, progress)?;
+
+    let tokenizer = Tokenizer::from_model(model)?;
+    let window = statistics::window(model.config.max_positions);
+    let text = measure::open_text(
+        &request.text,
+        &tokenizer,
+        request.calibration_samples * window,
+        (request.eval_tokens > 0).then_some(request.eval_tokens),
+        progress,
+    )?;
+    let facts = Facts::measured(model, request, &text);
+    let fingerprint = facts.fingerprint(model, request, backend, &text);
+    let store = UnitStore::open(&request.checkpoints, &fingerprint, progress)?;
+    let run = Run {
+        model,
+        request,
+        backend,
+        progress,
+        store: &store,
+        tokenizer: &tokenizer,
+        text: &text,
+        facts: &facts,
+        warnings: Mutex::default(),
+    };
+    if let Some(warning) = embedding_warning(&plan) {
+        run.warn(warning);
+    }
+    let outcome = quality::search(&run, plan).map_err(|error| match error {
+        Error::Interrupted { .. } => run.interrupted(),
+        other => other,
+    })?;
+
+    let mut report = skeleton(model, &outcome.plan, request, backend, outcome.file_size);
+    report.per_layer_summary = LayerSummary::of(&outcome.layers, model.config.num_layers);
+    report.layers = outcome.layers;
+    report.quality_metrics = outcome.quality;
+    report.iterations = outcome.iterations;
+    report.calibration = outcome.calibration;
+    report.warnings = run.warnings.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.duration_seconds = began.elapsed().as_secs_f64();
+    report.peak_memory_bytes = memory::peak_resident_bytes();
+    progress.note(&format!(
+        "Complete: {} ({})",
+        request.output.display(),
+        human_bytes(outcome.file_size)
+    ));
+    if let Some(error) = outcome.unmet {
+        // Finished work is kept in the checkpoint.
+        return Err(CompressFailure { error, report: Some(Box::new(report)) });
+    }
+    store.finish()?;
+    Ok(report)
+}
+
+/// What to say when embeddings do not get the type that was asked for.
+fn embedding_warning(plan: &CompressionPlan) -> Option<String> {
+    let (name, asked, got) = plan.fallback()?;
+    Some(format!(
+        "{name} is stored as {} instead of {}: its rows do not fill whole blocks",
+        got.name(),
+        asked.name()
+    ))
+}
+
+fn announce(model: &LocalModel, request: &CompressRequest, progress: &dyn Progress) {
+    progress.note(&format!("LittleBit compression: {}", model.name));
+    progress.note(&format!("Target: {} BPW, Format: littlebit", request.plan.target_bpw));
+    match request.plan.rank {
+        Some(rank) => progress.note(&format!("Rank selection: MANUAL ({rank})")),
+        None => progress.note("Rank selection: AUTO"),
+    }
+    progress.note(&format!(
+        "Model loaded: {} layers, {} parameters",
+        model.config.num_layers,
+        short_count(model.parameter_count())
+    ));
+}
+
+/// `6.7B`, `134.5M`.
+fn short_count(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        c if c >= 1e9 => format!("{:.1}B", c / 1e9),
+        c if c >= 1e6 => format!("{:.1}M", c / 1e6),
+        c if c >= 1e3 => format!("{:.1}K", c / 1e3),
+        c => c.to_string(),
+    }
+}
+
+/// A report with everything that the plan decides.
+fn skeleton(
+    model: &LocalModel,
+    plan: &CompressionPlan,
+    request: &CompressRequest,
+    backend: &Backend,
+    size: u64,
+) -> CompressionReport {
+    let layers: Vec<_> = plan.layers().map(|layer| pack::report_of(layer, None)).collect();
+    CompressionReport {
+        status: "success",
+        output_path: request.output.display().to_string(),
+        format: "littlebit",
+        source_model: model.name.clone(),
+        target_bpw: plan.target_bpw,
+        achieved_bpw: plan.achieved_bpw(),
+        file_bpw: plan.file_bits_per_parameter(size),
+        compression_ratio: plan.compression_ratio(size),
+        original_size_bytes: plan.original_bytes,
+        compressed_size_bytes: size,
+        duration_seconds: 0.0,
+        peak_memory_bytes: 0,
+        quality_metrics: None,
+        per_layer_summary: LayerSummary::of(&layers, model.config.num_layers),
+        solver: SolverReport {
+            init: request.solver.init.name(),
+            paths: if request.plan.residual { 2 } else { 1 },
+            latent_scale: request.plan.middle_scale,
+            iterations: request.solver_iterations(),
+            seed: request.solver.seed,
+            weighting: request.weighting.name(),
+            device: backend.describe(),
+        },
+        calibration: None,
+        iterations: Vec::new(),
+        layers: Vec::new(),
+        warnings: Vec::new(),
+    }
+}

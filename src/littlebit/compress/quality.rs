@@ -1,0 +1,173 @@
+//! The outer loop: one target, or a search for the smallest target that meets a quality threshold;
+//! and how an attempt is measured.
+
+use std::path::{Path, PathBuf};
+
+use super::work::{Candidate, Run};
+use crate::calibration::{EvaluationWindows, Protocol};
+use crate::eval::coherence::CoherenceSettings;
+use crate::eval::{CoherenceTest, Comparison, Perplexity, Verdict};
+use crate::formats::littlebit;
+use crate::inference::Decoder;
+use crate::littlebit::measure;
+use crate::littlebit::plan::{CompressionPlan, PlanRequest, headers_of, plan};
+use crate::littlebit::report::{CalibrationReport, Iteration, LayerReport, QualityMetrics};
+use crate::{Error, Result};
+
+/// Targets closer than this, in bits per weight, are not told apart.
+const SEARCH_STEP: f64 = 0.02;
+
+/// What the loop ends with. The chosen file is in place.
+pub(super) struct Outcome {
+    pub(super) plan: CompressionPlan,
+    pub(super) file_size: u64,
+    pub(super) layers: Vec<LayerReport>,
+    pub(super) quality: Option<QualityMetrics>,
+    pub(super) iterations: Vec<Iteration>,
+    pub(super) calibration: Option<CalibrationReport>,
+    pub(super) unmet: Option<Error>,
+}
+
+/// The original's side of every comparison of a run.
+pub(super) struct Reference {
+    windows: EvaluationWindows,
+    decoder: Decoder,
+    perplexity: Perplexity,
+}
+
+/// Compresses at the requested target. With a threshold that is missed, tries the highest target
+/// and then halves the interval between the best one that failed and the lowest one that passed.
+pub(super) fn search(run: &Run<'_>, first: CompressionPlan) -> Result<Outcome> {
+    let calibration = run.calibrate()?;
+    let request = run.request;
+    let mut reference = None;
+    let mut iterations = Vec::new();
+    let mut attempt = |plan: CompressionPlan, path: PathBuf| -> Result<Candidate> {
+        let candidate = run.attempt(plan, path, calibration.as_ref(), &mut reference)?;
+        iterations.extend(candidate.iteration());
+        Ok(candidate)
+    };
+    let Some(threshold) = request.quality_threshold else {
+        let best = attempt(first, request.output.clone())?;
+        return Ok(outcome(best, Vec::new(), calibration.map(|c| c.report), None));
+    };
+
+    let adjustable = request.plan.rank.is_none();
+    let mut low = first.target_bpw;
+    let mut best = attempt(first, candidate_path(&request.output, low))?;
+    if !best.passed() && adjustable && low < request.plan.bounds.1 {
+        let highest = attempt_at(run, request.plan.bounds.1, &mut attempt)?;
+        std::mem::replace(&mut best, highest).discard()?;
+        let mut left = request.search_iterations.saturating_sub(2);
+        while best.passed() && best.plan.target_bpw - low > SEARCH_STEP && left > 0 {
+            let middle = f64::midpoint(low, best.plan.target_bpw);
+            let candidate = attempt_at(run, middle, &mut attempt)?;
+            if candidate.passed() {
+                std::mem::replace(&mut best, candidate).discard()?;
+            } else {
+                low = middle;
+                candidate.discard()?;
+            }
+            left -= 1;
+        }
+    }
+    std::fs::rename(&best.path, &request.output).map_err(|e| Error::io(&request.output, e))?;
+    let unmet = (!best.passed()).then(|| {
+        let delta = best.quality.as_ref().map_or(f64::NAN, |q| q.perplexity_delta_pct);
+        let limit = if adjustable { ", the highest allowed" } else { "" };
+        Error::QualityThreshold(format!(
+            "Quality degradation ({delta:.1}%) exceeds threshold ({threshold}%) at {} bits per \
+             weight{limit}; the result is kept in {}",
+            best.plan.target_bpw,
+            request.output.display()
+        ))
+    });
+    Ok(outcome(best, iterations, calibration.map(|c| c.report), unmet))
+}
+
+fn outcome(
+    best: Candidate,
+    iterations: Vec<Iteration>,
+    calibration: Option<CalibrationReport>,
+    unmet: Option<Error>,
+) -> Outcome {
+    let Candidate { plan, file_size, layers, quality, .. } = best;
+    Outcome { plan, file_size, layers, quality, iterations, calibration, unmet }
+}
+
+/// Plans and attempts another target.
+fn attempt_at(
+    run: &Run<'_>,
+    target_bpw: f64,
+    attempt: &mut impl FnMut(CompressionPlan, PathBuf) -> Result<Candidate>,
+) -> Result<Candidate> {
+    let request = PlanRequest { target_bpw, ..run.request.plan.clone() };
+    let plan = plan(&headers_of(run.model), &request)?;
+    run.progress.note(&format!("Target: {target_bpw} BPW (threshold not met so far)"));
+    attempt(plan, candidate_path(&run.request.output, target_bpw))
+}
+
+/// Where an attempt lies until it is chosen.
+fn candidate_path(output: &Path, target_bpw: f64) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".candidate-{target_bpw}"));
+    output.with_file_name(name)
+}
+
+impl Run<'_> {
+    /// Measures the file at `path` beside the original, whose side is measured once.
+    pub(super) fn measure(
+        &self,
+        path: &Path,
+        target_bpw: f64,
+        reference: &mut Option<Reference>,
+    ) -> Result<QualityMetrics> {
+        let reference = match reference {
+            Some(reference) => reference,
+            None => reference.insert(self.reference()?),
+        };
+        let model = littlebit::open_model(path)?;
+        let decoder = Decoder::new(&model, self.backend)?;
+        let perplexity =
+            Perplexity::measure(&decoder, &reference.windows, "Validating", self.progress)?;
+        let comparison = Comparison::of(reference.perplexity.clone(), perplexity)?;
+        let test = CoherenceTest::new(
+            &reference.decoder,
+            self.tokenizer,
+            CoherenceSettings::default(),
+            self.progress,
+        )?;
+        let coherence = test.judge(&decoder, self.progress)?;
+        let threshold = self.request.quality_threshold.unwrap_or(self.request.warn_threshold);
+        let quality = measure::quality_metrics(
+            &comparison,
+            &self.text.evaluation_name,
+            threshold,
+            Some(&coherence),
+        );
+        self.progress.note(&format!(
+            "Quality: Perplexity {:.2} → {:.2} ({:+.1}%)",
+            quality.perplexity_original,
+            quality.perplexity_compressed,
+            quality.perplexity_delta_pct
+        ));
+        self.progress.note(&format!("Coherence: {}", coherence.summary()));
+        let verdict = Verdict::new(comparison.delta_percent, Some(&coherence), Some(target_bpw));
+        if let Some(warning) = verdict.warning() {
+            self.warn(warning);
+        }
+        Ok(quality)
+    }
+
+    fn reference(&self) -> Result<Reference> {
+        let protocol = Protocol::papers(self.model.config.max_positions);
+        let limit = (self.request.eval_tokens > 0)
+            .then(|| self.request.eval_tokens.div_ceil(protocol.length()));
+        let windows =
+            EvaluationWindows::cut(&self.text.evaluation, self.tokenizer, protocol, limit)?;
+        let decoder = Decoder::new(self.model, self.backend)?;
+        let perplexity =
+            Perplexity::measure(&decoder, &windows, "Validating (original)", self.progress)?;
+        Ok(Reference { windows, decoder, perplexity })
+    }
+}

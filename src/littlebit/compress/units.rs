@@ -1,0 +1,66 @@
+//! Finished work: on disk as checkpoints, or in memory when checkpoints are off.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use super::Checkpoints;
+use crate::Result;
+use crate::checkpoint::{CheckpointStore, Fingerprint, UnitData};
+use crate::progress::Progress;
+
+/// Keeps units of work by name.
+pub(super) enum UnitStore {
+    Disk(CheckpointStore),
+    Memory(Mutex<HashMap<String, UnitData>>),
+}
+
+impl UnitStore {
+    pub(super) fn open(
+        checkpoints: &Checkpoints,
+        fingerprint: &Fingerprint,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let store = match checkpoints {
+            Checkpoints::Off => return Ok(Self::Memory(Mutex::default())),
+            Checkpoints::Under(directory) => {
+                CheckpointStore::create(directory, fingerprint, progress)?
+            }
+            Checkpoints::Resume(directory) => {
+                CheckpointStore::open(directory, fingerprint, progress)?
+            }
+        };
+        Ok(Self::Disk(store))
+    }
+
+    pub(super) fn load(&self, id: &str) -> Result<Option<UnitData>> {
+        match self {
+            Self::Disk(store) => store.load(id),
+            Self::Memory(units) => Ok(lock(units).get(id).cloned()),
+        }
+    }
+
+    pub(super) fn save(&self, id: &str, unit: UnitData) -> Result<()> {
+        match self {
+            Self::Disk(store) => store.save(id, &unit),
+            Self::Memory(units) => {
+                lock(units).insert(id.into(), unit);
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the checkpoints of a run that is complete.
+    pub(super) fn finish(self) -> Result<()> {
+        match self {
+            Self::Disk(store) => store.finish(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+}
+
+fn lock(
+    units: &Mutex<HashMap<String, UnitData>>,
+) -> std::sync::MutexGuard<'_, HashMap<String, UnitData>> {
+    // An insertion cannot leave the map half done.
+    units.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,278 @@
+//! One attempt at one target: factorize every matrix, write the file, measure it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::assemble;
+use super::facts::Facts;
+use super::quality::Reference;
+use super::statistics::Calibration;
+use super::units::UnitStore;
+use super::{CompressRequest, pack};
+use crate::backend::{Backend, memory};
+use crate::calibration::TextSource;
+use crate::littlebit::engine::{Engine, HostEngine};
+use crate::littlebit::engine_candle::CandleEngine;
+use crate::littlebit::estimate;
+use crate::littlebit::normalise::Importance;
+use crate::littlebit::plan::{CompressionPlan, LayerPlan};
+use crate::littlebit::report::{Iteration, LayerReport, QualityMetrics};
+use crate::littlebit::solve::solve;
+use crate::progress::Progress;
+use crate::source::tokenizer::Tokenizer;
+use crate::source::{LocalModel, Weight};
+use crate::{Error, Result};
+
+/// What every attempt of a run shares.
+pub(super) struct Run<'a> {
+    pub(super) model: &'a LocalModel,
+    pub(super) request: &'a CompressRequest,
+    pub(super) backend: &'a Backend,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) store: &'a UnitStore,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) text: &'a TextSource,
+    pub(super) facts: &'a Facts,
+    /// Warnings given so far, for the report.
+    pub(super) warnings: Mutex<Vec<String>>,
+}
+
+/// The result of an attempt; its file is at `path`.
+pub(super) struct Candidate {
+    pub(super) plan: CompressionPlan,
+    pub(super) path: PathBuf,
+    pub(super) file_size: u64,
+    pub(super) layers: Vec<LayerReport>,
+    pub(super) quality: Option<QualityMetrics>,
+}
+
+impl Candidate {
+    /// Whether it meets the threshold (nothing measured, nothing missed).
+    pub(super) fn passed(&self) -> bool {
+        self.quality.as_ref().is_none_or(|q| q.quality_passed)
+    }
+
+    pub(super) fn iteration(&self) -> Option<Iteration> {
+        self.quality.as_ref().map(|q| Iteration {
+            target_bpw: self.plan.target_bpw,
+            achieved_bpw: self.plan.achieved_bpw(),
+            perplexity: q.perplexity_compressed,
+            perplexity_delta_pct: q.perplexity_delta_pct,
+            passed: q.quality_passed,
+        })
+    }
+
+    /// Removes the file of an attempt that is not kept.
+    pub(super) fn discard(self) -> Result<()> {
+        std::fs::remove_file(&self.path).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+impl Run<'_> {
+    /// Factorizes, writes `path`, and measures unless that was declined.
+    pub(super) fn attempt(
+        &self,
+        plan: CompressionPlan,
+        path: PathBuf,
+        calibration: Option<&Calibration>,
+        reference: &mut Option<Reference>,
+    ) -> Result<Candidate> {
+        let layers = self.factorize(&plan, calibration)?;
+        let file_size = assemble::write(self, &plan, &layers, &path)?;
+        self.progress.note(&format!(
+            "Achieved: {:.2} BPW, {:.1}x compression",
+            plan.achieved_bpw(),
+            plan.compression_ratio(file_size)
+        ));
+        let quality = if self.request.skip_validation {
+            None
+        } else {
+            Some(self.measure(&path, plan.target_bpw, reference)?)
+        };
+        Ok(Candidate { plan, path, file_size, layers, quality })
+    }
+
+    /// Warns the user now and in the report.
+    pub(super) fn warn(&self, text: String) {
+        self.progress.warn(&text);
+        lock(&self.warnings).push(text);
+    }
+
+    /// The error of a run that was asked to stop.
+    pub(super) fn interrupted(&self) -> Error {
+        Error::Interrupted { resume: self.request.resume_command.clone() }
+    }
+
+    /// Solves every matrix that is not in the store yet, several at a time, in plan order.
+    fn factorize(
+        &self,
+        plan: &CompressionPlan,
+        calibration: Option<&Calibration>,
+    ) -> Result<Vec<LayerReport>> {
+        let layers: Vec<&LayerPlan> = plan.layers().collect();
+        let blocks = plan.summary().blocks;
+        let tally = Tally::new(&layers);
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let failure: Mutex<Option<Error>> = Mutex::new(None);
+        let reports: Vec<Mutex<Option<LayerReport>>> =
+            layers.iter().map(|_| Mutex::new(None)).collect();
+        let workers = self.workers(&layers);
+        self.progress.debug(&format!("{workers} matrices are factorized at a time"));
+        self.progress.start("Factorizing", blocks as u64, "layers");
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(&layer) = layers.get(index) else { break };
+                        let outcome = if self.progress.stop_requested() {
+                            Err(self.interrupted())
+                        } else {
+                            self.layer(layer, calibration)
+                        };
+                        match outcome {
+                            Ok(report) => {
+                                tally.add(layer, &report, self.progress);
+                                *lock(&reports[index]) = Some(report);
+                            }
+                            Err(error) => {
+                                stop.store(true, Ordering::Relaxed);
+                                lock(&failure).get_or_insert(error);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        self.progress.finish();
+        if let Some(error) = lock(&failure).take() {
+            return Err(error);
+        }
+        reports
+            .into_iter()
+            .map(|slot| {
+                slot.into_inner()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .ok_or_else(|| Error::General("a layer was left without a result".into()))
+            })
+            .collect()
+    }
+
+    /// Matrices solved at the same time: one per thread as far as memory allows; one on a GPU.
+    fn workers(&self, layers: &[&LayerPlan]) -> usize {
+        if !self.backend.device.is_cpu() {
+            return 1;
+        }
+        let sizes = layers.iter().map(|layer| estimate::memory(&layer.shape, &self.request.solver));
+        let largest = sizes.max().unwrap_or(1).max(1);
+        let available = memory::available_bytes();
+        let limit = self.request.max_memory.map_or(available, |m| m.min(available));
+        let by_memory = usize::try_from(limit / largest).unwrap_or(usize::MAX);
+        rayon::current_num_threads().min(by_memory).clamp(1, layers.len().max(1))
+    }
+
+    /// One matrix: from the store if it is there, else solved and saved.
+    fn layer(&self, layer: &LayerPlan, calibration: Option<&Calibration>) -> Result<LayerReport> {
+        let id = unit_id(layer);
+        if let Some(unit) = self.store.load(&id)? {
+            return Ok(pack::report_of(layer, Some(&unit)));
+        }
+        let weight_name = format!("{}.weight", layer.name);
+        let Some(Weight::Stored(tensor)) = self.model.weights.get(&weight_name) else {
+            return Err(Error::model_not_found(format!("the model has no tensor {weight_name}")));
+        };
+        let weight = tensor.to_f32();
+        tensor.bytes.release();
+        let columns = calibration.map(|c| c.columns(&layer.name)).transpose()?;
+        let importance = Importance { rows: None, columns: columns.as_deref() };
+        let solution = solve(
+            &layer.name,
+            &weight,
+            &layer.shape,
+            &self.request.solver,
+            importance,
+            self.engine().as_ref(),
+        )?;
+        drop(weight);
+        let unit = pack::to_unit(layer, &solution, columns.is_some());
+        let report = pack::report_of(layer, Some(&unit));
+        self.store.save(&id, unit)?;
+        Ok(report)
+    }
+
+    /// Where the large products of the solver run.
+    fn engine(&self) -> Box<dyn Engine> {
+        if self.backend.device.is_cpu() {
+            Box::new(HostEngine)
+        } else {
+            Box::new(CandleEngine::new(self.backend.device.clone()))
+        }
+    }
+}
+
+/// Name of a matrix's unit: its form is part of it, so that a search reuses what it can.
+pub(super) fn unit_id(layer: &LayerPlan) -> String {
+    let shape = &layer.shape;
+    let scales = if shape.middle_scale { "+latent" } else { "" };
+    format!("{}@{}x{}{scales}", layer.name, shape.paths, shape.rank)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The slots are written once, by one assignment each.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Counts finished matrices per block and prints a line when a block is complete.
+struct Tally {
+    blocks: Mutex<BTreeMap<usize, Block>>,
+}
+
+#[derive(Clone, Default)]
+struct Block {
+    missing: usize,
+    ranks: usize,
+    matrices: usize,
+    bits: f64,
+    weights: f64,
+    error: f64,
+}
+
+impl Tally {
+    fn new(layers: &[&LayerPlan]) -> Self {
+        let mut blocks: BTreeMap<usize, Block> = BTreeMap::new();
+        for layer in layers {
+            blocks.entry(layer.block).or_default().missing += 1;
+        }
+        Self { blocks: Mutex::new(blocks) }
+    }
+
+    fn add(&self, layer: &LayerPlan, report: &LayerReport, progress: &dyn Progress) {
+        let error = report.weighted_error.or(report.relative_error).unwrap_or(f64::NAN);
+        progress.verbose(&format!(
+            "{}: rank={}, bpw={:.3}, error={error:.4}",
+            layer.name, report.rank, report.bpw
+        ));
+        let mut blocks = lock(&self.blocks);
+        let Some(block) = blocks.get_mut(&layer.block) else { return };
+        let weights = (report.shape[0] * report.shape[1]) as f64;
+        block.missing -= 1;
+        block.matrices += 1;
+        block.ranks += report.rank;
+        block.weights += weights;
+        block.bits += report.bpw * weights;
+        block.error += error;
+        if block.missing == 0 {
+            progress.detail(&format!(
+                "Layer {}: rank={:.0}, bpw={:.2}, error={:.3}",
+                layer.block,
+                block.ranks as f64 / block.matrices as f64,
+                block.bits / block.weights,
+                block.error / block.matrices as f64
+            ));
+            progress.advance(1);
+        }
+    }
+}

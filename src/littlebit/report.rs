@@ -1,0 +1,233 @@
+//! What a compression, a plan and a validation report: the JSON documents of the contract, with
+//! measured figures only.
+
+use serde::Serialize;
+
+/// Result of `littlebit compress`, and with `status: "planned"` of its dry run.
+#[derive(Debug, Clone, Serialize)]
+pub struct CompressionReport {
+    /// `success`, or `planned` for a dry run.
+    pub status: &'static str,
+    /// The file that was (or would be) written.
+    pub output_path: String,
+    /// `littlebit`.
+    pub format: &'static str,
+    /// Hub id or name of the source.
+    pub source_model: String,
+    /// Bits per weight asked for.
+    pub target_bpw: f64,
+    /// Bits per weight of the factorized layers, all scales counted.
+    pub achieved_bpw: f64,
+    /// Bits of the whole file per parameter of the model.
+    pub file_bpw: f64,
+    /// Original size over compressed size.
+    pub compression_ratio: f64,
+    /// Size of the source's weights, bytes.
+    pub original_size_bytes: u64,
+    /// Size of the file, bytes.
+    pub compressed_size_bytes: u64,
+    /// Wall time of the run, seconds (a dry run: an estimate for this machine).
+    pub duration_seconds: f64,
+    /// Peak resident memory of the process, bytes (a dry run: an estimate).
+    pub peak_memory_bytes: u64,
+    /// Measured on text that calibration did not see; absent with `--skip-validation`.
+    pub quality_metrics: Option<QualityMetrics>,
+    /// The factorized layers in brief.
+    pub per_layer_summary: LayerSummary,
+    /// How the layers were factorized.
+    pub solver: SolverReport,
+    /// What the statistics of the inputs were measured on.
+    pub calibration: Option<CalibrationReport>,
+    /// Every target tried for `--quality-threshold`, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub iterations: Vec<Iteration>,
+    /// Every factorized layer.
+    pub layers: Vec<LayerReport>,
+    /// What the user should know, in the order in which it came up.
+    pub warnings: Vec<String>,
+}
+
+/// Perplexity before and after, and what it was measured on.
+#[derive(Debug, Clone, Serialize)]
+pub struct QualityMetrics {
+    /// Of the source model.
+    pub perplexity_original: f64,
+    /// Of the compressed model.
+    pub perplexity_compressed: f64,
+    /// Rise in percent.
+    pub perplexity_delta_pct: f64,
+    /// Whether the rise is within the threshold.
+    pub quality_passed: bool,
+    /// The threshold, percent.
+    pub quality_threshold_pct: f64,
+    /// Standard error of the original's perplexity.
+    pub perplexity_original_stderr: f64,
+    /// Standard error of the compressed model's perplexity.
+    pub perplexity_compressed_stderr: f64,
+    /// Standard error of the rise, percent: from the differences token by token.
+    pub perplexity_delta_stderr_pct: f64,
+    /// Mean Kullback–Leibler divergence from the original, nats per token; measured by `validate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_divergence: Option<f64>,
+    /// Tokens for which both models think the same token most likely, percent; measured by
+    /// `validate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub same_top_token_pct: Option<f64>,
+    /// Text that was scored.
+    pub dataset: String,
+    /// Tokens that were scored.
+    pub tokens_scored: u64,
+    /// Window length, tokens.
+    pub window: usize,
+    /// Share of sample prompts continued coherently and their mean score, 0–1; absent when the
+    /// coherence test was not run.
+    pub coherence_score: Option<f64>,
+}
+
+/// The factorized layers in brief.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerSummary {
+    /// Transformer blocks.
+    pub total_layers: usize,
+    /// Mean rank over the factorized matrices.
+    pub average_rank: f64,
+    /// Smallest bits per weight of a matrix.
+    pub min_bpw: f64,
+    /// Largest bits per weight of a matrix.
+    pub max_bpw: f64,
+    /// Mean over the matrices of ‖W − Ŵ‖² / ‖W‖²; absent in a plan.
+    pub mean_relative_error: Option<f64>,
+    /// The same with each column weighted by its mean squared input.
+    pub mean_weighted_error: Option<f64>,
+}
+
+impl LayerSummary {
+    /// Sums up `layers` of a model of `blocks` transformer blocks. Errors are given when every
+    /// layer has one.
+    #[must_use]
+    pub fn of(layers: &[LayerReport], blocks: usize) -> Self {
+        let count = layers.len().max(1) as f64;
+        let mean = |figure: &dyn Fn(&LayerReport) -> Option<f64>| -> Option<f64> {
+            if layers.is_empty() {
+                return None;
+            }
+            Some(layers.iter().map(figure).sum::<Option<f64>>()? / count)
+        };
+        Self {
+            total_layers: blocks,
+            average_rank: layers.iter().map(|l| l.rank as f64).sum::<f64>() / count,
+            min_bpw: layers.iter().map(|l| l.bpw).reduce(f64::min).unwrap_or(0.0),
+            max_bpw: layers.iter().map(|l| l.bpw).reduce(f64::max).unwrap_or(0.0),
+            mean_relative_error: mean(&|l| l.relative_error),
+            mean_weighted_error: mean(&|l| l.weighted_error),
+        }
+    }
+}
+
+/// One factorized matrix.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerReport {
+    /// `model.layers.0.mlp.up_proj`.
+    pub name: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+    /// Latent rank of each path.
+    pub rank: usize,
+    /// Paths.
+    pub paths: usize,
+    /// Bits per weight, scales counted.
+    pub bpw: f64,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// f16 size over factor size.
+    pub compression_ratio: f64,
+    /// ‖W − Ŵ‖² / ‖W‖²; absent in a plan.
+    pub relative_error: Option<f64>,
+    /// The same with each column weighted by its mean squared input.
+    pub weighted_error: Option<f64>,
+    /// Seconds of solving; absent in a plan and for layers taken from a checkpoint.
+    pub factorization_seconds: Option<f64>,
+}
+
+/// How the layers were factorized.
+#[derive(Debug, Clone, Serialize)]
+pub struct SolverReport {
+    /// `dual-svid`, `itq` or `admm`.
+    pub init: &'static str,
+    /// Paths per layer.
+    pub paths: usize,
+    /// Whether each path has a latent scale.
+    pub latent_scale: bool,
+    /// Iterations.
+    pub iterations: usize,
+    /// Seed.
+    pub seed: u64,
+    /// `activation` or `none`.
+    pub weighting: &'static str,
+    /// `cpu` or the GPU's name.
+    pub device: String,
+}
+
+/// What the statistics of the inputs were measured on.
+#[derive(Debug, Clone, Serialize)]
+pub struct CalibrationReport {
+    /// Text.
+    pub dataset: String,
+    /// Windows.
+    pub samples: usize,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+/// One target tried for `--quality-threshold`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Iteration {
+    /// Bits per weight asked for.
+    pub target_bpw: f64,
+    /// Bits per weight reached.
+    pub achieved_bpw: f64,
+    /// Perplexity of the result.
+    pub perplexity: f64,
+    /// Its rise over the original, percent.
+    pub perplexity_delta_pct: f64,
+    /// Whether it meets the threshold.
+    pub passed: bool,
+}
+
+/// Result of `littlebit validate`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ValidationReport {
+    /// `success`.
+    pub status: &'static str,
+    /// Original as given.
+    pub original_model: String,
+    /// Compressed file as given.
+    pub compressed_model: String,
+    /// Bits per weight that the file states for its factorized layers.
+    pub achieved_bpw: f64,
+    /// Perplexities.
+    pub quality_metrics: QualityMetrics,
+    /// Result of `--coherence-test`.
+    pub coherence: Option<CoherenceReport>,
+    /// One of the grades of docs/evaluation.md, with its reason.
+    pub verdict: String,
+    /// Wall time, seconds.
+    pub duration_seconds: f64,
+    /// Peak resident memory, bytes.
+    pub peak_memory_bytes: u64,
+}
+
+/// Result of the coherence test.
+#[derive(Debug, Clone, Serialize)]
+pub struct CoherenceReport {
+    /// Whether the score reaches the threshold.
+    pub passed: bool,
+    /// Mean score, 0–1.
+    pub score: f64,
+    /// Threshold, 0–1.
+    pub threshold: f64,
+    /// Prompts continued coherently.
+    pub coherent_prompts: usize,
+    /// Prompts.
+    pub total_prompts: usize,
+}

@@ -1,0 +1,470 @@
+//! A GGUF file as a model: metadata into a configuration, tensors under their Hugging Face names in
+//! the bytes of the file, the tokenizer rebuilt.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+
+use super::catalog::{keep_expected, some_of};
+use super::config::{Architecture, AttentionBiases, ModelConfig, RopeConfig, RopeScaling};
+use super::{LocalModel, ModelFormat, Weight, config_json, gguf_tokenizer, names};
+use crate::formats::gguf::{GgufFile, Value};
+use crate::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
+use crate::{Error, Result};
+
+/// The factors of rotary frequencies, a tensor that is configuration.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Opens a file, or all parts of a split one.
+///
+/// # Errors
+/// As [`super::open_local`].
+pub fn open(path: &Path) -> Result<LocalModel> {
+    let parts = open_parts(path)?;
+    let Some(first) = parts.first() else {
+        return Err(Error::damaged(path, "no parts"));
+    };
+    let mut warnings = Vec::new();
+    let architecture = architecture(first)?;
+    let keys =
+        Keys { file: first, prefix: first.text("general.architecture")?.unwrap_or_default() };
+    refuse_variants(&keys)?;
+
+    let mut tensors = IndexMap::new();
+    for part in &parts {
+        for name in part.tensors.keys() {
+            if let Some(tensor) = part.tensor(name)?
+                && tensors.insert(name.clone(), tensor).is_some()
+            {
+                return Err(part.damaged(format!("the tensor {name} is in two parts")));
+            }
+        }
+    }
+    let config = configuration(&keys, architecture, &tensors, &mut warnings)?;
+    let biases = biases(architecture, &tensors, path)?;
+    let mut weights = rename(tensors, &config, path)?;
+    keep_expected(&mut weights, &config, biases, path, &mut warnings)?;
+
+    let tokenizer = gguf_tokenizer::rebuild(first, config.max_positions, &mut warnings)?;
+    Ok(LocalModel {
+        name: model_name(path),
+        path: path.to_path_buf(),
+        format: ModelFormat::Gguf,
+        config_json: config_json::write(&config, biases),
+        config,
+        tokenizer_json: tokenizer.as_ref().map(|files| files.tokenizer_json.clone()),
+        tokenizer_config_json: tokenizer.map(|files| files.tokenizer_config_json),
+        weights,
+        warnings,
+    })
+}
+
+/// Stem and number of parts of a name like `model-00002-of-00003.gguf`.
+fn split_name(path: &Path) -> Option<(String, u16)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, count) = name.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let count = count.parse().ok()?;
+    let number: u16 = number.parse().ok()?;
+    (1..=count).contains(&number).then(|| (stem.to_owned(), count))
+}
+
+fn part_path(path: &Path, stem: &str, number: u16, count: u16) -> PathBuf {
+    path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"))
+}
+
+/// The file, or all parts of the set that it belongs to, in order.
+fn open_parts(path: &Path) -> Result<Vec<GgufFile>> {
+    let file = GgufFile::open(path)?;
+    let count = match file.metadata.get("split.count") {
+        None | Some(Value::U16(0 | 1)) => return Ok(vec![file]),
+        Some(Value::U16(count)) => *count,
+        Some(other) => return Err(file.damaged(format!("split.count is {other:?}, not a u16"))),
+    };
+    let Some((stem, _)) = split_name(path).filter(|(_, named)| *named == count) else {
+        return Err(file.damaged(format!(
+            "one of {count} parts, but not named like NAME-00001-of-{count:05}.gguf"
+        )));
+    };
+    let paths: Vec<PathBuf> =
+        (1..=count).map(|number| part_path(path, &stem, number, count)).collect();
+    let missing: Vec<String> = paths
+        .iter()
+        .filter(|path| !path.is_file())
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    if !missing.is_empty() {
+        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+        return Err(Error::ModelNotFound {
+            message: format!(
+                "{} is one of {count} parts, of which {} are missing: {}",
+                path.display(),
+                missing.len(),
+                some_of(&missing)
+            ),
+            suggestion: "Download all parts into one directory".to_owned(),
+        });
+    }
+    let mut parts = Vec::with_capacity(paths.len());
+    for (number, path) in paths.iter().enumerate() {
+        let part = GgufFile::open(path)?;
+        match part.metadata.get("split.no") {
+            Some(Value::U16(no)) if usize::from(*no) == number => parts.push(part),
+            other => return Err(part.damaged(format!("split.no is {other:?}, not {number}"))),
+        }
+    }
+    Ok(parts)
+}
+
+fn model_name(path: &Path) -> String {
+    match split_name(path) {
+        Some((stem, _)) => stem,
+        None => path
+            .file_stem()
+            .map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned()),
+    }
+}
+
+fn architecture(file: &GgufFile) -> Result<Architecture> {
+    let name = file
+        .text("general.architecture")?
+        .ok_or_else(|| file.damaged("general.architecture is missing"))?;
+    if let Some(kind) = file.text("general.type")?
+        && kind != "model"
+    {
+        return Err(config_json::unsupported(format!(
+            "{} holds a \"{kind}\", not a model",
+            file.path.display()
+        )));
+    }
+    Ok(match name {
+        "llama" => Architecture::Llama,
+        "qwen2" => Architecture::Qwen2,
+        "qwen3" => Architecture::Qwen3,
+        other => {
+            return Err(config_json::unsupported(format!("architecture {other} is not supported")));
+        }
+    })
+}
+
+/// Metadata under the prefix of the architecture.
+struct Keys<'a> {
+    file: &'a GgufFile,
+    prefix: &'a str,
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        self.file.damaged(format!("{} is missing", self.key(name)))
+    }
+
+    /// A size of at least 1 and at most `most`, if given. A list with one value per block is
+    /// accepted when all are the same.
+    fn optional_size(&self, name: &str, most: u32) -> Result<Option<usize>> {
+        let key = self.key(name);
+        let value = match self.file.metadata.get(&key) {
+            Some(Value::Array(list)) => {
+                let values = list.integers().unwrap_or_default();
+                match values.as_slice() {
+                    [first, rest @ ..] if rest.iter().all(|value| value == first) => {
+                        u32::try_from(*first).ok()
+                    }
+                    _ => {
+                        return Err(config_json::unsupported(format!(
+                            "{}: {key} differs between blocks",
+                            self.file.path.display()
+                        )));
+                    }
+                }
+            }
+            _ => match self.file.u32(&key)? {
+                None => return Ok(None),
+                value => value,
+            },
+        };
+        match value {
+            Some(value) if (1..=most).contains(&value) => Ok(Some(value as usize)),
+            _ => Err(self.file.damaged(format!("{key} is not between 1 and {most}"))),
+        }
+    }
+
+    fn size(&self, name: &str, most: u32) -> Result<usize> {
+        self.optional_size(name, most)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// A finite positive number, if given: the shortest decimal number that is this f32, which is
+    /// what the model's author wrote.
+    fn positive(&self, name: &str) -> Result<Option<f64>> {
+        let key = self.key(name);
+        match self.file.f32(&key)? {
+            None => Ok(None),
+            Some(value) if value > 0.0 && value.is_finite() => {
+                Ok(Some(value.to_string().parse().unwrap_or_else(|_| f64::from(value))))
+            }
+            Some(value) => Err(self.file.damaged(format!("{key} is {value}"))),
+        }
+    }
+}
+
+fn refuse_variants(keys: &Keys) -> Result<()> {
+    let experts = keys.file.u32(&keys.key("expert_count"))?;
+    if experts.is_some_and(|count| count > 0) {
+        return Err(config_json::unsupported(format!(
+            "architecture {} with a mixture of experts is not supported",
+            keys.prefix
+        )));
+    }
+    Ok(())
+}
+
+const MAX_WIDTH: u32 = 1 << 24;
+const MAX_COUNT: u32 = 1 << 16;
+
+fn configuration(
+    keys: &Keys,
+    architecture: Architecture,
+    tensors: &IndexMap<String, StoredTensor>,
+    warnings: &mut Vec<String>,
+) -> Result<ModelConfig> {
+    let file = keys.file;
+    let hidden_size = keys.size("embedding_length", MAX_WIDTH)?;
+    let num_heads = keys.size("attention.head_count", MAX_COUNT)?;
+    let num_kv_heads =
+        keys.optional_size("attention.head_count_kv", MAX_COUNT)?.unwrap_or(num_heads);
+    let head_dim = match keys.optional_size("attention.key_length", MAX_COUNT)? {
+        Some(length) => length,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        None => return Err(file.damaged("the width is no multiple of the number of heads")),
+    };
+    if !num_heads.is_multiple_of(num_kv_heads) || !head_dim.is_multiple_of(2) {
+        return Err(file.damaged(format!(
+            "{num_heads} heads of width {head_dim} with {num_kv_heads} key/value heads"
+        )));
+    }
+    for (name, what) in [
+        ("attention.value_length", "values of another width than keys"),
+        ("rope.dimension_count", "rotary positions on a part of each head"),
+    ] {
+        if keys.optional_size(name, MAX_COUNT)?.is_some_and(|length| length != head_dim) {
+            return Err(config_json::unsupported(format!(
+                "architecture {} with {what} is not supported",
+                keys.prefix
+            )));
+        }
+    }
+    let embedding = tensors
+        .get("token_embd.weight")
+        .ok_or_else(|| file.damaged("token_embd.weight is missing"))?;
+    let max_positions = keys.size("context_length", u32::MAX)?;
+    if keys
+        .file
+        .u32(&keys.key("attention.sliding_window"))?
+        .is_some_and(|size| size > 0 && (size as usize) < max_positions)
+    {
+        warnings.push(format!(
+            "{} has a sliding window, which llama.cpp ignores for architecture {}; so does this tool",
+            file.path.display(),
+            keys.prefix
+        ));
+    }
+    let class_name = match architecture {
+        Architecture::Llama => "LlamaForCausalLM",
+        Architecture::Mistral => "MistralForCausalLM",
+        Architecture::Qwen2 => "Qwen2ForCausalLM",
+        Architecture::Qwen3 => "Qwen3ForCausalLM",
+    };
+    Ok(ModelConfig {
+        architecture,
+        class_name: class_name.to_owned(),
+        hidden_size,
+        intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
+        num_layers: keys.size("block_count", MAX_COUNT)?,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        vocab_size: embedding.rows(),
+        max_positions,
+        rms_norm_eps: keys
+            .positive("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
+        rope: RopeConfig {
+            theta: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
+            scaling: rope_scaling(keys, tensors.get(ROPE_FACTORS), head_dim, max_positions)?,
+        },
+        sliding_window: None,
+        tie_word_embeddings: !tensors.contains_key("output.weight"),
+        torch_dtype: dtype(tensors).to_owned(),
+        bos_token_id: gguf_tokenizer::bos_token(file)?,
+        eos_token_ids: gguf_tokenizer::end_tokens(file)?,
+    })
+}
+
+fn rope_scaling(
+    keys: &Keys,
+    factors: Option<&StoredTensor>,
+    head_dim: usize,
+    max_positions: usize,
+) -> Result<RopeScaling> {
+    let kind = keys.file.text(&keys.key("rope.scaling.type"))?.unwrap_or("none");
+    let factor = match keys.positive("rope.scaling.factor")? {
+        None => keys.positive("rope.scale_linear")?,
+        factor => factor,
+    };
+    let unscaled = factor.is_none_or(|factor| (factor - 1.0).abs() < 1e-9);
+    let scaling = match kind {
+        "none" => RopeScaling::None,
+        "linear" if unscaled => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: factor.unwrap_or(1.0) },
+        "yarn" => yarn(keys, factor, max_positions)?,
+        other => {
+            return Err(config_json::unsupported(format!(
+                "architecture {} with rotary scaling \"{other}\" is not supported",
+                keys.prefix
+            )));
+        }
+    };
+    let Some(factors) = factors else { return Ok(scaling) };
+    if scaling != RopeScaling::None {
+        return Err(config_json::unsupported(format!(
+            "architecture {} with both {ROPE_FACTORS} and rotary scaling \"{kind}\" is not supported",
+            keys.prefix
+        )));
+    }
+    let values = factors.to_f32();
+    if values.len() != head_dim / 2 || !values.iter().all(|value| *value > 0.0 && value.is_finite())
+    {
+        return Err(keys
+            .file
+            .damaged(format!("{ROPE_FACTORS} is not {} positive numbers", head_dim / 2)));
+    }
+    Ok(RopeScaling::Factors(values))
+}
+
+/// llama.cpp multiplies `attn_factor` with the scale that the paper prescribes.
+fn yarn(keys: &Keys, factor: Option<f64>, max_positions: usize) -> Result<RopeScaling> {
+    let factor = factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?;
+    if keys.positive("rope.scaling.yarn_ext_factor")?.is_some_and(|mix| (mix - 1.0).abs() > 1e-9) {
+        return Err(config_json::unsupported(format!(
+            "architecture {} with partial YaRN (yarn_ext_factor) is not supported",
+            keys.prefix
+        )));
+    }
+    let more = match keys.positive("rope.scaling.yarn_attn_factor")? {
+        None => keys.positive("rope.scaling.attn_factor")?,
+        more => more,
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_context: keys
+            .optional_size("rope.scaling.original_context_length", u32::MAX)?
+            .unwrap_or(max_positions),
+        beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        attention_factor: more.map(|more| more * (0.1 * factor.ln() + 1.0)),
+    })
+}
+
+/// The element type that a checkpoint with these weights would state.
+fn dtype(tensors: &IndexMap<String, StoredTensor>) -> &'static str {
+    let matrices = || tensors.values().filter(|tensor| tensor.shape.len() > 1);
+    if matrices().all(|tensor| tensor.dtype == StoredType::F32) {
+        "float32"
+    } else if matrices().any(|tensor| tensor.dtype == StoredType::BF16) {
+        "bfloat16"
+    } else {
+        "float16"
+    }
+}
+
+fn biases(
+    architecture: Architecture,
+    tensors: &IndexMap<String, StoredTensor>,
+    path: &Path,
+) -> Result<AttentionBiases> {
+    let has = |module: &str| tensors.contains_key(&format!("blk.0.{module}.bias"));
+    let found = AttentionBiases {
+        qkv: has("attn_q") || has("attn_k") || has("attn_v"),
+        output: has("attn_output"),
+    };
+    let fits = match architecture {
+        Architecture::Qwen2 => !found.output,
+        Architecture::Mistral => !found.qkv && !found.output,
+        // The configuration has one switch for all four.
+        Architecture::Llama | Architecture::Qwen3 => found.qkv == found.output,
+    };
+    if !fits {
+        return Err(config_json::unsupported(format!(
+            "{}: biases on a part of the attention layers",
+            path.display()
+        )));
+    }
+    Ok(match architecture {
+        Architecture::Qwen2 => AttentionBiases { qkv: true, output: false },
+        _ => found,
+    })
+}
+
+/// Tensors under their Hugging Face names, q and k of the llama architecture in its row order.
+fn rename(
+    tensors: IndexMap<String, StoredTensor>,
+    config: &ModelConfig,
+    path: &Path,
+) -> Result<IndexMap<String, Weight>> {
+    let mut weights = IndexMap::with_capacity(tensors.len());
+    let mut unknown = Vec::new();
+    for (gguf, tensor) in tensors {
+        if gguf == ROPE_FACTORS {
+            continue;
+        }
+        let Some(name) = names::to_hugging_face(&gguf) else {
+            unknown.push(gguf);
+            continue;
+        };
+        let heads = match (config.architecture, name.rsplit('.').nth(1)) {
+            (Architecture::Llama, Some("q_proj")) => Some(config.num_heads),
+            (Architecture::Llama, Some("k_proj")) => Some(config.num_kv_heads),
+            _ => None,
+        };
+        let tensor = match heads {
+            Some(heads) => in_pairs(tensor, heads, config.head_dim)
+                .ok_or_else(|| Error::damaged(path, format!("{gguf} has an unexpected shape")))?,
+            None => tensor,
+        };
+        weights.insert(name, Weight::Stored(tensor));
+    }
+    if !unknown.is_empty() {
+        let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
+        return Err(config_json::unsupported(format!(
+            "{} has {} tensors that a {} does not have: {}",
+            path.display(),
+            unknown.len(),
+            config.class_name,
+            some_of(&unknown)
+        )));
+    }
+    Ok(weights)
+}
+
+/// llama.cpp's converter reorders the rows of q and k. A matrix keeps its bytes and says so; a
+/// bias, being small, is put back in order.
+fn in_pairs(mut tensor: StoredTensor, heads: usize, head_dim: usize) -> Option<StoredTensor> {
+    let order = RowOrder::RopePairs { heads };
+    let rows = heads * head_dim;
+    match *tensor.shape.as_slice() {
+        [out, _] if out == rows => {
+            tensor.row_order = order;
+            Some(tensor)
+        }
+        [out] if out == rows => {
+            let values = tensor.to_f32();
+            let bytes =
+                (0..rows).flat_map(|row| values[order.file_row(row, rows)].to_le_bytes()).collect();
+            StoredTensor::new(vec![rows], StoredType::F32, SharedBytes::from_vec(bytes)).ok()
+        }
+        _ => None,
+    }
+}

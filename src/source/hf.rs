@@ -1,0 +1,456 @@
+//! A Hugging Face directory: `config.json`, safetensors (one file or shards), tokenizer files.
+//!
+//! Everything is checked before a weight is read: the architecture, the set of shards, the headers,
+//! names and shapes of all tensors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use serde_json::{Value, json};
+
+use super::catalog::{keep_expected, some_of};
+use super::{LocalModel, ModelFormat, Weight, config_json};
+use crate::tensor::{SharedBytes, StoredTensor, StoredType};
+use crate::{Error, Result};
+
+/// Caps on text files, far above the largest real ones.
+const MAX_CONFIG: u64 = 16 << 20;
+const MAX_TOKENIZER: u64 = 512 << 20;
+const MAX_HEADER: usize = 100 << 20;
+
+/// Refuses a model by its `config.json` alone, before its weights are there.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the architecture's name; [`Error::ValidationFailed`] for a file that
+/// describes no possible model.
+pub fn check_supported(config: &Path) -> Result<()> {
+    let text = read_text(config, MAX_CONFIG)?
+        .ok_or_else(|| Error::model_not_found(format!("{} does not exist", config.display())))?;
+    config_json::parse(&text, config).map(|_| ())
+}
+
+/// Opens a directory.
+///
+/// # Errors
+/// As [`super::open_local`].
+pub fn open(directory: &Path) -> Result<LocalModel> {
+    let config_path = directory.join("config.json");
+    let Some(mut text) = read_text(&config_path, MAX_CONFIG)? else {
+        return Err(without_config(directory));
+    };
+    let mut parsed = config_json::parse(&text, &config_path)?;
+    if let Some(generation) =
+        optional_text(directory, "generation_config.json", MAX_CONFIG, &mut parsed.warnings)?
+    {
+        merge_end_tokens(directory, &generation, &mut parsed, &mut text);
+    }
+
+    let mut tensors = IndexMap::new();
+    for shard in shards(directory)? {
+        read_shard(&shard, &mut tensors)?;
+    }
+    let mut weights = IndexMap::with_capacity(tensors.len());
+    let mut refused = BTreeMap::new();
+    for (name, tensor) in tensors {
+        match tensor {
+            Ok(tensor) => {
+                weights.insert(name, Weight::Stored(tensor));
+            }
+            Err(dtype) => {
+                refused.insert(name, dtype);
+            }
+        }
+    }
+    refuse_other_types(&refused, &parsed, directory)?;
+    keep_expected(&mut weights, &parsed.config, parsed.biases, directory, &mut parsed.warnings)?;
+    if parsed.config.torch_dtype.is_empty() {
+        parsed.config.torch_dtype = most_used_dtype(&weights);
+    }
+
+    let tokenizer_json =
+        optional_text(directory, "tokenizer.json", MAX_TOKENIZER, &mut parsed.warnings)?;
+    if tokenizer_json.is_none() {
+        parsed.warnings.push(missing_tokenizer(directory));
+    }
+    Ok(LocalModel {
+        name: model_name(directory),
+        path: directory.to_path_buf(),
+        format: ModelFormat::HuggingFace,
+        config: parsed.config,
+        config_json: text,
+        tokenizer_json,
+        tokenizer_config_json: tokenizer_config(directory, &mut parsed.warnings)?,
+        weights,
+        warnings: parsed.warnings,
+    })
+}
+
+/// The text of a file, `None` if there is no such file.
+fn read_text(path: &Path, most: u64) -> Result<Option<String>> {
+    use std::io::Read;
+
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    if bytes.len() as u64 > most {
+        return Err(Error::damaged(path, format!("larger than {} MiB", most >> 20)));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| Error::damaged(path, "not UTF-8 text"))?;
+    Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
+}
+
+/// A file that the model works without: when it cannot be read, that is a warning.
+fn optional_text(
+    directory: &Path,
+    name: &str,
+    most: u64,
+    warnings: &mut Vec<String>,
+) -> Result<Option<String>> {
+    match read_text(&directory.join(name), most) {
+        Err(error @ Error::ValidationFailed { .. }) => {
+            warnings.push(format!("{error}; the file is left out"));
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+fn without_config(directory: &Path) -> Error {
+    let names = file_names(directory);
+    let with = |suffix: &str| {
+        names.iter().filter(|name| name.ends_with(suffix)).map(String::as_str).collect::<Vec<_>>()
+    };
+    let suggestion = if !with(".gguf").is_empty() {
+        format!("Give the path of one GGUF file: {}", some_of(&with(".gguf")))
+    } else if !with(".littlebit").is_empty() {
+        format!("Give the path of one .littlebit file: {}", some_of(&with(".littlebit")))
+    } else if names.contains("params.json") {
+        "This is the original layout of the weights; use the Hugging Face version of the model"
+            .to_owned()
+    } else {
+        "Give a directory with config.json and model.safetensors, a GGUF file or a hub id"
+            .to_owned()
+    };
+    Error::ModelNotFound {
+        message: format!("no config.json in {}", directory.display()),
+        suggestion,
+    }
+}
+
+fn file_names(directory: &Path) -> BTreeSet<String> {
+    std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// Adds the end tokens that only `generation_config.json` names, to the configuration and to its
+/// text, so that files made from this model end their generations as well.
+fn merge_end_tokens(
+    directory: &Path,
+    generation: &str,
+    parsed: &mut config_json::ParsedConfig,
+    text: &mut String,
+) {
+    let path = directory.join("generation_config.json");
+    let more = match config_json::generation_end_tokens(generation, &path) {
+        Ok(more) => more,
+        Err(error) => {
+            parsed.warnings.push(format!("{error}; the file is left out"));
+            return;
+        }
+    };
+    let ids = &mut parsed.config.eos_token_ids;
+    let before = ids.len();
+    for id in more {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    if ids.len() > before
+        && let Ok(Value::Object(mut root)) = serde_json::from_str(text)
+    {
+        let nested = !root.contains_key("hidden_size");
+        let target = match root.get_mut("text_config") {
+            Some(Value::Object(inner)) if nested => inner,
+            _ => &mut root,
+        };
+        target.insert("eos_token_id".to_owned(), json!(ids));
+        *text = format!("{:#}\n", Value::Object(root));
+    }
+}
+
+/// The weight files, all of them present.
+fn shards(directory: &Path) -> Result<Vec<PathBuf>> {
+    let single = directory.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index_path = directory.join("model.safetensors.index.json");
+    if let Some(index) = read_text(&index_path, MAX_TOKENIZER)? {
+        let files = indexed_files(&index, &index_path)?;
+        return present(directory, files.iter().map(String::as_str));
+    }
+    let names = file_names(directory);
+    let safetensors: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")).collect();
+    match safetensors.as_slice() {
+        [] => Err(without_weights(directory, &names)),
+        [one] if shard_number(one).is_none() => Ok(vec![directory.join(one)]),
+        several => {
+            // Shards without an index: their names say how many there must be.
+            let numbered = several.iter().find_map(|name| shard_number(name));
+            let Some((stem, count, digits)) = numbered else {
+                return Err(Error::ModelNotFound {
+                    message: format!(
+                        "{} has several weight files and no model.safetensors.index.json: {}",
+                        directory.display(),
+                        some_of(several)
+                    ),
+                    suggestion: "Download the model again".to_owned(),
+                });
+            };
+            let all: Vec<String> = (1..=count)
+                .map(|number| format!("{stem}-{number:0digits$}-of-{count:0digits$}.safetensors"))
+                .collect();
+            present(directory, all.iter().map(String::as_str))
+        }
+    }
+}
+
+/// Stem, number of shards and digits of a name like `model-00001-of-00003.safetensors`.
+fn shard_number(name: &str) -> Option<(&str, usize, usize)> {
+    const MOST: usize = 10_000;
+    let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let (count, digits) = (count.parse().ok()?, count.len());
+    let number: usize = number.parse().ok()?;
+    (1..=count).contains(&number).then_some(())?;
+    (count <= MOST).then_some((stem, count, digits))
+}
+
+/// The files that an index names, in order.
+fn indexed_files(index: &str, path: &Path) -> Result<BTreeSet<String>> {
+    let index: Value = serde_json::from_str(index)
+        .map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
+    let Some(Value::Object(map)) = index.get("weight_map") else {
+        return Err(Error::damaged(path, "no `weight_map`"));
+    };
+    let mut files = BTreeSet::new();
+    for (tensor, file) in map {
+        match file.as_str() {
+            // Nothing outside the directory may be opened.
+            Some(file) if Path::new(file).file_name().is_some_and(|name| name == file) => {
+                files.insert(file.to_owned());
+            }
+            _ => {
+                return Err(Error::damaged(
+                    path,
+                    format!("tensor {tensor} is in {file}, which is not the name of a file"),
+                ));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn present<'a>(directory: &Path, files: impl Iterator<Item = &'a str>) -> Result<Vec<PathBuf>> {
+    let files: Vec<&str> = files.collect();
+    let missing: Vec<&str> =
+        files.iter().copied().filter(|name| !directory.join(name).is_file()).collect();
+    if missing.is_empty() {
+        return Ok(files.iter().map(|name| directory.join(name)).collect());
+    }
+    Err(Error::ModelNotFound {
+        message: format!(
+            "{} lacks {} of {} weight files: {}",
+            directory.display(),
+            missing.len(),
+            files.len(),
+            some_of(&missing)
+        ),
+        suggestion: "Download the missing files".to_owned(),
+    })
+}
+
+fn without_weights(directory: &Path, names: &BTreeSet<String>) -> Error {
+    let pickled = |name: &&str| {
+        let extension = Path::new(name).extension().and_then(|e| e.to_str());
+        matches!(extension, Some("bin" | "pth" | "pt")) && *name != "training_args.bin"
+    };
+    let pickles: Vec<&str> = names.iter().map(String::as_str).filter(pickled).collect();
+    if pickles.is_empty() {
+        return Error::model_not_found(format!(
+            "{} has a config.json and no weights (*.safetensors)",
+            directory.display()
+        ));
+    }
+    Error::Unsupported {
+        message: format!(
+            "{} has its weights only as Python pickles: {}",
+            directory.display(),
+            some_of(&pickles)
+        ),
+        suggestion: "Use a version of the model with safetensors; pickles can run code when opened"
+            .to_owned(),
+    }
+}
+
+/// A tensor that can be read, or the name of its type.
+type ShardTensor = std::result::Result<StoredTensor, String>;
+
+/// Maps a file and adds its tensors, in the order of their data.
+fn read_shard(path: &Path, tensors: &mut IndexMap<String, ShardTensor>) -> Result<()> {
+    let bytes = SharedBytes::map(path)?;
+    let damaged = |message: String| Error::damaged(path, message);
+    let length = bytes
+        .split_first_chunk::<8>()
+        .and_then(|(length, _)| usize::try_from(u64::from_le_bytes(*length)).ok())
+        .ok_or_else(|| damaged("too short for a safetensors file".to_owned()))?;
+    if length > MAX_HEADER {
+        return Err(damaged(format!("a header of {length} bytes")));
+    }
+    let header = bytes.get(8..8 + length).ok_or_else(|| {
+        damaged(format!("the header of {length} bytes does not fit into the file; truncated?"))
+    })?;
+    let metadata: Metadata = serde_json::from_slice(header)
+        .map_err(|e| damaged(format!("not a safetensors header: {e}")))?;
+    let start = 8 + length;
+    let expected = start.checked_add(metadata.data_len());
+    if expected != Some(bytes.len()) {
+        return Err(damaged(format!(
+            "{} bytes long, but the header describes {}; truncated?",
+            bytes.len(),
+            expected.map_or_else(|| "more than fits".to_owned(), |n| n.to_string())
+        )));
+    }
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let dtype = match info.dtype {
+            Dtype::F32 => Ok(StoredType::F32),
+            Dtype::F16 => Ok(StoredType::F16),
+            Dtype::BF16 => Ok(StoredType::BF16),
+            other => Err(other.to_string()),
+        };
+        let tensor = match dtype {
+            Ok(dtype) if !info.shape.is_empty() => {
+                let (from, to) = info.data_offsets;
+                let data = bytes
+                    .slice(start + from..start + to)
+                    .ok_or_else(|| damaged(format!("the data of {name} is outside the file")))?;
+                Ok(StoredTensor::new(info.shape.clone(), dtype, data)
+                    .map_err(|e| damaged(format!("{name}: {e}")))?)
+            }
+            Ok(_) => Err("scalar".to_owned()),
+            Err(name) => Err(name),
+        };
+        if tensors.insert(name.clone(), tensor).is_some() {
+            return Err(damaged(format!("{name} is also in another file")));
+        }
+    }
+    Ok(())
+}
+
+/// Expected tensors of other types are refused by name; others do not matter.
+fn refuse_other_types(
+    refused: &BTreeMap<String, String>,
+    parsed: &config_json::ParsedConfig,
+    directory: &Path,
+) -> Result<()> {
+    let expected = super::catalog::expected_tensors(&parsed.config, parsed.biases);
+    let Some((name, dtype)) =
+        expected.iter().find_map(|tensor| refused.get_key_value(&tensor.name))
+    else {
+        return Ok(());
+    };
+    Err(Error::Unsupported {
+        message: format!("{name} in {} has element type {dtype}", directory.display()),
+        suggestion: "Weights must be F32, F16 or BF16: use the original checkpoint".to_owned(),
+    })
+}
+
+fn most_used_dtype(weights: &IndexMap<String, Weight>) -> String {
+    let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();
+    for weight in weights.values() {
+        if let Weight::Stored(tensor) = weight {
+            let name = match tensor.dtype {
+                StoredType::F32 => "float32",
+                StoredType::BF16 => "bfloat16",
+                _ => "float16",
+            };
+            *bytes.entry(name).or_default() += tensor.bytes.len();
+        }
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("float32", |(name, _)| name).to_owned()
+}
+
+fn missing_tokenizer(directory: &Path) -> String {
+    let other =
+        ["tokenizer.model", "vocab.json"].into_iter().find(|name| directory.join(name).is_file());
+    match other {
+        Some(other) => format!(
+            "no tokenizer.json in {} ({other} alone is not read): text cannot be processed",
+            directory.display()
+        ),
+        None => {
+            format!("no tokenizer.json in {}: text cannot be processed", directory.display())
+        }
+    }
+}
+
+/// `tokenizer_config.json` with the chat template in it, wherever the model keeps that: the file
+/// `chat_template.jinja` wins, as in transformers; then the field; then `chat_template.json`.
+fn tokenizer_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Option<String>> {
+    let text = optional_text(directory, "tokenizer_config.json", MAX_CONFIG, warnings)?;
+    let from_json = optional_text(directory, "chat_template.json", MAX_CONFIG, warnings)?
+        .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+        .and_then(|value| value.get("chat_template").cloned());
+    let from_file =
+        optional_text(directory, "chat_template.jinja", MAX_CONFIG, warnings)?.map(Value::String);
+    let mut root = match text.as_deref().map(serde_json::from_str::<Value>) {
+        Some(Ok(Value::Object(root))) => root,
+        None => serde_json::Map::new(),
+        Some(_) => {
+            warnings.push(format!(
+                "{}: not a JSON object; the file is left out",
+                directory.join("tokenizer_config.json").display()
+            ));
+            serde_json::Map::new()
+        }
+    };
+    let has_template = root.get("chat_template").is_some_and(|template| !template.is_null());
+    let template = match from_file {
+        Some(template) => Some(template),
+        None if !has_template => from_json,
+        None => None,
+    };
+    match template {
+        Some(template) => {
+            root.insert("chat_template".to_owned(), template);
+            Ok(Some(format!("{:#}\n", Value::Object(root))))
+        }
+        None if root.is_empty() => Ok(None),
+        None => Ok(text),
+    }
+}
+
+/// `org/name` for a snapshot in the hub's cache, else the directory's own name.
+fn model_name(directory: &Path) -> String {
+    let full = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
+    let cached = full.components().rev().find_map(|part| {
+        let repository = part.as_os_str().to_str()?.strip_prefix("models--")?;
+        Some(repository.replacen("--", "/", 1))
+    });
+    cached
+        .or_else(|| full.file_name().map(|name| name.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "model".to_owned())
+}

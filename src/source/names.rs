@@ -1,0 +1,89 @@
+//! Tensor names of Hugging Face checkpoints and of GGUF files, both ways.
+
+/// Names outside the blocks: Hugging Face, GGUF.
+const OUTER: [(&str, &str); 3] = [
+    ("model.embed_tokens.weight", "token_embd.weight"),
+    ("model.norm.weight", "output_norm.weight"),
+    ("lm_head.weight", "output.weight"),
+];
+
+/// Modules of a block: Hugging Face, GGUF.
+const BLOCK: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// `blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`.
+#[must_use]
+pub fn to_hugging_face(gguf: &str) -> Option<String> {
+    if let Some((outer, _)) = OUTER.iter().find(|(_, name)| *name == gguf) {
+        return Some((*outer).to_owned());
+    }
+    let (block, module, suffix) = parts(gguf.strip_prefix("blk.")?)?;
+    let (module, _) = BLOCK.iter().find(|(_, name)| *name == module)?;
+    Some(format!("model.layers.{block}.{module}.{suffix}"))
+}
+
+/// `model.layers.3.self_attn.q_proj.weight` → `blk.3.attn_q.weight`.
+#[must_use]
+pub fn to_gguf(hugging_face: &str) -> Option<String> {
+    if let Some((_, outer)) = OUTER.iter().find(|(name, _)| *name == hugging_face) {
+        return Some((*outer).to_owned());
+    }
+    let (block, module, suffix) = parts(hugging_face.strip_prefix("model.layers.")?)?;
+    let (_, module) = BLOCK.iter().find(|(name, _)| *name == module)?;
+    Some(format!("blk.{block}.{module}.{suffix}"))
+}
+
+/// `3.attn_q.weight` → block number, module, `weight` or `bias`.
+fn parts(rest: &str) -> Option<(usize, &str, &str)> {
+    let (block, rest) = rest.split_once('.')?;
+    let (module, suffix) = rest.rsplit_once('.')?;
+    let canonical = block == "0" || !block.starts_with(['0', '+']);
+    (canonical && matches!(suffix, "weight" | "bias")).then_some((
+        block.parse().ok()?,
+        module,
+        suffix,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_two_worlds() {
+        for (hugging_face, gguf) in [
+            ("model.embed_tokens.weight", "token_embd.weight"),
+            ("lm_head.weight", "output.weight"),
+            ("model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias"),
+            ("model.layers.17.self_attn.o_proj.weight", "blk.17.attn_output.weight"),
+            ("model.layers.3.self_attn.k_norm.weight", "blk.3.attn_k_norm.weight"),
+            ("model.layers.3.post_attention_layernorm.weight", "blk.3.ffn_norm.weight"),
+            ("model.layers.120.mlp.down_proj.weight", "blk.120.ffn_down.weight"),
+        ] {
+            assert_eq!(to_gguf(hugging_face).as_deref(), Some(gguf));
+            assert_eq!(to_hugging_face(gguf).as_deref(), Some(hugging_face));
+        }
+        for other in [
+            "rope_freqs.weight",
+            "blk.0.attn_q.scale",
+            "blk.x.attn_q.weight",
+            "blk.00.attn_q.weight",
+        ] {
+            assert_eq!(to_hugging_face(other), None, "{other}");
+        }
+        for other in ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1", "norm"] {
+            assert_eq!(to_gguf(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The documentation says what the binary says.
+
+use std::path::Path;
+
+use super::common::{Workspace, stdout};
+
+const COMMANDS: [&[&str]; 8] = [
+    &[],
+    &["littlebit"],
+    &["littlebit", "compress"],
+    &["littlebit", "info"],
+    &["littlebit", "validate"],
+    &["generate"],
+    &["info"],
+    &["man"],
+];
+
+/// `docs/cli.md` is the help of every command. Set `LLM_QUANTIZE_UPDATE_DOCS=1` to write it anew.
+#[test]
+fn the_command_line_reference_is_current() {
+    let workspace = Workspace::new();
+    let mut page = String::from(
+        "# Command line\n\nThe help of every command, as the binary prints it. Exit codes, JSON documents and \
+         environment variables: [reference.md](reference.md).\n",
+    );
+    for command in COMMANDS {
+        let arguments = [command, &["--help"]].concat();
+        let name = [&["llm-quantize"], command].concat().join(" ");
+        page += &format!(
+            "\n## {name}\n\n```text\n{}\n```\n",
+            stdout(&workspace.succeed(&arguments)).trim_end()
+        );
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+    if std::env::var_os("LLM_QUANTIZE_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written == page, "docs/cli.md is out of date: run with LLM_QUANTIZE_UPDATE_DOCS=1");
+}
+
+/// Every exit code and every environment variable is in the reference.
+#[test]
+fn the_reference_lists_codes_and_variables() {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md"))
+            .unwrap();
+    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 20, 21, 22, 23, 130] {
+        assert!(page.lines().any(|l| l.starts_with(&format!("| {code} |"))), "exit code {code}");
+    }
+    for variable in llm_quantize::settings::Settings::TABLE {
+        assert!(page.contains(&format!("| `{}` |", variable.name)), "{}", variable.name);
+    }
+}

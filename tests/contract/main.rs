@@ -1,0 +1,19 @@
+//! The contract of the command line, tested on the real binary: exit codes, JSON documents, what
+//! goes to which stream.
+//!
+//! - `common`: a private folder and a way to run the binary
+//! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
+//! - `errors`: every exit code, provoked by a real cause
+//! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
+//! - `resume`: checkpoints, kills, Ctrl-C
+//! - `streams`: stdout and stderr discipline, verbosity, help
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+mod compress;
+mod docs;
+mod errors;
+mod inspect;
+mod resume;
+mod streams;

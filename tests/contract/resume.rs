@@ -1,0 +1,178 @@
+//! Checkpoints: kills at random points, Ctrl-C, and checkpoints that belong to another run.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::common::{Workspace, compress_arguments, fails, stderr, tiny_model};
+
+/// More iterations than elsewhere, so that there is time to be killed.
+const SLOW: [&str; 6] =
+    ["--iterations", "40", "--target-bpw", "1.0", "--skip-validation", "--threads"];
+
+fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base = compress_arguments(model, "m.littlebit", &[]);
+    let without_iterations = base.iter().take(7).chain(base.iter().skip(9)).copied();
+    without_iterations.chain(SLOW).chain(["2"]).chain(more.iter().copied()).collect()
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_runs_resume_to_the_same_bytes() {
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    let reference = Workspace::new();
+    let began = std::time::Instant::now();
+    reference.succeed(&arguments(model, &[]));
+    let whole = began.elapsed();
+    let expected = std::fs::read(reference.path("m.littlebit")).unwrap();
+
+    let workspace = Workspace::new();
+    let mut killed = 0;
+    // A fixed sequence of delays that covers the run from its start to its end.
+    for attempt in 0..20_u32 {
+        let mut child = workspace
+            .command(&arguments(model, &[]))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(whole.mul_f64(f64::from((attempt * 7) % 20 + 1) / 20.0 * 0.6));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            killed += 1;
+        }
+        child.wait().unwrap();
+        if workspace.path("m.littlebit").exists() {
+            // It got through in small steps: what is there must be whole; then start over.
+            assert!(std::fs::read(workspace.path("m.littlebit")).unwrap() == expected);
+            std::fs::remove_file(workspace.path("m.littlebit")).unwrap();
+        }
+    }
+    assert!(killed > 0, "no run lived long enough to be killed");
+    workspace.succeed(&arguments(model, &[]));
+    assert!(
+        std::fs::read(workspace.path("m.littlebit")).unwrap() == expected,
+        "other bytes after {killed} kills"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_says_how_to_go_on() {
+    let workspace = Workspace::new();
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    let child = workspace
+        .command(&arguments(model, &["--iterations", "400"]))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Interrupt when the first matrix is in the store.
+    let units =
+        || walk(&workspace.path(".checkpoint")).iter().filter(|p| p.contains("proj")).count();
+    let mut waited = 0;
+    while units() == 0 && waited < 600 {
+        std::thread::sleep(Duration::from_millis(100));
+        waited += 1;
+    }
+    let kill = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["error_code"], 130);
+    let suggestion = document["suggestion"].as_str().unwrap();
+    assert!(
+        suggestion.contains("littlebit compress") && suggestion.contains("--resume"),
+        "{suggestion}"
+    );
+    assert!(!workspace.path("m.littlebit").exists());
+    let beside: Vec<_> =
+        walk(&workspace.path(".")).into_iter().filter(|p| p.contains("m.littlebit")).collect();
+    assert!(beside.is_empty(), "{beside:?}");
+
+    workspace.succeed(&arguments(model, &["--iterations", "400", "--resume", ".checkpoint"]));
+    assert!(workspace.path("m.littlebit").exists());
+}
+
+/// All files below a folder.
+fn walk(folder: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Ok(entries) = std::fs::read_dir(folder) {
+        for entry in entries.flatten() {
+            if entry.path().is_dir() {
+                found.extend(walk(&entry.path()));
+            } else {
+                found.push(entry.path().display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// Leaves a checkpoint of an unfinished run behind.
+fn unfinished(workspace: &Workspace, model: &str) {
+    let mut child = workspace
+        .command(&arguments(model, &["--iterations", "400"]))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    for _ in 0..600 {
+        if walk(&workspace.path(".checkpoint")).iter().any(|p| p.contains("proj")) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_checkpoint_of_other_settings_is_refused_with_the_difference() {
+    let workspace = Workspace::new();
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    unfinished(&workspace, model);
+    let other =
+        arguments(model, &["--iterations", "400", "--resume", ".checkpoint", "--seed", "7"]);
+    let error = fails(&workspace, &other, 7, "CheckpointError");
+    assert!(error.message.contains("seed") && error.message.contains('7'), "{error:?}");
+}
+
+#[test]
+fn a_torn_checkpoint_is_redone() {
+    let workspace = Workspace::new();
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    unfinished(&workspace, model);
+    let unit =
+        walk(&workspace.path(".checkpoint")).into_iter().find(|p| p.contains("proj")).unwrap();
+    let bytes = std::fs::read(&unit).unwrap();
+    std::fs::write(&unit, &bytes[..bytes.len() / 2]).unwrap();
+    let output =
+        workspace.succeed(&arguments(model, &["--iterations", "400", "--resume", ".checkpoint"]));
+    assert!(stderr(&output).contains("Warning:"), "{}", stderr(&output));
+
+    let reference = Workspace::new();
+    reference.succeed(&arguments(model, &["--iterations", "400"]));
+    let read = |w: &Workspace| std::fs::read(w.path("m.littlebit")).unwrap();
+    assert!(read(&workspace) == read(&reference));
+}
+
+#[test]
+fn threads_do_not_change_the_bytes() {
+    let bytes: Vec<Vec<u8>> = ["1", "2", "3"]
+        .iter()
+        .map(|threads| {
+            let workspace = Workspace::new();
+            workspace.compress("m.littlebit", &["--skip-validation", "--threads", threads]);
+            std::fs::read(workspace.path("m.littlebit")).unwrap()
+        })
+        .collect();
+    assert!(bytes[0] == bytes[1] && bytes[1] == bytes[2]);
+}

@@ -1,0 +1,33 @@
+//! The decoder against other implementations of the same models.
+//!
+//! - `candle`: candle-transformers' llama, mistral, qwen2 and qwen3 on the same weights.
+//! - `options`: a forward pass in f64, written for these tests as plainly as possible
+//!   (`reference`), for every option of the graph.
+//! - `consistency`: the decoder against itself: cache, batch, threads, both ways to compute.
+//! - `llama_cpp`: llama.cpp itself on a real model, where the environment names both;
+//!   `llama_library` calls it.
+//!
+//! `tiny` makes the models: random weights from a seed.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests fail and report like the tests themselves"
+)]
+
+#[path = "parity/candle.rs"]
+mod candle;
+#[path = "parity/consistency.rs"]
+mod consistency;
+#[cfg(unix)]
+#[path = "parity/llama_cpp.rs"]
+mod llama_cpp;
+#[cfg(unix)]
+#[path = "parity/llama_library.rs"]
+mod llama_library;
+#[path = "parity/options.rs"]
+mod options;
+#[path = "parity/reference.rs"]
+mod reference;
+#[path = "parity/tiny.rs"]
+mod tiny;

@@ -1,0 +1,204 @@
+//! The few calls of llama.cpp's C interface that the comparison needs, through its shared library.
+//!
+//! Parameter structures are opaque here: the library fills them with its defaults and gets them
+//! back unchanged but for a few fields: the sizes at the very front, whose place has not moved in
+//! years, and some whose default is checked before they are set. The structures are larger than
+//! the library's own; it reads and writes the front part, on the stack or through a pointer,
+//! in the calling conventions of 64-bit Linux and macOS machines.
+
+#![allow(unsafe_code, reason = "calls into a C library")]
+
+use std::ffi::{CString, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libloading::{Library, Symbol};
+
+/// A structure of up to 512 bytes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Opaque([u8; 512]);
+
+impl Opaque {
+    fn get(&self, offset: usize) -> i32 {
+        i32::from_ne_bytes(self.0[offset..offset + 4].try_into().unwrap())
+    }
+
+    fn set(&mut self, offset: usize, value: i32) {
+        self.0[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
+/// `llama_batch`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Batch {
+    n_tokens: i32,
+    token: *mut i32,
+    embd: *mut f32,
+    pos: *mut i32,
+    n_seq_id: *mut i32,
+    seq_id: *mut *mut i32,
+    logits: *mut i8,
+}
+
+/// The library.
+pub(crate) struct LlamaCpp {
+    llama: Library,
+    ggml: Library,
+}
+
+/// `LLAMA_FTYPE_ALL_F32`.
+pub(crate) const F32: i32 = 0;
+/// `LLAMA_FTYPE_MOSTLY_F16`.
+pub(crate) const F16: i32 = 1;
+
+/// How llama.cpp computes attention.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attention {
+    /// As it does by default: flash attention over a cache of halves.
+    Default,
+    /// In f32 throughout.
+    Exact,
+}
+
+/// Where `llama_context_params` has its fields, and their defaults as a check of that: flash
+/// attention (automatic) and the types of keys and values (f16).
+const FLASH_ATTENTION: (usize, i32) = (52, -1);
+const CACHE_TYPES: [(usize, i32); 2] = [(104, 1), (108, 1)];
+
+impl LlamaCpp {
+    /// Opens `libllama` in `folder`, with the backends beside it.
+    pub(crate) fn open(folder: &Path) -> Self {
+        let find = |stem: &str| -> PathBuf {
+            let entries = std::fs::read_dir(folder).unwrap();
+            let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+            names.sort();
+            let matches = |path: &PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                name.strip_prefix(stem).is_some_and(|rest| {
+                    rest.starts_with('.') && (rest.contains(".so") || rest.contains(".dylib"))
+                })
+            };
+            names
+                .into_iter()
+                .find(matches)
+                .unwrap_or_else(|| panic!("no {stem} in {}", folder.display()))
+        };
+        let path = CString::new(folder.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the libraries are those of llama.cpp; the signatures are those of its headers.
+        unsafe {
+            let ggml = Library::new(find("libggml")).unwrap();
+            let llama = Library::new(find("libllama")).unwrap();
+            let library = Self { llama, ggml };
+            let silent: unsafe extern "C" fn(i32, *const c_char, *mut c_void) = quiet;
+            let log_set: Symbol<
+                unsafe extern "C" fn(
+                    unsafe extern "C" fn(i32, *const c_char, *mut c_void),
+                    *mut c_void,
+                ),
+            > = library.llama.get(b"llama_log_set").unwrap();
+            log_set(silent, std::ptr::null_mut());
+            let load_all: Symbol<unsafe extern "C" fn(*const c_char)> =
+                library.ggml.get(b"ggml_backend_load_all_from_path").unwrap();
+            load_all(path.as_ptr());
+            let init: Symbol<unsafe extern "C" fn()> =
+                library.llama.get(b"llama_backend_init").unwrap();
+            init();
+            library
+        }
+    }
+
+    fn defaults(&self, name: &[u8]) -> Opaque {
+        // SAFETY: the function returns a structure smaller than `Opaque` through a pointer to it.
+        unsafe {
+            let get: Symbol<unsafe extern "C" fn() -> Opaque> = self.llama.get(name).unwrap();
+            get()
+        }
+    }
+
+    /// Writes the model `from` to `to` with all matrices as `file_type`.
+    pub(crate) fn write(&self, from: &Path, to: &Path, file_type: i32) {
+        let mut parameters = self.defaults(b"llama_model_quantize_default_params");
+        parameters.set(4, file_type);
+        parameters.0[16] = 1; // allow_requantize
+        let (from, to) = (c_path(from), c_path(to));
+        // SAFETY: both paths end in zero, and the parameters are the library's own.
+        let status = unsafe {
+            let quantize: Symbol<
+                unsafe extern "C" fn(*const c_char, *const c_char, *const Opaque) -> u32,
+            > = self.llama.get(b"llama_model_quantize").unwrap();
+            quantize(from.as_ptr(), to.as_ptr(), &raw const parameters)
+        };
+        assert_eq!(status, 0, "llama_model_quantize failed");
+    }
+
+    /// Logits of every token, `[tokens][vocab]`.
+    pub(crate) fn logits(
+        &self,
+        model: &Path,
+        tokens: &[u32],
+        vocab: usize,
+        attention: Attention,
+    ) -> Vec<Vec<f32>> {
+        let path = c_path(model);
+        let count = i32::try_from(tokens.len()).unwrap();
+        let mut parameters = self.defaults(b"llama_context_default_params");
+        for offset in [0, 4, 8] {
+            parameters.set(offset, count.max(512)); // n_ctx, n_batch, n_ubatch
+        }
+        if attention == Attention::Exact {
+            for (offset, default) in CACHE_TYPES.into_iter().chain([FLASH_ATTENTION]) {
+                assert_eq!(parameters.get(offset), default, "this llama.cpp has another layout");
+                parameters.set(offset, 0); // f32; off
+            }
+        }
+        // SAFETY: the signatures are those of llama.h; the batch has room for `count` tokens, and
+        // the library returns `count` rows of logits because every token asks for them.
+        unsafe {
+            let llama = &self.llama;
+            let load: Symbol<unsafe extern "C" fn(*const c_char, Opaque) -> *mut c_void> =
+                llama.get(b"llama_model_load_from_file").unwrap();
+            let model = load(path.as_ptr(), self.defaults(b"llama_model_default_params"));
+            assert!(!model.is_null(), "llama.cpp cannot load {path:?}");
+            let init: Symbol<unsafe extern "C" fn(*mut c_void, Opaque) -> *mut c_void> =
+                llama.get(b"llama_init_from_model").unwrap();
+            let context = init(model, parameters);
+            assert!(!context.is_null(), "llama.cpp cannot make a context");
+            // One thread: its workers spin, which is slow where other tests run.
+            let threads: Symbol<unsafe extern "C" fn(*mut c_void, i32, i32)> =
+                llama.get(b"llama_set_n_threads").unwrap();
+            threads(context, 1, 1);
+            let batch_init: Symbol<unsafe extern "C" fn(i32, i32, i32) -> Batch> =
+                llama.get(b"llama_batch_init").unwrap();
+            let mut batch = batch_init(count, 0, 1);
+            for (i, token) in tokens.iter().enumerate() {
+                *batch.token.add(i) = i32::try_from(*token).unwrap();
+                *batch.pos.add(i) = i32::try_from(i).unwrap();
+                *batch.n_seq_id.add(i) = 1;
+                **batch.seq_id.add(i) = 0;
+                *batch.logits.add(i) = 1;
+            }
+            batch.n_tokens = count;
+            let decode: Symbol<unsafe extern "C" fn(*mut c_void, Batch) -> i32> =
+                llama.get(b"llama_decode").unwrap();
+            assert_eq!(decode(context, batch), 0, "llama_decode failed");
+            let get: Symbol<unsafe extern "C" fn(*mut c_void) -> *const f32> =
+                llama.get(b"llama_get_logits").unwrap();
+            let all = std::slice::from_raw_parts(get(context), tokens.len() * vocab);
+            let rows = all.chunks_exact(vocab).map(<[f32]>::to_vec).collect();
+            let free: Symbol<unsafe extern "C" fn(*mut c_void)> = llama.get(b"llama_free").unwrap();
+            free(context);
+            let free: Symbol<unsafe extern "C" fn(*mut c_void)> =
+                llama.get(b"llama_model_free").unwrap();
+            free(model);
+            rows
+        }
+    }
+}
+
+extern "C" fn quiet(_: i32, _: *const c_char, _: *mut c_void) {}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap()
+}

@@ -1,0 +1,302 @@
+//! Plans for published model shapes, checked against arithmetic done here and against figures of
+//! the papers.
+
+use llm_quantize::Error;
+use llm_quantize::littlebit::plan::{
+    CompressionPlan, PlanRequest, PlannedTensor, TensorHeader, headers_from_config, plan,
+    plan_config,
+};
+use llm_quantize::source::ModelConfig;
+use llm_quantize::source::config::{Architecture, RopeConfig, RopeScaling};
+use llm_quantize::tensor::StoredType;
+
+/// hidden, intermediate, layers, heads, key/value heads, vocabulary, tied head
+type Dims = (usize, usize, usize, usize, usize, usize, bool);
+
+const LLAMA_2_7B: Dims = (4096, 11008, 32, 32, 32, 32000, false);
+const LLAMA_2_13B: Dims = (5120, 13824, 40, 40, 40, 32000, false);
+const LLAMA_2_70B: Dims = (8192, 28672, 80, 64, 8, 32000, false);
+const SMOLLM2_135M: Dims = (576, 1536, 30, 9, 3, 49152, true);
+const TINY: Dims = (128, 344, 4, 4, 2, 1024, true);
+
+fn config(dims: Dims) -> ModelConfig {
+    let (hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, vocab_size, tied) =
+        dims;
+    ModelConfig {
+        architecture: Architecture::Llama,
+        class_name: "LlamaForCausalLM".into(),
+        hidden_size,
+        intermediate_size,
+        num_layers,
+        num_heads,
+        num_kv_heads,
+        head_dim: hidden_size / num_heads,
+        vocab_size,
+        max_positions: 4096,
+        rms_norm_eps: 1e-5,
+        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+        sliding_window: None,
+        tie_word_embeddings: tied,
+        torch_dtype: "float16".into(),
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+    }
+}
+
+fn at(target_bpw: f64) -> PlanRequest {
+    PlanRequest { target_bpw, ..PlanRequest::default() }
+}
+
+#[expect(clippy::unwrap_used, reason = "a test's helper")]
+fn planned(dims: Dims, request: &PlanRequest) -> CompressionPlan {
+    plan_config(&config(dims), request).unwrap()
+}
+
+/// Bits of all layers by the papers' formula, from the ranks alone.
+fn bits_by_formula(plan: &CompressionPlan) -> u64 {
+    plan.layers()
+        .map(|layer| {
+            let s = layer.shape;
+            let (m, n, r) = (s.rows as u64, s.cols as u64, s.rank as u64);
+            let middle = if s.middle_scale { 16 * r } else { 0 };
+            s.paths as u64 * ((r + 16) * (m + n) + middle)
+        })
+        .sum()
+}
+
+#[test]
+fn seventy_billion_parameters_are_counted_as_published() {
+    for (dims, parameters) in [
+        (LLAMA_2_7B, 6_738_415_616u64),
+        (LLAMA_2_13B, 13_015_864_320),
+        (LLAMA_2_70B, 68_976_648_192),
+        (SMOLLM2_135M, 134_515_008),
+    ] {
+        let plan = planned(dims, &at(1.0));
+        assert_eq!(plan.parameters, parameters);
+        assert_eq!(plan.original_bytes, 2 * parameters);
+    }
+}
+
+/// The sizes of the specification at 0.1 bits per weight: at least 25 times smaller, with the
+/// 1.84 MB of Llama's tokenizer and a generous megabyte of index.
+#[test]
+fn a_tenth_of_a_bit_is_at_least_25_times_smaller() {
+    for (dims, at_most) in [(LLAMA_2_7B, 380e6), (LLAMA_2_13B, 530e6), (LLAMA_2_70B, 1.45e9)] {
+        let plan = planned(dims, &at(0.1));
+        let (hidden, vocabulary) = (dims.0 as u64, dims.5 as u64);
+        assert_eq!(plan.embedding_bytes(), 2 * vocabulary * hidden / 32 * 34);
+        assert_eq!(plan.other_bytes(), 4 * hidden * (2 * dims.2 as u64 + 1));
+        assert_eq!(plan.factor_bytes() * 8, bits_by_formula(&plan));
+        let file = plan.tensor_bytes() + 2_840_000;
+        assert!((file as f64) < at_most, "{file}");
+        assert!(plan.compression_ratio(file) >= 25.0, "{}", plan.compression_ratio(file));
+        // 13.48 GB of 16-bit weights become 364 MB: 37 times.
+        if dims == LLAMA_2_7B {
+            assert!((plan.compression_ratio(file) - 37.0).abs() < 0.5);
+        }
+    }
+}
+
+#[test]
+fn every_target_is_met_within_a_percent_or_refused() {
+    for dims in [LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, SMOLLM2_135M, TINY] {
+        let mut met = 0;
+        for step in 2..=40 {
+            let target = f64::from(step) * 0.05;
+            for (residual, middle_scale) in [(false, false), (true, false), (true, true)] {
+                let request = PlanRequest { residual, middle_scale, ..at(target) };
+                match plan_config(&config(dims), &request) {
+                    Ok(plan) => {
+                        met += 1;
+                        let achieved = plan.achieved_bpw();
+                        assert!(achieved <= target + 1e-9, "{achieved} for {target}");
+                        assert!(achieved >= 0.99 * target, "{achieved} for {target}: {dims:?}");
+                        let bits = bits_by_formula(&plan) as f64;
+                        let formula = bits / plan.factorized_weights() as f64;
+                        assert!((achieved - formula).abs() < 1e-9);
+                        for layer in plan.layers() {
+                            let s = layer.shape;
+                            assert!(s.rank >= 8 && s.rank % 8 == 0 && s.rank <= s.rows.min(s.cols));
+                        }
+                    }
+                    Err(error) => {
+                        assert_eq!(error.exit_code(), 23);
+                        assert!(
+                            dims == TINY || (dims == SMOLLM2_135M && residual),
+                            "{dims:?}: {error}"
+                        );
+                    }
+                }
+            }
+        }
+        assert!(met > 80, "{met} of 117 plans");
+    }
+}
+
+#[test]
+fn all_layers_get_the_same_rate() {
+    let plan = planned(LLAMA_2_7B, &at(1.0));
+    for layer in plan.layers() {
+        let rate = layer.shape.bits_per_weight();
+        assert!((rate - 1.0).abs() < 0.006, "{}: {rate}", layer.name);
+        // NanoQuant's ranks, in steps of 8 instead of 32, plus what remained of the budget.
+        let exact = layer.shape.exact_rank(1.0);
+        assert!((exact - layer.shape.rank as f64).abs() <= 8.0);
+    }
+    let summary = plan.summary();
+    assert_eq!((summary.blocks, summary.layers), (32, 224));
+    // The last bits of the budget went to the up projections and to the first q.
+    assert_eq!(summary.min_rank, (2032, "model.layers.0.self_attn.k_proj".into()));
+    assert_eq!(summary.max_rank.1, "model.layers.0.mlp.gate_proj");
+    assert!(summary.average_rank > 2032.0 && summary.average_rank < summary.max_rank.0 as f64);
+}
+
+#[test]
+fn small_models_give_narrow_layers_their_minimum() {
+    // 135M, ranks by q, k and gate: floors at the target, at most one step of the rest on top.
+    for (target, floors) in [(1.0, [272, 128, 400]), (0.55, [136, 56, 208]), (0.3, [64, 24, 104])] {
+        let plan = planned(SMOLLM2_135M, &at(target));
+        for layer in plan.layers() {
+            let floor = match (layer.shape.rows, layer.shape.cols) {
+                (576, 576) => floors[0],
+                (192, 576) => floors[1],
+                _ => floors[2],
+            };
+            assert!([floor, floor + 8].contains(&layer.shape.rank), "{}", layer.name);
+        }
+    }
+    // At 0.1 the scales and rank 8 of k and v take 1/6 bit: the others pay.
+    let plan = planned(SMOLLM2_135M, &at(0.1));
+    for layer in plan.layers().filter(|l| l.shape.rows == 192) {
+        assert_eq!(layer.shape.rank, 8);
+        assert!((layer.shape.bits_per_weight() - 1.0 / 6.0).abs() < 1e-12);
+    }
+    assert!(plan.achieved_bpw() <= 0.1 && plan.achieved_bpw() > 0.0999);
+}
+
+#[test]
+fn rates_above_one_full_rank_path_take_a_second_one() {
+    // One path of rank 576 of a 576 × 1536 matrix holds 1.41 bits per weight.
+    let plan = planned(SMOLLM2_135M, &at(2.0));
+    assert!(plan.achieved_bpw() > 1.99 && plan.achieved_bpw() <= 2.0);
+    for layer in plan.layers() {
+        let one_path_holds = layer.shape.rows == 576 && layer.shape.cols == 576;
+        assert_eq!(layer.shape.paths, if one_path_holds { 1 } else { 2 }, "{}", layer.name);
+    }
+    let plan = planned(LLAMA_2_7B, &at(2.0));
+    assert!(plan.achieved_bpw() > 1.99);
+}
+
+#[test]
+fn targets_that_the_scales_exceed_are_refused_with_the_figure() {
+    let error = plan_config(&config(TINY), &at(0.1)).unwrap_err();
+    assert_eq!(error.exit_code(), 23);
+    // The smallest plan, by hand: rank 8 everywhere, 24 (m + n) bits per layer.
+    let (mut bits, mut weights) = (0.0, 0.0);
+    for (m, n) in [(128, 128), (64, 128), (64, 128), (128, 128), (344, 128), (344, 128), (128, 344)]
+    {
+        bits += 24.0 * f64::from(m + n);
+        weights += f64::from(m * n);
+    }
+    let figure: f64 = (bits / weights * 1e4_f64).ceil() / 1e4;
+    assert!(error.to_string().contains(&figure.to_string()), "{error} lacks {figure}");
+    assert!(error.suggestion().contains(&figure.to_string()));
+    let least = planned(TINY, &at(figure));
+    assert!(least.layers().all(|layer| layer.shape.rank == 8));
+    // And the largest, two paths of full rank, where the bounds are raised.
+    let request = PlanRequest { bounds: (0.1, 8.0), ..at(7.0) };
+    let error = plan_config(&config(TINY), &request).unwrap_err();
+    assert_eq!(error.exit_code(), 23);
+    assert!(error.to_string().contains("largest"), "{error}");
+}
+
+#[test]
+fn targets_out_of_bounds() {
+    let code = |target, bounds| {
+        let request = PlanRequest { bounds, ..at(target) };
+        plan_config(&config(SMOLLM2_135M), &request).unwrap_err()
+    };
+    assert_eq!(code(0.05, (0.1, 2.0)).exit_code(), 22);
+    assert_eq!(
+        code(0.05, (0.1, 2.0)).to_string(),
+        "Target BPW 0.05 is below minimum supported (0.1)"
+    );
+    assert_eq!(code(2.5, (0.1, 2.0)).exit_code(), 22);
+    assert_eq!(code(f64::INFINITY, (0.1, 2.0)).exit_code(), 22);
+    assert_eq!(code(-1.0, (0.1, 2.0)).exit_code(), 22);
+    assert_eq!(code(0.5, (0.6, 2.0)).exit_code(), 22);
+    assert_eq!(code(f64::NAN, (0.1, 2.0)).exit_code(), 2);
+    assert!(plan_config(&config(SMOLLM2_135M), &at(0.1)).is_ok());
+    assert!(plan_config(&config(SMOLLM2_135M), &at(2.0)).is_ok());
+}
+
+#[test]
+fn explicit_ranks_hold_for_every_layer_or_none() {
+    let with = |rank| PlanRequest { rank: Some(rank), ..at(0.5) };
+    let plan = planned(SMOLLM2_135M, &with(100));
+    assert!(plan.layers().all(|layer| layer.shape.rank == 100 && layer.shape.paths == 1));
+    // 100 latent dimensions take 13 bytes in each row of the left factor.
+    let q = plan.layers().next().unwrap().shape;
+    assert_eq!(q.bytes(), 576 * 13 + 100 * 72 + 2 * 1152);
+    let error = plan_config(&config(SMOLLM2_135M), &with(193)).unwrap_err();
+    assert_eq!(error.exit_code(), 23);
+    assert!(error.to_string().contains("model.layers.0.self_attn.k_proj"), "{error}");
+    assert!(error.suggestion().contains("192"));
+    assert_eq!(plan_config(&config(SMOLLM2_135M), &with(0)).unwrap_err().exit_code(), 2);
+    assert!(plan_config(&config(SMOLLM2_135M), &with(192)).is_ok());
+}
+
+#[test]
+fn embeddings_fall_back_to_types_that_fit_their_width() {
+    use StoredType::{F16, Q4_K, Q6_K, Q8_0};
+    let dtype_of = |dims, embedding_type| {
+        let plan = planned(dims, &PlanRequest { embedding_type, ..at(1.0) });
+        let embedding = plan.stored().next().unwrap().clone();
+        assert_eq!(embedding.name, "model.embed_tokens.weight");
+        (embedding.dtype, embedding.instead_of, embedding.bytes)
+    };
+    assert_eq!(dtype_of(LLAMA_2_7B, Q4_K), (Q4_K, None, 32000 * 4096 / 256 * 144));
+    assert_eq!(dtype_of(LLAMA_2_7B, Q6_K), (Q6_K, None, 32000 * 4096 / 256 * 210));
+    // 576 columns are 18 blocks of 32, but not a whole number of 256.
+    assert_eq!(dtype_of(SMOLLM2_135M, Q6_K), (Q8_0, Some(Q6_K), 49152 * 18 * 34));
+    assert_eq!(dtype_of(SMOLLM2_135M, F16), (F16, None, 49152 * 576 * 2));
+    let odd = (40, 96, 2, 2, 2, 100, true);
+    assert_eq!(dtype_of(odd, Q8_0), (F16, Some(Q8_0), 8000));
+}
+
+#[test]
+fn tensors_keep_the_order_and_sizes_of_the_source() {
+    let headers = headers_from_config(&config(SMOLLM2_135M));
+    let plan = plan(&headers, &at(1.0)).unwrap();
+    assert_eq!(plan.tensors.len(), headers.len());
+    let mut sum = 0;
+    for (tensor, header) in plan.tensors.iter().zip(&headers) {
+        match tensor {
+            PlannedTensor::Factorized(layer) => {
+                assert_eq!(format!("{}.weight", layer.name), header.name);
+                assert_eq!(vec![layer.shape.rows, layer.shape.cols], header.shape);
+                sum += layer.shape.bytes();
+            }
+            PlannedTensor::Stored(stored) => {
+                assert_eq!((&stored.name, &stored.shape), (&header.name, &header.shape));
+                if header.shape.len() == 1 {
+                    assert_eq!(stored.dtype, StoredType::F32);
+                }
+                sum += stored.bytes;
+            }
+        }
+    }
+    assert_eq!(plan.tensor_bytes(), sum);
+    assert_eq!(plan.layers().count(), 210);
+}
+
+#[test]
+fn a_model_without_linear_layers_is_refused() {
+    let headers = [TensorHeader {
+        name: "model.embed_tokens.weight".into(),
+        shape: vec![100, 32],
+        stored_bytes: 6400,
+    }];
+    assert!(matches!(plan(&headers, &at(0.5)), Err(Error::Unsupported { .. })));
+}
