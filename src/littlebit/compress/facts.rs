@@ -23,7 +23,7 @@ pub(super) struct Facts {
 
 impl Facts {
     /// Stand-ins of the same length, for a plan that reads neither weights nor text.
-    pub(super) fn planned(_: &LocalModel, request: &CompressRequest) -> Self {
+    pub(super) fn planned(request: &CompressRequest) -> Self {
         let zeros = "0".repeat(64);
         Self {
             identity: format!("sample-sha256:{zeros}"),

@@ -58,7 +58,7 @@ pub fn dry_run(
     backend: &Backend,
 ) -> Result<CompressionReport> {
     let plan = plan(&headers_of(model), &request.plan)?;
-    let facts = Facts::planned(model, request);
+    let facts = Facts::planned(request);
     let size = assemble::layout(model, &plan, request, &facts)?.file_size();
     let estimate = preflight::estimate(model, &plan, request)?;
     let mut report = skeleton(model, &plan, request, backend, size);
@@ -80,7 +80,7 @@ pub fn compress(
     let began = Instant::now();
     announce(model, request, progress);
     let plan = plan(&headers_of(model), &request.plan)?;
-    let planned = Facts::planned(model, request);
+    let planned = Facts::planned(request);
     let size = assemble::layout(model, &plan, request, &planned)?.file_size();
     preflight::refuse(model, &plan, size, request, progress)?;
 
