@@ -27,7 +27,7 @@ mod layers {
     use criterion::{Criterion, Throughput};
     use half::f16;
     use llm_quantize::littlebit::bits::BitMatrix;
-    use llm_quantize::littlebit::factor::{Factor, FactorizedLinear};
+    use llm_quantize::littlebit::factor::{Factor, FactorizedLinear, ScaleType};
     use llm_quantize::littlebit::kernels::{InstructionSet, Kernel};
     use llm_quantize::tensor::SharedBytes;
     use rand::{Rng, RngCore, SeedableRng};
@@ -74,6 +74,7 @@ mod layers {
             row_scale: scales(out),
             latent_scale: None,
             column_scale: scales(inputs),
+            scale_type: ScaleType::F16,
         };
         FactorizedLinear::new(out, inputs, vec![factor]).expect("shapes agree")
     }

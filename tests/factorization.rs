@@ -7,6 +7,7 @@ use llm_quantize::littlebit::budget::FactorShape;
 use llm_quantize::littlebit::engine::HostEngine;
 use llm_quantize::littlebit::engine_candle::CandleEngine;
 use llm_quantize::littlebit::normalise::Importance;
+use llm_quantize::littlebit::scale_type::ScaleType;
 use llm_quantize::littlebit::solve::{Init, Solution, SolverConfig, solve};
 use llm_quantize::source::Weight;
 use rand::{Rng, SeedableRng};
@@ -35,7 +36,7 @@ fn heavy_tailed(m: usize, n: usize, seed: u64) -> Vec<f32> {
 }
 
 fn shape(rows: usize, cols: usize, bits: f64, paths: usize, middle_scale: bool) -> FactorShape {
-    let shape = FactorShape { rows, cols, rank: 0, paths, middle_scale };
+    let shape = FactorShape { rows, cols, rank: 0, paths, middle_scale, scales: ScaleType::F16 };
     shape.with_rank(shape.rank_for(bits))
 }
 
@@ -123,6 +124,33 @@ fn reported_errors_are_those_of_the_stored_values() {
     }
 }
 
+/// Scales of a byte: exact on a logarithmic grid, reported errors those of the stored values, and
+/// close to those of f16 with the same signs.
+#[test]
+fn logarithmic_scales_are_stored_exactly() {
+    let (m, n) = (96, 160);
+    let w = heavy_tailed(m, n, 14);
+    for (paths, middle) in [(1, false), (2, true)] {
+        let f16 = shape(m, n, 1.5, paths, middle);
+        let log8 = FactorShape { scales: ScaleType::Log8, ..f16 };
+        let config = SolverConfig { polish_rounds: 0, ..config(Init::Admm) };
+        let (half, solution) = (run(&w, &f16, &config), run(&w, &log8, &config));
+        let plain = relative_error(&w, &reconstruct(&solution, m, n), |_| 1.0);
+        assert!((solution.error - plain).abs() < 1e-5, "{} {plain}", solution.error);
+        assert!(solution.error < half.error + 2e-4, "{} {}", solution.error, half.error);
+        for path in &solution.paths {
+            let vectors =
+                [Some(&path.row_scale), path.latent_scale.as_ref(), Some(&path.column_scale)];
+            for values in vectors.into_iter().flatten() {
+                let values: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+                let bytes = ScaleType::Log8.encode(&values).unwrap();
+                assert_eq!(bytes.len() as u64, ScaleType::Log8.bytes(values.len()));
+                assert_eq!(ScaleType::Log8.decode(&bytes).unwrap(), values);
+            }
+        }
+    }
+}
+
 /// Error budgets per solver at one bit per weight, everything counted, in the order of the
 /// published comparisons: the margins are wider than the differences between seeds.
 #[test]
@@ -165,7 +193,7 @@ fn planted_factors_are_recovered() {
                 (h[i] * g[j] * product) as f32
             })
             .collect();
-        let shape = FactorShape { rows: m, cols: n, rank, paths: 1, middle_scale: false };
+        let shape = shape(m, n, 1.0, 1, false).with_rank(rank);
         let best = (0..4)
             .map(|seed| run(&w, &shape, &SolverConfig { seed, ..config(Init::Admm) }).error)
             .fold(f64::INFINITY, f64::min);
@@ -254,7 +282,7 @@ fn every_small_shape_is_factorized() {
     for (m, n) in [(1, 1), (1, 9), (7, 3), (8, 8), (13, 130), (130, 13)] {
         let w = heavy_tailed(m, n, 8);
         for rank in [1, m.min(n)] {
-            let form = FactorShape { rows: m, cols: n, rank, paths: 1, middle_scale: false };
+            let form = shape(m, n, 1.0, 1, false).with_rank(rank);
             for init in [Init::DualSvid, Init::Itq, Init::Admm] {
                 let error = run(&w, &form, &config(init)).error;
                 assert!((0.0..1.0).contains(&error), "{m} × {n} rank {rank} {init:?}: {error}");

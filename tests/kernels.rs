@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use half::f16;
 use llm_quantize::inference::linear::factorized::on_device;
 use llm_quantize::littlebit::bits::BitMatrix;
-use llm_quantize::littlebit::factor::{Factor, FactorizedLinear};
+use llm_quantize::littlebit::factor::{Factor, FactorizedLinear, ScaleType};
 use llm_quantize::littlebit::kernels::{InstructionSet, Kernel};
 use llm_quantize::tensor::SharedBytes;
 use proptest::prelude::*;
@@ -90,6 +90,7 @@ impl Model {
                 row_scale: random_scales(rng, outputs),
                 latent_scale: latent_scale.then(|| random_scales(rng, rank)),
                 column_scale: random_scales(rng, inputs),
+                scale_type: ScaleType::F16,
             });
             paths.push((left, right));
         }
@@ -193,6 +194,11 @@ fn stored_bits_count_every_scale() {
     assert_eq!(one.bits(), 16 * (24 + 40) + 16 * (24 + 40));
     let two = Model::random(1, 24, 40, &[16, 8], true).layer;
     assert_eq!(two.bits(), (16 + 8) * (24 + 40) + 2 * 16 * (24 + 40) + 16 * (16 + 8));
+    // A byte each, and four in front of each of the six vectors.
+    let mut log8 = two;
+    log8.paths.iter_mut().for_each(|path| path.scale_type = ScaleType::Log8);
+    let scales = 2 * (24 + 40) + 16 + 8;
+    assert_eq!(log8.bits(), (16 + 8) * (24 + 40) + 8 * scales + 6 * 32);
 }
 
 proptest! {

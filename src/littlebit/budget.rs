@@ -2,12 +2,13 @@
 //! layout share.
 //!
 //! Signs are stored in bytes of eight columns (see [`BitMatrix`](super::factor::BitMatrix)), so a
-//! row of `c` columns takes `8 · ceil(c / 8)` bits. Scales are f16: one per row, one per column,
-//! and one per latent dimension where the format has a middle scale. With multiples of eight this
-//! is `paths · [r (m + n) + 16 (m + n [+ r])]`, the count of the papers.
+//! row of `c` columns takes `8 · ceil(c / 8)` bits. There is a scale per row, one per column,
+//! and one per latent dimension where the format has a middle scale; what they take is said by
+//! their [`ScaleType`]. With f16 and multiples of eight this is
+//! `paths · [r (m + n) + 16 (m + n [+ r])]`, the count of the papers.
 
-/// Bits of a scale.
-const SCALE_BITS: u64 = 16;
+use super::scale_type::ScaleType;
+
 /// Ranks are multiples of this where they are chosen automatically: whole bytes of latent bits.
 pub const RANK_STEP: usize = 8;
 
@@ -24,6 +25,8 @@ pub struct FactorShape {
     pub paths: usize,
     /// Whether each path has a scale per latent dimension.
     pub middle_scale: bool,
+    /// How all scales are stored.
+    pub scales: ScaleType,
 }
 
 /// Bytes of each array of a path, in the order in which they are documented.
@@ -54,13 +57,12 @@ impl FactorShape {
     #[must_use]
     pub fn path_bytes(&self) -> PathBytes {
         let (m, n, r) = (self.rows as u64, self.cols as u64, self.rank as u64);
-        let scale = SCALE_BITS / 8;
         PathBytes {
             left: m * r.div_ceil(8),
             right: r * n.div_ceil(8),
-            row_scale: scale * m,
-            latent_scale: if self.middle_scale { scale * r } else { 0 },
-            column_scale: scale * n,
+            row_scale: self.scales.bytes(self.rows),
+            latent_scale: if self.middle_scale { self.scales.bytes(self.rank) } else { 0 },
+            column_scale: self.scales.bytes(self.cols),
         }
     }
 
@@ -88,12 +90,15 @@ impl FactorShape {
         self.bits() as f64 / self.weights() as f64
     }
 
-    /// The rank, not rounded, at which the papers' formula gives `bits_per_weight`.
+    /// The rank, not rounded, at which the papers' formula, with the scales of this form, gives
+    /// `bits_per_weight`.
     #[must_use]
     pub fn exact_rank(&self, bits_per_weight: f64) -> f64 {
         let (m, n, paths) = (self.rows as f64, self.cols as f64, self.paths as f64);
-        let middle = if self.middle_scale { SCALE_BITS as f64 } else { 0.0 };
-        let scales = paths * SCALE_BITS as f64 * (m + n);
+        let (each, vector) =
+            (self.scales.bits_per_scale() as f64, self.scales.bits_per_vector() as f64);
+        let (middle, vectors) = if self.middle_scale { (each, 3.0) } else { (0.0, 2.0) };
+        let scales = paths * (each * (m + n) + vectors * vector);
         (bits_per_weight * m * n - scales) / (paths * (m + n + middle))
     }
 
@@ -134,7 +139,11 @@ mod tests {
     use super::*;
 
     fn shape(rows: usize, cols: usize, paths: usize, middle_scale: bool) -> FactorShape {
-        FactorShape { rows, cols, rank: 0, paths, middle_scale }
+        FactorShape { rows, cols, rank: 0, paths, middle_scale, scales: ScaleType::F16 }
+    }
+
+    fn log8(shape: FactorShape) -> FactorShape {
+        FactorShape { scales: ScaleType::Log8, ..shape }
     }
 
     #[test]
@@ -158,6 +167,12 @@ mod tests {
         assert_eq!(shape(10, 12, 2, true).with_rank(9).bits(), 2 * 8 * 100);
         // No padding: r (m + n) + 16 (m + n).
         assert_eq!(shape(576, 1536, 1, false).with_rank(400).bits(), 416 * 2112);
+        // Scales of a byte, and four bytes in front of each vector.
+        let path = log8(shape(10, 12, 1, true)).with_rank(9).path_bytes();
+        assert_eq!((path.left, path.right), (20, 18));
+        assert_eq!((path.row_scale, path.latent_scale, path.column_scale), (14, 13, 16));
+        assert_eq!(log8(shape(576, 1536, 1, false)).with_rank(400).bits(), 408 * 2112 + 64);
+        assert_eq!(log8(shape(576, 1536, 2, true)).with_rank(8).bits(), 2 * (16 * 2112 + 64 + 96));
     }
 
     #[test]
@@ -175,7 +190,8 @@ mod tests {
         }
         for step in 1..400 {
             let bits = f64::from(step) * 0.01;
-            for form in [shape(100, 3000, 1, false), shape(77, 45, 2, true), shape(5, 9, 1, true)] {
+            let forms = [shape(100, 3000, 1, false), shape(77, 45, 2, true), shape(5, 9, 1, true)];
+            for form in forms.into_iter().flat_map(|form| [form, log8(form)]) {
                 let (least, most) = form.rank_range();
                 let rank = form.rank_for(bits);
                 assert!((least..=most).contains(&rank));

@@ -8,6 +8,7 @@ use half::f16;
 use rayon::prelude::*;
 
 pub use super::bits::BitMatrix;
+pub use super::scale_type::ScaleType;
 use crate::{Error, Result};
 
 /// Columns that [`FactorizedLinear::reconstruct_rows`] unpacks at a time: wide enough for the
@@ -27,6 +28,8 @@ pub struct Factor {
     pub latent_scale: Option<Vec<f16>>,
     /// `g`, one per input.
     pub column_scale: Vec<f16>,
+    /// How a file stores the three.
+    pub scale_type: ScaleType,
 }
 
 impl Factor {
@@ -74,11 +77,12 @@ impl Factor {
         Ok(())
     }
 
-    /// Bits as stored: padded sign bytes and 16 bits per scale.
-    fn bits(&self) -> u64 {
-        let latent = self.latent_scale.as_ref().map_or(0, Vec::len);
-        let scales = self.row_scale.len() + latent + self.column_scale.len();
-        8 * (self.left.bytes.len() as u64 + self.right.bytes.len() as u64) + 16 * scales as u64
+    /// Bytes as stored: signs with their padding, and scales.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let scales = [Some(&self.row_scale), self.latent_scale.as_ref(), Some(&self.column_scale)];
+        let scales = scales.into_iter().flatten().map(|s| self.scale_type.bytes(s.len()));
+        (self.left.bytes.len() + self.right.bytes.len()) as u64 + scales.sum::<u64>()
     }
 }
 
@@ -116,10 +120,10 @@ impl FactorizedLinear {
     }
 
     /// Bits as stored, all scales counted: `8 * bytes` of the signs (a number of columns that is
-    /// no multiple of eight is padded) and 16 per scale.
+    /// no multiple of eight is padded) and what the scales' type takes.
     #[must_use]
     pub fn bits(&self) -> u64 {
-        self.paths.iter().map(Factor::bits).sum()
+        8 * self.paths.iter().map(Factor::bytes).sum::<u64>()
     }
 
     /// The dense weight of some rows, `[rows.len(), in]` row-major, in f32.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::budget::FactorShape;
+use super::scale_type::ScaleType;
 use crate::source::catalog::expected_tensors;
 use crate::source::config::{Architecture, AttentionBiases, BLOCK_LINEARS};
 use crate::source::{LocalModel, ModelConfig};
@@ -71,6 +72,8 @@ pub struct PlanRequest {
     pub residual: bool,
     /// A scale for each latent dimension.
     pub middle_scale: bool,
+    /// How scales are stored.
+    pub scales: ScaleType,
     /// Type of the embedding and of the head.
     pub embedding_type: StoredType,
 }
@@ -83,6 +86,7 @@ impl Default for PlanRequest {
             rank: None,
             residual: false,
             middle_scale: false,
+            scales: ScaleType::F16,
             embedding_type: StoredType::Q8_0,
         }
     }
@@ -293,6 +297,7 @@ pub fn plan(headers: &[TensorHeader], request: &PlanRequest) -> Result<Compressi
                 rank: 0,
                 paths: if request.residual { 2 } else { 1 },
                 middle_scale: request.middle_scale,
+                scales: request.scales,
             };
             layers.push(LayerPlan { name: name.to_owned(), block, shape });
         }

@@ -1,20 +1,26 @@
-//! Scales as they are stored: rounded to f16 in the units of the original weights, and the error
-//! that remains with them.
+//! Scales as they are stored: rounded in the units of the original weights, and the error that
+//! remains with them.
 
 use half::f16;
 
 use super::normalise::{Importance, Normalised};
+use super::scale_type::{LogGrid, ScaleType};
 use super::scales::{ErrorSums, Path, refit_columns, subtract};
 
-/// f16 scales of a path, widened: rows, latent dimensions (perhaps none), columns.
+/// Stored scales of a path, widened: rows, latent dimensions (perhaps none), columns.
 pub type StoredScales = [Vec<f64>; 3];
 
-/// Rounds all scales to f16 in the units of the original weights and puts the rounded values back
+/// Rounds all scales to values that `scales` stores, in the units of the original weights and puts the rounded values back
 /// into the paths. Rows go first and columns are fitted again to the rounded rows, so that only the
 /// columns' own rounding remains; rows and columns get the same geometric mean, which keeps both
 /// furthest from the ends of the range. Also returns an estimate of the share of the squared
 /// weights that rounding costs.
-pub fn round(paths: &mut [Path], scaled: &Normalised, refit: bool) -> (Vec<StoredScales>, f64) {
+pub fn round(
+    paths: &mut [Path],
+    scaled: &Normalised,
+    refit: bool,
+    scales: ScaleType,
+) -> (Vec<StoredScales>, f64) {
     let mut stored = Vec::with_capacity(paths.len());
     let mut loss = 0.0f64;
     let shares = energy_shares(&scaled.matrix, scaled.column.len());
@@ -22,15 +28,16 @@ pub fn round(paths: &mut [Path], scaled: &Normalised, refit: bool) -> (Vec<Store
         if let Some(latent) = &mut paths[at].latent {
             let mean = latent.iter().map(|l| l * l).sum::<f64>() / latent.len() as f64;
             let unit = if mean > 0.0 { mean.sqrt() } else { 1.0 };
-            for l in latent.iter_mut() {
-                *l = to_f16(*l / unit);
-            }
+            let squares: Vec<f64> = latent.iter().map(|l| l * l).collect();
+            latent.iter_mut().for_each(|l| *l /= unit);
+            round_values(latent, &squares, scales);
             paths[at].column.iter_mut().for_each(|g| *g *= unit);
         }
         let row_mean = mean_scale(&paths[at].row, &scaled.row);
         let column_mean = scaled.magnitude * mean_scale(&paths[at].column, &scaled.column);
         let unit = (row_mean / column_mean).sqrt();
-        let (rows, lost) = round_all(&mut paths[at].row, &scaled.row, 1.0 / unit, &shares[0]);
+        let space = Space { importance: &scaled.row, unit: 1.0 / unit, shares: &shares[0], scales };
+        let (rows, lost) = space.round(&mut paths[at].row);
         loss = loss.max(lost);
         if refit && lost.is_finite() {
             let others = paths.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, p)| p);
@@ -41,7 +48,8 @@ pub fn round(paths: &mut [Path], scaled: &Normalised, refit: bool) -> (Vec<Store
             path.make_scales_positive();
         }
         let unit = unit * scaled.magnitude;
-        let (columns, lost) = round_all(&mut paths[at].column, &scaled.column, unit, &shares[1]);
+        let space = Space { importance: &scaled.column, unit, shares: &shares[1], scales };
+        let (columns, lost) = space.round(&mut paths[at].column);
         loss = loss.max(lost);
         stored.push([rows, paths[at].latent.clone().unwrap_or_default(), columns]);
     }
@@ -51,21 +59,44 @@ pub fn round(paths: &mut [Path], scaled: &Normalised, refit: bool) -> (Vec<Store
 /// Share of rounding in the squared weights above which a factorization counts as failed.
 pub const MAX_ROUNDING_LOSS: f64 = 0.01;
 
-/// Rounds `scale / importance · unit` to f16, writes the rounded scales back and returns the
-/// rounded values with the share of the energy that was lost.
-fn round_all(scales: &mut [f64], importance: &[f64], unit: f64, shares: &[f64]) -> (Vec<f64>, f64) {
-    let mut loss = 0.0;
-    let mut stored = Vec::with_capacity(scales.len());
-    for ((scale, importance), share) in scales.iter_mut().zip(importance).zip(shares) {
-        let rounded = f16::from_f64(*scale / importance * unit).to_f64();
-        let back = rounded * importance / unit;
-        if *scale > 0.0 {
-            loss += share * (1.0 - back / *scale).powi(2);
+/// Where the scales of one side are stored: `scale / importance · unit`.
+struct Space<'a> {
+    importance: &'a [f64],
+    unit: f64,
+    /// Shares of the energy that the scales are responsible for.
+    shares: &'a [f64],
+    scales: ScaleType,
+}
+
+impl Space<'_> {
+    /// Writes the rounded scales back and returns the stored values with the share of the energy
+    /// that was lost.
+    fn round(&self, scales: &mut [f64]) -> (Vec<f64>, f64) {
+        let stored = scales.iter().zip(self.importance).map(|(s, d)| s / d * self.unit);
+        let mut stored: Vec<f64> = stored.collect();
+        round_values(&mut stored, self.shares, self.scales);
+        let mut loss = 0.0;
+        let sides = scales.iter_mut().zip(&stored).zip(self.importance).zip(self.shares);
+        for (((scale, rounded), importance), share) in sides {
+            let back = rounded * importance / self.unit;
+            if *scale > 0.0 {
+                loss += share * (1.0 - back / *scale).powi(2);
+            }
+            *scale = back;
         }
-        *scale = back;
-        stored.push(rounded);
+        (stored, loss)
     }
-    (stored, loss)
+}
+
+/// Rounds non-negative `values`, which matter as much as `weights` say, to stored ones.
+fn round_values(values: &mut [f64], weights: &[f64], scales: ScaleType) {
+    match scales {
+        ScaleType::F16 => values.iter_mut().for_each(|v| *v = f16::from_f64(*v).to_f64()),
+        ScaleType::Log8 => {
+            let grid = LogGrid::fitted(values, weights);
+            values.iter_mut().for_each(|v| *v = grid.round(*v).to_f64());
+        }
+    }
 }
 
 /// Shares of the rows and of the columns in the squares of a matrix.
@@ -90,10 +121,6 @@ fn mean_scale(scales: &[f64], importance: &[f64]) -> f64 {
     let logs = scales.iter().zip(importance).filter(|(s, _)| **s > 0.0).map(|(s, d)| (s / d).ln());
     let (sum, count) = logs.fold((0.0, 0usize), |(sum, count), v| (sum + v, count + 1));
     if count == 0 { 1.0 } else { (sum / count as f64).exp() }
-}
-
-fn to_f16(value: f64) -> f64 {
-    f16::from_f64(value).to_f64()
 }
 
 /// Compares the stored approximation with the original weights, in double precision.

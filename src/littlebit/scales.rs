@@ -1,4 +1,4 @@
-//! Least squares scales for given signs, their rounding to f16, and the error that is left.
+//! Least squares scales for given signs, and the error that is left.
 
 use faer::{Mat, MatMut, MatRef};
 

@@ -126,11 +126,11 @@ pub struct PathSolution {
     pub left: Vec<f32>,
     /// `[rank, n]`, row-major, likewise.
     pub right: Vec<f32>,
-    /// `h ≥ 0`, exact f16 values, `[m]`.
+    /// `h ≥ 0`, exact stored values, `[m]`.
     pub row_scale: Vec<f32>,
-    /// `l ≥ 0`, exact f16 values, `[rank]`, where the form has it.
+    /// `l ≥ 0`, exact stored values, `[rank]`, where the form has it.
     pub latent_scale: Option<Vec<f32>>,
-    /// `g ≥ 0`, exact f16 values, `[n]`.
+    /// `g ≥ 0`, exact stored values, `[n]`.
     pub column_scale: Vec<f32>,
 }
 
@@ -139,7 +139,7 @@ pub struct PathSolution {
 pub struct Solution {
     /// One or two paths; their sum is the approximation.
     pub paths: Vec<PathSolution>,
-    /// `‖W − Ŵ‖² / ‖W‖²` with the stored (f16) scales.
+    /// `‖W − Ŵ‖² / ‖W‖²` with the stored scales.
     pub error: f64,
     /// The same with every term weighted by the importances as given; equal to `error` without
     /// importances.
@@ -191,7 +191,7 @@ pub fn solve(
     let started = Instant::now();
     let (mut paths, confidence) = job.paths().map_err(|error| named(name, error))?;
     let factorization_time = job.factorization_time;
-    let (stored, loss) = round(&mut paths, &scaled, config.refit_rounds > 0);
+    let (stored, loss) = round(&mut paths, &scaled, config.refit_rounds > 0, shape.scales);
     if loss.is_nan() || loss > MAX_ROUNDING_LOSS {
         return Err(Error::Factorization {
             message: format!(

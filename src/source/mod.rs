@@ -84,16 +84,7 @@ impl Weight {
     pub fn stored_bytes(&self) -> usize {
         match self {
             Self::Stored(tensor) => tensor.bytes.len(),
-            Self::Factorized(linear) => linear
-                .paths
-                .iter()
-                .map(|path| {
-                    let scales = path.row_scale.len()
-                        + path.latent_scale.as_ref().map_or(0, Vec::len)
-                        + path.column_scale.len();
-                    path.left.bytes.len() + path.right.bytes.len() + 2 * scales
-                })
-                .sum(),
+            Self::Factorized(linear) => (linear.bits() / 8) as usize,
         }
     }
 }

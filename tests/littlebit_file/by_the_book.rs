@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use half::f16;
+use llm_quantize::littlebit::factor::ScaleType;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::samples::{Plain, sample};
+use crate::samples::{Plain, sample, sample_with};
 
 enum Tensor {
     Stored { dtype: String, shape: Vec<usize>, bytes: Vec<u8> },
@@ -24,7 +25,8 @@ fn read(file: &[u8]) -> Model {
     let u32_at = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap());
     let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
     assert_eq!(&file[..8], b"\x89LBT\r\n\x1a\n");
-    assert_eq!((u32_at(8), u32_at(12)), (1, 0));
+    let flags = u32_at(12);
+    assert_eq!(u32_at(8), 1);
     let (offset, length) = (u64_at(16), u64_at(24));
     assert_eq!(offset + length, file.len());
     let text = &file[offset..];
@@ -81,6 +83,11 @@ fn read(file: &[u8]) -> Model {
             (tensor["name"].as_str().unwrap().to_string(), contents)
         })
         .collect();
+    let log8 = index["tensors"].as_array().unwrap().iter().any(|tensor| {
+        let paths = tensor["paths"].as_array();
+        paths.is_some_and(|paths| paths.iter().any(|path| path["scale_type"] == "log8"))
+    });
+    assert_eq!(flags, u32::from(log8));
     Model { index, texts, tensors }
 }
 
@@ -93,11 +100,21 @@ fn add_path<'a>(
 ) {
     let rank = path["rank"].as_u64().unwrap() as usize;
     let scale = |key: &str| -> Option<Vec<f64>> {
-        let values = section(path.get(key)?)
-            .chunks_exact(2)
-            .map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f64())
-            .collect();
-        Some(values)
+        let bytes = section(path.get(key)?);
+        let half = |pair: &[u8]| f16::from_le_bytes([pair[0], pair[1]]).to_f64();
+        if path.get("scale_type").is_none() {
+            return Some(bytes.chunks_exact(2).map(half).collect());
+        }
+        assert_eq!(path["scale_type"], "log8");
+        let (low, high) = (half(&bytes[..2]), half(&bytes[2..4]));
+        let value = |code: &u8| match code {
+            0 => 0.0,
+            code => {
+                let power = (f64::from(*code) - 1.0) / 254.0;
+                f16::from_f64(low * (high / low).powf(power)).to_f64()
+            }
+        };
+        Some(bytes[4..].iter().map(value).collect())
     };
     let (left, right) = (section(&path["left"]), section(&path["right"]));
     let (rows, columns) = (scale("row_scale").unwrap(), scale("column_scale").unwrap());
@@ -120,8 +137,8 @@ fn add_path<'a>(
 
 #[test]
 fn a_reader_of_the_document_finds_the_same_weights() {
-    for seed in 0..3 {
-        let sample = sample(seed);
+    for (seed, log8) in [(0, ScaleType::Log8), (1, ScaleType::Log8), (2, ScaleType::F16)] {
+        let sample = sample_with(seed, log8);
         let model = read(&sample.write());
         assert_eq!(model.tensors.len(), sample.tensors.len());
         for ((name, tensor), (expected_name, expected)) in model.tensors.iter().zip(&sample.tensors)
@@ -166,8 +183,12 @@ fn the_index_says_where_the_model_comes_from() {
             for path in &linear.paths {
                 bits += 8 * (path.rank.div_ceil(8) * linear.out);
                 bits += 8 * (linear.input.div_ceil(8) * path.rank);
-                bits += 16 * (path.row_scale.len() + path.column_scale.len());
-                bits += 16 * path.latent_scale.as_ref().map_or(0, Vec::len);
+                let (each, vector) = match path.scale_type {
+                    ScaleType::F16 => (16, 0),
+                    ScaleType::Log8 => (8, 32),
+                };
+                bits += each * (path.row_scale.len() + path.column_scale.len()) + 2 * vector;
+                bits += path.latent_scale.as_ref().map_or(0, |l| each * l.len() + vector);
             }
         }
     }

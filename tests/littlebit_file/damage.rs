@@ -3,6 +3,7 @@
 
 use llm_quantize::Error;
 use llm_quantize::formats::littlebit::LittleBitFile;
+use llm_quantize::littlebit::factor::ScaleType;
 use llm_quantize::progress::NullProgress;
 use llm_quantize::tensor::SharedBytes;
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::allocation::largest_during;
-use crate::samples::{Sample, sample};
+use crate::samples::{Sample, sample, sample_with};
 
 /// Reads all of a file, as `verify` does with one on disk.
 fn read(bytes: Vec<u8>) -> Result<(), Error> {
@@ -122,6 +123,13 @@ fn a_file_of_another_version_is_named() {
     bytes[8] = 1;
     bytes[12] = 4;
     assert!(refused(bytes, "a flag").contains("flags"));
+    // The flag of logarithmic scales is there exactly if they are.
+    for (log8, other) in [(ScaleType::Log8, 0), (ScaleType::F16, 1)] {
+        let mut bytes = sample_with(1, log8).write();
+        assert_eq!(u32::from(bytes[12]), 1 - other);
+        bytes[12] = u8::try_from(other).unwrap();
+        assert!(refused(bytes, "the other flag").contains("flags"));
+    }
 }
 
 #[test]
@@ -203,6 +211,8 @@ fn hostile_indices() {
             vec!["/tensors/2/paths/0/left"],
             index["tensors"][2]["paths"][0]["right"].clone(),
         ),
+        ("an unknown scale type", vec!["/tensors/6/paths/0/scale_type"], json!("log9")),
+        ("another scale type", vec!["/tensors/6/paths/0/scale_type"], json!("f16")),
         ("no row scale", vec!["/tensors/2/paths/0/row_scale"], Value::Null),
         ("negative error", vec!["/tensors/2/relative_error"], json!(-0.5)),
         ("no config", vec!["/files/0/name"], json!("other.json")),
@@ -271,6 +281,22 @@ fn values_that_checksums_cannot_catch() {
         let message = refused(bytes, what);
         assert!(
             message.contains("self_attn.q_proj") && message.contains("row scale 3"),
+            "{message}"
+        );
+    }
+    // gate_proj, the seventh tensor, has logarithmic scales: ends that are no ends.
+    for (what, ends) in [
+        ("a range from zero", [0x0000u16, 0x3c00]),
+        ("a range backwards", [0x3c00, 0x3800]),
+        ("a negative range", [0xbc00, 0x3c00]),
+        ("an infinite range", [0x3c00, 0x7c00]),
+        ("a range of NaN", [0x7e00, 0x7e00]),
+    ] {
+        let ends: Vec<u8> = ends.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes = with_section(&bytes, path(6, "row_scale"), 0, &ends);
+        let message = refused(bytes, what);
+        assert!(
+            message.contains("mlp.gate_proj") && message.contains("logarithmic scales"),
             "{message}"
         );
     }

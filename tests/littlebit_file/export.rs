@@ -37,6 +37,7 @@ fn scales_and_ranks_can_be_read_by_others() {
         for (number, path) in linear.paths.iter().enumerate() {
             let entry = &layer["paths"][number];
             assert_eq!(entry["rank"], path.rank);
+            assert_eq!(entry["scale_type"], path.scale_type.name());
             for (key, scale) in [
                 ("row_scale", Some(&path.row_scale)),
                 ("latent_scale", path.latent_scale.as_ref()),

@@ -39,6 +39,7 @@ struct Layer {
     shape: [u32; 2],
     rank: u32,
     paths: u32,
+    scale_type: String,
     bpw: f64,
     relative_error: Option<f64>,
     weighted_error: Option<f64>,
@@ -78,8 +79,11 @@ fn layers_are_listed_on_demand() {
     let layer = &layers[1];
     assert_eq!(layer.name, "model.layers.0.self_attn.k_proj");
     assert_eq!((layer.shape, layer.rank, layer.paths), ([32, 64], 8, 2));
-    // Left factors of a byte a row, right ones of 8 and 5 rows of 64 bits, two pairs of scales.
-    let bpw = f64::from(2 * 8 * 32 + (8 + 5) * 64 + 2 * 16 * 96) / (32.0 * 64.0);
+    // Left factors of a byte a row, right ones of 8 and 5 rows of 64 bits, a pair of f16
+    // scales and one of codes.
+    let bpw = f64::from(2 * 8 * 32 + (8 + 5) * 64 + 16 * 96 + (8 * 96 + 64)) / (32.0 * 64.0);
+    assert_eq!(layer.scale_type, "f16");
+    assert_eq!(layers[3].scale_type, "log8");
     assert!((layer.bpw - bpw).abs() < 1e-4);
     assert!((layer.compression_ratio - 16.0 / bpw).abs() < 0.01);
     assert!(layer.relative_error.is_some());

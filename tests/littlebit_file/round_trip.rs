@@ -8,6 +8,7 @@ use llm_quantize::formats::littlebit::{
     Description, Layout, LittleBitFile, PathPlan, TensorKind, TensorPlan, TextFile, Writer,
     open_model, verify,
 };
+use llm_quantize::littlebit::factor::ScaleType;
 use llm_quantize::progress::NullProgress;
 use llm_quantize::source::{ModelFormat, Weight};
 use llm_quantize::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
@@ -47,6 +48,7 @@ fn everything_comes_back() {
                     assert_eq!((path.left.rows, path.left.cols), (linear.out, expected.left.cols));
                     assert_eq!(&path.left.bytes[..], &expected.left.bytes[..]);
                     assert_eq!(&path.right.bytes[..], &expected.right.bytes[..]);
+                    assert_eq!(path.scale_type, expected.scale_type);
                     assert_eq!(path.row_scale, expected.row_scale);
                     assert_eq!(path.latent_scale, expected.latent_scale);
                     assert_eq!(path.column_scale, expected.column_scale);
@@ -140,7 +142,11 @@ fn a_large_model_is_laid_out_without_weights() {
                 kind: TensorKind::Factorized {
                     out_features: out,
                     in_features: input,
-                    paths: vec![PathPlan { rank: 64, latent_scale: false }],
+                    paths: vec![PathPlan {
+                        rank: 64,
+                        latent_scale: false,
+                        scale_type: ScaleType::F16,
+                    }],
                 },
             });
             section(64 / 8 * out as u64);
@@ -273,7 +279,7 @@ fn impossible_descriptions_are_refused() {
         kind: TensorKind::Factorized {
             out_features: 16,
             in_features: 8,
-            paths: vec![PathPlan { rank, latent_scale: false }],
+            paths: vec![PathPlan { rank, latent_scale: false, scale_type: ScaleType::F16 }],
         },
     };
     let refused = |files: &[&TextFile], tensors: Vec<TensorPlan>| {

@@ -9,7 +9,7 @@ use llm_quantize::formats::littlebit::{
     About, Calibration, Description, PathPlan, Settings, Source, TensorKind, TensorPlan, TextFile,
     Writer,
 };
-use llm_quantize::littlebit::factor::{BitMatrix, Factor, FactorizedLinear};
+use llm_quantize::littlebit::factor::{BitMatrix, Factor, FactorizedLinear, ScaleType};
 use llm_quantize::tensor::{SharedBytes, StoredType};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,6 +28,7 @@ pub(crate) const TOKENIZER: &str = "{\"version\": \"1.0\", \"comment\": \"päckc
 /// A path as plain numbers: signs are +1 and -1.
 pub(crate) struct PlainPath {
     pub rank: usize,
+    pub scale_type: ScaleType,
     pub left: Vec<i8>,
     pub right: Vec<i8>,
     pub row_scale: Vec<f16>,
@@ -48,19 +49,23 @@ impl PlainLinear {
         rng: &mut ChaCha8Rng,
         out: usize,
         input: usize,
-        ranks: &[(usize, bool)],
+        ranks: &[(usize, bool, ScaleType)],
     ) -> Self {
         let paths = ranks
             .iter()
-            .map(|&(rank, latent)| {
+            .map(|&(rank, latent, scale_type)| {
                 let mut signs =
                     |n: usize| (0..n).map(|_| if rng.random() { 1 } else { -1 }).collect();
                 let (left, right) = (signs(out * rank), signs(rank * input));
-                let mut scale = |n: usize| {
-                    (0..n).map(|_| f16::from_f32(rng.random_range(-0.5..2.0))).collect::<Vec<_>>()
+                let mut scale = |n: usize| match scale_type {
+                    ScaleType::F16 => {
+                        (0..n).map(|_| f16::from_f32(rng.random_range(-0.5..2.0))).collect()
+                    }
+                    ScaleType::Log8 => logarithmic_scales(rng, n),
                 };
                 PlainPath {
                     rank,
+                    scale_type,
                     left,
                     right,
                     row_scale: scale(out),
@@ -105,10 +110,27 @@ impl PlainLinear {
                 row_scale: path.row_scale.clone(),
                 latent_scale: path.latent_scale.clone(),
                 column_scale: path.column_scale.clone(),
+                scale_type: path.scale_type,
             })
             .collect();
         FactorizedLinear { out_features: self.out, in_features: self.input, paths }
     }
+}
+
+/// Values of random codes by the formula of the document; both ends and zero are among them.
+fn logarithmic_scales(rng: &mut ChaCha8Rng, count: usize) -> Vec<f16> {
+    let low = f16::from_f32(rng.random_range(0.01..0.5));
+    let high = f16::from_f32(rng.random_range(0.5..4.0));
+    let ratio = high.to_f64() / low.to_f64();
+    let mut codes: Vec<u8> = (0..count).map(|_| rng.random()).collect();
+    codes[..3].copy_from_slice(&[255, 0, 1]);
+    codes
+        .into_iter()
+        .map(|code| match code {
+            0 => f16::ZERO,
+            code => f16::from_f64(low.to_f64() * ratio.powf((f64::from(code) - 1.0) / 254.0)),
+        })
+        .collect()
 }
 
 /// Signs, row-major, as the byte columns of [`BitMatrix`].
@@ -135,7 +157,14 @@ pub(crate) struct Sample {
     pub tensors: IndexMap<String, Plain>,
 }
 
+/// With both types of scales.
 pub(crate) fn sample(seed: u64) -> Sample {
+    sample_with(seed, ScaleType::Log8)
+}
+
+/// With f16 scales, and `log8` in the places where the sample has codes.
+pub(crate) fn sample_with(seed: u64, log8: ScaleType) -> Sample {
+    use ScaleType::F16;
     let rng = &mut ChaCha8Rng::seed_from_u64(seed);
     let mut tensors = IndexMap::new();
     let bytes = |rng: &mut ChaCha8Rng, n: usize| (0..n).map(|_| rng.random()).collect::<Vec<u8>>();
@@ -152,13 +181,13 @@ pub(crate) fn sample(seed: u64) -> Sample {
         let name = |part: &str| format!("model.layers.{block}.{part}.weight");
         tensors.insert(name("input_layernorm"), norm(rng));
         for (linear, out, input, ranks) in [
-            ("self_attn.q_proj", 64, 64, &[(24, false)][..]),
-            ("self_attn.k_proj", 32, 64, &[(8, false), (5, false)]),
-            ("self_attn.v_proj", 32, 64, &[(11, true)]),
-            ("self_attn.o_proj", 64, 64, &[(64, true), (64, true)]),
-            ("mlp.gate_proj", 77, 64, &[(16, false)]),
-            ("mlp.up_proj", 77, 64, &[(9, true)]),
-            ("mlp.down_proj", 64, 77, &[(1, false)]),
+            ("self_attn.q_proj", 64, 64, &[(24, false, F16)][..]),
+            ("self_attn.k_proj", 32, 64, &[(8, false, F16), (5, false, log8)]),
+            ("self_attn.v_proj", 32, 64, &[(11, true, F16)]),
+            ("self_attn.o_proj", 64, 64, &[(64, true, log8), (64, true, log8)]),
+            ("mlp.gate_proj", 77, 64, &[(16, false, log8)]),
+            ("mlp.up_proj", 77, 64, &[(9, true, log8)]),
+            ("mlp.down_proj", 64, 77, &[(1, false, F16)]),
         ] {
             let linear_weight = PlainLinear::random(rng, out, input, ranks);
             tensors.insert(name(linear), Plain::Factorized(linear_weight));
@@ -211,7 +240,11 @@ fn plan(tensor: &Plain) -> TensorKind {
             paths: linear
                 .paths
                 .iter()
-                .map(|path| PathPlan { rank: path.rank, latent_scale: path.latent_scale.is_some() })
+                .map(|path| PathPlan {
+                    rank: path.rank,
+                    latent_scale: path.latent_scale.is_some(),
+                    scale_type: path.scale_type,
+                })
                 .collect(),
         },
     }

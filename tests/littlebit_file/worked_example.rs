@@ -7,7 +7,7 @@ use half::f16;
 use llm_quantize::formats::littlebit::{
     About, Description, PathPlan, Source, TensorKind, TensorPlan, TextFile, Writer,
 };
-use llm_quantize::littlebit::factor::{BitMatrix, Factor, FactorizedLinear};
+use llm_quantize::littlebit::factor::{BitMatrix, Factor, FactorizedLinear, ScaleType};
 use llm_quantize::tensor::{SharedBytes, StoredType};
 
 const DOCUMENT: &str = include_str!("../../docs/littlebit-format.md");
@@ -31,6 +31,7 @@ fn example() -> Vec<u8> {
             row_scale: scales(&[1.0, 2.0, 0.5]),
             latent_scale: None,
             column_scale: scales(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.25]),
+            scale_type: ScaleType::F16,
         }],
     };
     let plan = |name: &str, kind| TensorPlan { name: name.into(), kind };
@@ -54,7 +55,11 @@ fn example() -> Vec<u8> {
                 TensorKind::Factorized {
                     out_features: 3,
                     in_features: 10,
-                    paths: vec![PathPlan { rank: 2, latent_scale: false }],
+                    paths: vec![PathPlan {
+                        rank: 2,
+                        latent_scale: false,
+                        scale_type: ScaleType::F16,
+                    }],
                 },
             ),
         ],
@@ -79,6 +84,15 @@ fn hex_dump(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+#[test]
+fn the_document_prints_the_logarithmic_vector() {
+    let values = [1.0, 0.25, 0.0, 0.5].map(f16::from_f32);
+    let bytes = ScaleType::Log8.encode(&values).unwrap();
+    let dump: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let sentence = format!("(1, 0.25, 0, 0.5) is `{}`", dump.join(" "));
+    assert!(DOCUMENT.contains(&sentence), "the document should say\n{sentence}");
 }
 
 #[test]

@@ -95,6 +95,7 @@ fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> Compre
                 EmbeddingArg::Q4K => StoredType::Q4_K,
             },
             bounds: (settings.min_bpw, settings.max_bpw),
+            ..PlanRequest::default()
         },
         solver: SolverConfig {
             iterations: solver.iterations.unwrap_or(defaults.iterations),

@@ -5,8 +5,9 @@ use indexmap::IndexMap;
 use indexmap::map::Entry as MapEntry;
 
 use super::index::{Index, Kind, PathRecord, TensorRecord};
-use super::preamble::PREAMBLE_BYTES;
+use super::preamble::{FLAG_LOG_SCALES, PREAMBLE_BYTES};
 use super::{CONFIG_FILE, FORMAT_VERSION, MAX_PATHS, MAX_TEXT_BYTES, aligned};
+use crate::littlebit::scale_type::ScaleType;
 use crate::tensor::{StoredTensor, StoredType};
 
 /// Most dimensions of a stored tensor.
@@ -56,11 +57,13 @@ pub struct PathEntry {
     pub left: usize,
     /// Signs `[rank, in]`.
     pub right: usize,
-    /// f16 `[out]`.
+    /// How the scales are stored.
+    pub scale_type: ScaleType,
+    /// Scales `[out]`.
     pub row_scale: usize,
-    /// f16 `[rank]`.
+    /// Scales `[rank]`.
     pub latent_scale: Option<usize>,
-    /// f16 `[in]`.
+    /// Scales `[in]`.
     pub column_scale: usize,
 }
 
@@ -91,8 +94,10 @@ impl FactorizedEntry {
             .map(|path| {
                 let rank = path.rank as u64;
                 let signs = rank.div_ceil(8) * out + input.div_ceil(8) * rank;
-                let latent = if path.latent_scale.is_some() { rank } else { 0 };
-                8 * signs + 16 * (out + latent + input)
+                let scales = path.scale_type;
+                let latent = path.latent_scale.map_or(0, |_| scales.bytes(path.rank));
+                let outer = scales.bytes(self.out_features) + scales.bytes(self.in_features);
+                8 * (signs + outer + latent)
             })
             .sum()
     }
@@ -184,6 +189,16 @@ impl Contents {
             Entry::Factorized(entry) => Some((name.as_str(), entry)),
             Entry::Stored(_) => None,
         })
+    }
+
+    /// The flags that the preamble of a file with these contents has.
+    #[must_use]
+    pub fn flags(&self) -> u32 {
+        let logarithmic = self
+            .factorized()
+            .flat_map(|(_, entry)| &entry.paths)
+            .any(|path| path.scale_type == ScaleType::Log8);
+        if logarithmic { FLAG_LOG_SCALES } else { 0 }
     }
 
     /// Bits per weight over all factorized tensors, scales counted; 0 without any.
@@ -315,13 +330,17 @@ impl Claims<'_> {
         let signs = |rows, columns| sign_bytes(rows, columns).ok_or("factors too large");
         self.take(path.left, Some(signs(out, rank)?), "left")?;
         self.take(path.right, Some(signs(rank, input)?), "right")?;
-        self.take(path.row_scale, Some(2 * out as u64), "row_scale")?;
+        let scale_type = path.scale_type.as_deref().map_or(Ok(ScaleType::F16), |name| {
+            ScaleType::from_name(name).ok_or_else(|| format!("unknown scale type {name:?}"))
+        })?;
+        self.take(path.row_scale, Some(scale_type.bytes(out)), "row_scale")?;
         if let Some(section) = path.latent_scale {
-            self.take(section, Some(2 * rank as u64), "latent_scale")?;
+            self.take(section, Some(scale_type.bytes(rank)), "latent_scale")?;
         }
-        self.take(path.column_scale, Some(2 * input as u64), "column_scale")?;
+        self.take(path.column_scale, Some(scale_type.bytes(input)), "column_scale")?;
         Ok(PathEntry {
             rank,
+            scale_type,
             left: path.left,
             right: path.right,
             row_scale: path.row_scale,

@@ -222,7 +222,7 @@ pub struct TensorRecord {
     pub weighted_error: Option<f64>,
 }
 
-/// A path of a factorized tensor; all but `rank` are numbers of sections.
+/// A path of a factorized tensor; all but `rank` and `scale_type` are numbers of sections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathRecord {
     /// Inner dimension.
@@ -231,12 +231,15 @@ pub struct PathRecord {
     pub left: usize,
     /// Signs `[rank, in]`.
     pub right: usize,
-    /// f16 `[out]`.
+    /// How the scales are stored, where it is not f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_type: Option<String>,
+    /// Scales `[out]`.
     pub row_scale: usize,
-    /// f16 `[rank]`.
+    /// Scales `[rank]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latent_scale: Option<usize>,
-    /// f16 `[in]`.
+    /// Scales `[in]`.
     pub column_scale: usize,
 }
 

@@ -67,6 +67,8 @@ pub struct LayerInfo {
     pub rank: usize,
     /// Number of paths.
     pub paths: usize,
+    /// How its scales are stored: `f16` or `log8` (of the first path, should two differ).
+    pub scale_type: &'static str,
     /// Bits per weight, scales counted.
     pub bpw: f64,
     /// Squared error relative to the squared norm of the weight; absent when not measured.
@@ -94,6 +96,7 @@ impl FileInfo {
                         shape: [entry.out_features, entry.in_features],
                         rank: entry.paths.iter().map(|path| path.rank).max().unwrap_or(0),
                         paths: entry.paths.len(),
+                        scale_type: entry.paths.first().map_or("f16", |p| p.scale_type.name()),
                         bpw: rounded(bits_per_weight, 4),
                         relative_error: entry.relative_error,
                         weighted_error: entry.weighted_error,
@@ -156,8 +159,8 @@ fn write_layers(out: &mut fmt::Formatter<'_>, layers: &[LayerInfo]) -> fmt::Resu
     let width = layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0).max(5);
     writeln!(
         out,
-        "\n{:<width$}  {:>13}  {:>9}  {:>7}  {:>7}  {:>8}  {:>8}",
-        "Layer", "Shape", "Rank", "BPW", "Ratio", "Error", "Weighted"
+        "\n{:<width$}  {:>13}  {:>9}  {:>6}  {:>7}  {:>7}  {:>8}  {:>8}",
+        "Layer", "Shape", "Rank", "Scales", "BPW", "Ratio", "Error", "Weighted"
     )?;
     let error = |value: Option<f64>| value.map_or("-".into(), |e| format!("{e:.4}"));
     for layer in layers {
@@ -167,9 +170,10 @@ fn write_layers(out: &mut fmt::Formatter<'_>, layers: &[LayerInfo]) -> fmt::Resu
         };
         writeln!(
             out,
-            "{:<width$}  {:>13}  {rank:>9}  {:>7.3}  {:>6.1}x  {:>8}  {:>8}",
+            "{:<width$}  {:>13}  {rank:>9}  {:>6}  {:>7.3}  {:>6.1}x  {:>8}  {:>8}",
             layer.name,
             format!("{} x {}", layer.shape[0], layer.shape[1]),
+            layer.scale_type,
             layer.bpw,
             layer.compression_ratio,
             error(layer.relative_error),

@@ -11,6 +11,7 @@ use super::index::{
 };
 use super::preamble::PREAMBLE_BYTES;
 use super::{FORMAT_VERSION, FactorizedEntry, MAX_INDEX_BYTES, aligned};
+use crate::littlebit::scale_type::ScaleType;
 use crate::tensor::{StoredTensor, StoredType};
 use crate::{Error, Result};
 
@@ -71,6 +72,8 @@ pub struct PathPlan {
     pub rank: usize,
     /// Whether there is a scale for each latent dimension.
     pub latent_scale: bool,
+    /// How the scales are stored.
+    pub scale_type: ScaleType,
 }
 
 /// Where every byte of a file will lie.
@@ -185,6 +188,7 @@ fn planned_entry(plan: &TensorPlan) -> Option<FactorizedEntry> {
         .iter()
         .map(|path| PathEntry {
             rank: path.rank,
+            scale_type: path.scale_type,
             left: 0,
             right: 0,
             row_scale: 0,
@@ -254,9 +258,13 @@ impl Draft {
     }
 
     fn path(&mut self, path: PathPlan, out: usize, input: usize) -> Option<PathRecord> {
-        let scale = |length: usize| (length as u64).checked_mul(2);
+        let scale = |length: usize| Some(path.scale_type.bytes(length));
         Some(PathRecord {
             rank: path.rank as u64,
+            scale_type: match path.scale_type {
+                ScaleType::F16 => None,
+                ScaleType::Log8 => Some(path.scale_type.name().into()),
+            },
             left: self.section(sign_bytes(out, path.rank))?,
             right: self.section(sign_bytes(path.rank, input))?,
             row_scale: self.section(scale(out))?,

@@ -68,6 +68,7 @@ struct Layer<'a> {
 #[derive(Serialize)]
 struct PathMetadata {
     rank: usize,
+    scale_type: &'static str,
     row_scale: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     latent_scale: Option<String>,
@@ -77,7 +78,7 @@ struct PathMetadata {
 /// Writes ranks, statistics and scales of `file` to the two files that [`export_paths`] names,
 /// replacing them.
 ///
-/// Scales are f16 vectors called `LAYER.paths.N.row_scale` (`[out]`), `….latent_scale` (`[rank]`,
+/// Scales are f16 vectors, however the file stores them, called `LAYER.paths.N.row_scale` (`[out]`), `….latent_scale` (`[rank]`,
 /// where there is one) and `….column_scale` (`[in]`); the JSON document refers to them by name.
 pub fn export(file: &LittleBitFile, path: &Path) -> Result<ExportedMetadata> {
     let paths = export_paths(path, file.path());
@@ -90,6 +91,7 @@ pub fn export(file: &LittleBitFile, path: &Path) -> Result<ExportedMetadata> {
         for (number, path) in entry.paths.iter().enumerate() {
             metadata.push(PathMetadata {
                 rank: path.rank,
+                scale_type: path.scale_type.name(),
                 row_scale: format!("{name}.paths.{number}.row_scale"),
                 latent_scale: path
                     .latent_scale
@@ -98,7 +100,11 @@ pub fn export(file: &LittleBitFile, path: &Path) -> Result<ExportedMetadata> {
             });
             let names = metadata.last().into_iter().flat_map(PathMetadata::names);
             for (name, section) in names.zip(scale_sections(path)) {
-                scales.push((name.to_string(), file.section(section)?));
+                let values = path.scale_type.decode(&file.section(section)?);
+                let values =
+                    values.map_err(|e| Error::damaged(file.path(), format!("{name}: {e}")))?;
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                scales.push((name.to_string(), bytes));
             }
         }
         layers.push(Layer {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | 8 bytes | magic `89 4C 42 54 0D 0A 1A 0A` |
 //! | 8 | u32 | format version |
-//! | 12 | u32 | flags, 0 |
+//! | 12 | u32 | flags: [`FLAG_LOG_SCALES`] |
 //! | 16 | u64 | offset of the index |
 //! | 24 | u64 | length of the index |
 //! | 32 | 32 bytes | SHA-256 of the index |
@@ -15,9 +15,14 @@ use crate::formats::detect::LITTLEBIT_MAGIC;
 /// Length of the preamble, bytes.
 pub const PREAMBLE_BYTES: u64 = 64;
 
+/// Bit 0 of the flags: set exactly if some scales are stored as logarithmic codes.
+pub const FLAG_LOG_SCALES: u32 = 1;
+
 /// Where the index lies and what it must hash to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preamble {
+    /// What the reader has to understand: [`FLAG_LOG_SCALES`] or nothing.
+    pub flags: u32,
     /// First byte of the index; a multiple of [`ALIGNMENT`].
     pub index_offset: u64,
     /// Bytes of the index, padding included; it ends the file.
@@ -33,6 +38,7 @@ impl Preamble {
         let mut bytes = [0; PREAMBLE_BYTES as usize];
         bytes[..8].copy_from_slice(&LITTLEBIT_MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.flags.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.index_offset.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.index_length.to_le_bytes());
         bytes[32..].copy_from_slice(&self.index_sha256);
@@ -52,10 +58,13 @@ impl Preamble {
             ));
         }
         let flags = u32::from_le_bytes(field(file, 12)?);
-        if flags != 0 {
-            return Err(format!("flags {flags:#x} in the preamble, version 1 knows none"));
+        if flags & !FLAG_LOG_SCALES != 0 {
+            return Err(format!(
+                "flags {flags:#x} in the preamble, this program knows {FLAG_LOG_SCALES:#x}"
+            ));
         }
         let preamble = Self {
+            flags,
             index_offset: u64::from_le_bytes(field(file, 16)?),
             index_length: u64::from_le_bytes(field(file, 24)?),
             index_sha256: field(file, 32)?,

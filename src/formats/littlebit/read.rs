@@ -53,6 +53,13 @@ impl LittleBitFile {
         let index: Index =
             serde_json::from_slice(text).map_err(|e| damaged(format!("the index: {e}")))?;
         let contents = Contents::check(&index, preamble.index_offset).map_err(damaged)?;
+        if contents.flags() != preamble.flags {
+            return Err(damaged(format!(
+                "flags {:#x} in the preamble of a file whose contents need {:#x}",
+                preamble.flags,
+                contents.flags()
+            )));
+        }
         Ok(Self { path: path.to_path_buf(), bytes, index, contents, index_offset })
     }
 
@@ -221,8 +228,7 @@ impl LittleBitFile {
 
     fn factor(&self, path: &PathEntry, out: usize, input: usize) -> Result<Factor> {
         let scale = |section| -> Result<Vec<f16>> {
-            let bytes = self.section(section)?;
-            Ok(bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]])).collect())
+            path.scale_type.decode(&self.section(section)?).map_err(Error::Reconstruction)
         };
         Ok(Factor {
             left: BitMatrix::new(out, path.rank, self.section(path.left)?)?,
@@ -230,6 +236,7 @@ impl LittleBitFile {
             row_scale: scale(path.row_scale)?,
             latent_scale: path.latent_scale.map(scale).transpose()?,
             column_scale: scale(path.column_scale)?,
+            scale_type: path.scale_type,
         })
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::ALIGNMENT;
-use super::contents::{Entry, FactorizedEntry};
+use super::contents::{Entry, FactorizedEntry, PathEntry};
 use super::index::error_value;
 use super::layout::{Description, Layout, to_json};
 use super::preamble::{PREAMBLE_BYTES, Preamble};
@@ -123,7 +123,10 @@ impl<W: Write + Seek> Writer<W> {
                 .flatten()
                 .chain([&factor.column_scale])
             {
-                let bytes: Vec<u8> = scale.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let bytes = factor
+                    .scale_type
+                    .encode(scale)
+                    .map_err(|e| Error::General(format!("{name} cannot be written: {e}")))?;
                 self.section(name, |section| section.write(&bytes))?;
             }
         }
@@ -153,6 +156,7 @@ impl<W: Write + Seek> Writer<W> {
         index.push(b'\n');
         self.put(&index)?;
         let preamble = Preamble {
+            flags: self.layout.contents.flags(),
             index_offset: offset,
             index_length: length,
             index_sha256: Sha256::digest(&index).into(),
@@ -228,15 +232,13 @@ impl<W: Write + Seek> SectionWriter<'_, W> {
 /// Whether factors are what was planned, and valid: lengths, padding bits, finite scales.
 fn check_factors(weight: &FactorizedLinear, planned: &FactorizedEntry) -> Result<()> {
     let FactorizedLinear { out_features, in_features, paths } = weight;
-    let ranks = |path: &Factor| (path.rank(), path.latent_scale.is_some());
+    let ranks = |path: &Factor| (path.rank(), path.latent_scale.is_some(), path.scale_type);
+    let planned_rank = |path: &PathEntry| (path.rank, path.latent_scale.is_some(), path.scale_type);
     if (*out_features, *in_features) != (planned.out_features, planned.in_features)
-        || !paths
-            .iter()
-            .map(ranks)
-            .eq(planned.paths.iter().map(|path| (path.rank, path.latent_scale.is_some())))
+        || !paths.iter().map(ranks).eq(planned.paths.iter().map(planned_rank))
     {
         return Err(Error::General(format!(
-            "[{out_features}, {in_features}] with ranks (and latent scales) {:?}, planned were \
+            "[{out_features}, {in_features}] with ranks (and latent scales, and their type) {:?}, planned were \
              {planned:?}",
             paths.iter().map(ranks).collect::<Vec<_>>()
         )));

@@ -49,7 +49,11 @@ pub(super) fn description(
             kind: match tensor {
                 PlannedTensor::Factorized(layer) => {
                     let shape = &layer.shape;
-                    let path = PathPlan { rank: shape.rank, latent_scale: shape.middle_scale };
+                    let path = PathPlan {
+                        rank: shape.rank,
+                        latent_scale: shape.middle_scale,
+                        scale_type: shape.scales,
+                    };
                     TensorKind::Factorized {
                         out_features: shape.rows,
                         in_features: shape.cols,

@@ -47,7 +47,7 @@ pub(super) fn factors_of(unit: &UnitData, layer: &LayerPlan) -> Result<Factorize
     };
     let scale = |name: String| {
         let values = unit.f32(&name).ok_or_else(|| damaged(&name))?;
-        // The solver gives values that f16 holds exactly.
+        // The solver gives values that are stored exactly.
         Ok::<_, Error>(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())
     };
     let paths = (0..shape.paths)
@@ -62,6 +62,7 @@ pub(super) fn factors_of(unit: &UnitData, layer: &LayerPlan) -> Result<Factorize
                     None
                 },
                 column_scale: scale(format!("{index}.column_scale"))?,
+                scale_type: shape.scales,
             })
         })
         .collect::<Result<_>>()?;

@@ -217,7 +217,8 @@ impl Run<'_> {
 pub(super) fn unit_id(layer: &LayerPlan) -> String {
     let shape = &layer.shape;
     let scales = if shape.middle_scale { "+latent" } else { "" };
-    format!("{}@{}x{}{scales}", layer.name, shape.paths, shape.rank)
+    let scale_type = shape.scales.unit_suffix();
+    format!("{}@{}x{}{scales}{scale_type}", layer.name, shape.paths, shape.rank)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
