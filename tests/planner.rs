@@ -249,7 +249,7 @@ fn explicit_ranks_hold_for_every_layer_or_none() {
 
 #[test]
 fn embeddings_fall_back_to_types_that_fit_their_width() {
-    use StoredType::{F16, Q4_K, Q6_K, Q8_0};
+    use StoredType::{F16, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0};
     let dtype_of = |dims, embedding_type| {
         let plan = planned(dims, &PlanRequest { embedding_type, ..at(1.0) });
         let embedding = plan.stored().next().unwrap().clone();
@@ -260,9 +260,16 @@ fn embeddings_fall_back_to_types_that_fit_their_width() {
     assert_eq!(dtype_of(LLAMA_2_7B, Q6_K), (Q6_K, None, 32000 * 4096 / 256 * 210));
     // 576 columns are 18 blocks of 32, but not a whole number of 256.
     assert_eq!(dtype_of(SMOLLM2_135M, Q6_K), (Q8_0, Some(Q6_K), 49152 * 18 * 34));
+    // What llama.cpp writes for them (tensor_type_fallback in src/llama-quant.cpp).
+    assert_eq!(dtype_of(SMOLLM2_135M, Q4_K), (Q5_0, Some(Q4_K), 49152 * 18 * 22));
+    for (dtype, bytes) in [(Q4_0, 18), (Q4_1, 20), (Q5_0, 22), (Q5_1, 24)] {
+        assert_eq!(dtype_of(SMOLLM2_135M, dtype), (dtype, None, 49152 * 18 * bytes));
+    }
     assert_eq!(dtype_of(SMOLLM2_135M, F16), (F16, None, 49152 * 576 * 2));
     let odd = (40, 96, 2, 2, 2, 100, true);
-    assert_eq!(dtype_of(odd, Q8_0), (F16, Some(Q8_0), 8000));
+    for dtype in [Q8_0, Q4_0, Q4_K] {
+        assert_eq!(dtype_of(odd, dtype), (F16, Some(dtype), 8000));
+    }
 }
 
 #[test]

@@ -358,13 +358,15 @@ fn is_embedding(name: &str) -> bool {
     matches!(name, "model.embed_tokens.weight" | "lm_head.weight")
 }
 
-/// Embedding and head in the type asked for, or the nearest one whose blocks their rows fill;
-/// everything else, which is norms and biases, in f32.
+/// Embedding and head in the type asked for, or what llama.cpp takes instead where rows of this
+/// width do not fill its blocks ([`StoredType::narrower`], else f16); everything else, which is
+/// norms and biases, in f32.
 fn stored(header: &TensorHeader, embedding_type: StoredType) -> Result<StoredPlan> {
     let wanted = if is_embedding(&header.name) { embedding_type } else { StoredType::F32 };
     let width = header.shape.last().copied().unwrap_or(0);
-    let dtype = [wanted, StoredType::Q8_0, StoredType::F16]
+    let dtype = [Some(wanted), wanted.narrower()]
         .into_iter()
+        .flatten()
         .find(|dtype| dtype.row_bytes(width).is_some())
         .unwrap_or(StoredType::F16);
     let bytes = StoredTensor::byte_length(&header.shape, dtype).ok_or_else(|| {

@@ -55,6 +55,19 @@ impl StoredType {
         if columns.is_multiple_of(values) { (columns / values).checked_mul(bytes) } else { None }
     }
 
+    /// The type with blocks of 32 that llama.cpp writes instead of one with blocks of 256 where
+    /// rows do not fill those.
+    #[must_use]
+    pub const fn narrower(self) -> Option<Self> {
+        match self {
+            Self::Q2_K | Self::Q3_K => Some(Self::Q4_0),
+            Self::Q4_K => Some(Self::Q5_0),
+            Self::Q5_K => Some(Self::Q5_1),
+            Self::Q6_K => Some(Self::Q8_0),
+            _ => None,
+        }
+    }
+
     /// Bits that a value takes, block overhead included.
     #[must_use]
     pub fn bits_per_weight(self) -> f64 {

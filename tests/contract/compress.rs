@@ -217,6 +217,33 @@ fn an_embedding_type_that_does_not_fit_is_replaced_aloud() {
         json(&workspace.compress("m.littlebit", &["--dry-run", "--embedding-type", "q6_k"]));
     assert_eq!(report.warnings.len(), 1, "{:?}", report.warnings);
     assert!(report.warnings[0].contains("Q8_0 instead of Q6_K"), "{:?}", report.warnings);
+    let report: CompressionDocument =
+        json(&workspace.compress("m.littlebit", &["--dry-run", "--embedding-type", "q4_k"]));
+    assert!(report.warnings[0].contains("Q5_0 instead of Q4_K"), "{:?}", report.warnings);
+    // Blocks of 32 fit: 2,048 rows of four blocks, 16 bytes a block less than in Q8_0.
+    let size = |embedding: &str| {
+        let options = ["--dry-run", "--embedding-type", embedding];
+        let report: CompressionDocument = json(&workspace.compress("m.littlebit", &options));
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+        report.compressed_size_bytes
+    };
+    assert_eq!(size("q8_0") - size("q4_0"), 2048 * 4 * 16);
+}
+
+/// Every type of embedding is written, verified, read and computed with.
+#[test]
+fn embeddings_of_four_and_five_bits_work() {
+    let workspace = Workspace::new();
+    let perplexity = |embedding: &str| -> f64 {
+        let options = ["--target-bpw", "2.0", "--embedding-type", embedding];
+        let report: CompressionDocument = json(&workspace.compress("m.littlebit", &options));
+        report.quality_metrics.unwrap().perplexity_compressed
+    };
+    let full = perplexity("f16");
+    for (embedding, factor) in [("q5_1", 1.1), ("q5_0", 1.1), ("q4_1", 1.25), ("q4_0", 1.25)] {
+        let quantized = perplexity(embedding);
+        assert!(quantized < factor * full && quantized > full / factor, "{quantized} {full}");
+    }
 }
 
 #[test]

@@ -123,7 +123,8 @@ pub(crate) struct SolverArgs {
     #[arg(long, value_enum, default_value_t = WeightingArg::Activation, value_name = "KIND")]
     pub(crate) weighting: WeightingArg,
 
-    /// Type of embeddings and head, which are not factorized
+    /// Type of embeddings and head, which are not factorized. Rows that do not fill the blocks of 256
+    /// values of the `_k` types get what llama.cpp gives them: `q4_k` becomes `q5_0`, `q6_k` `q8_0`
     #[arg(long, value_enum, default_value_t = EmbeddingArg::Q8_0, value_name = "TYPE")]
     pub(crate) embedding_type: EmbeddingArg,
 
@@ -170,6 +171,14 @@ pub(crate) enum EmbeddingArg {
     Q6K,
     #[value(name = "q4_k")]
     Q4K,
+    #[value(name = "q5_1")]
+    Q5_1,
+    #[value(name = "q5_0")]
+    Q5_0,
+    #[value(name = "q4_1")]
+    Q4_1,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 #[derive(Debug, Args)]

@@ -93,6 +93,10 @@ fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> Compre
                 EmbeddingArg::Q8_0 => StoredType::Q8_0,
                 EmbeddingArg::Q6K => StoredType::Q6_K,
                 EmbeddingArg::Q4K => StoredType::Q4_K,
+                EmbeddingArg::Q5_1 => StoredType::Q5_1,
+                EmbeddingArg::Q5_0 => StoredType::Q5_0,
+                EmbeddingArg::Q4_1 => StoredType::Q4_1,
+                EmbeddingArg::Q4_0 => StoredType::Q4_0,
             },
             bounds: (settings.min_bpw, settings.max_bpw),
             ..PlanRequest::default()

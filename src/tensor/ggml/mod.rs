@@ -70,6 +70,10 @@ pub const fn can_encode(dtype: StoredType) -> bool {
         StoredType::F32
             | StoredType::F16
             | StoredType::BF16
+            | StoredType::Q4_0
+            | StoredType::Q4_1
+            | StoredType::Q5_0
+            | StoredType::Q5_1
             | StoredType::Q8_0
             | StoredType::Q4_K
             | StoredType::Q6_K
@@ -106,6 +110,10 @@ fn encode_portable(dtype: StoredType, values: &[f32], bytes: &mut [u8]) {
         StoredType::F32 => plain::encode_f32(values, bytes),
         StoredType::F16 => plain::encode_f16(values, bytes),
         StoredType::BF16 => plain::encode_bf16(values, bytes),
+        StoredType::Q4_0 => legacy::encode_q4_0(values, bytes),
+        StoredType::Q4_1 => legacy::encode_q4_1(values, bytes),
+        StoredType::Q5_0 => legacy::encode_q5_0(values, bytes),
+        StoredType::Q5_1 => legacy::encode_q5_1(values, bytes),
         StoredType::Q8_0 => legacy::encode_q8_0(values, bytes),
         StoredType::Q4_K => k_encode::encode_q4_k(values, bytes),
         StoredType::Q6_K => k_encode::encode_q6_k(values, bytes),

@@ -68,7 +68,7 @@ fn encoders_write_the_bytes_of_ggml() {
         );
         compared += 1;
     }
-    assert_eq!(compared, 33, "three types for eleven inputs");
+    assert_eq!(compared, 77, "seven types for eleven inputs");
 }
 
 #[test]
