@@ -6,6 +6,8 @@ use llm_quantize::littlebit::plan::{
     CompressionPlan, PlanRequest, PlannedTensor, TensorHeader, headers_from_config, plan,
     plan_config,
 };
+use llm_quantize::littlebit::scale_choice::ScaleChoice;
+use llm_quantize::littlebit::scale_type::ScaleType;
 use llm_quantize::source::ModelConfig;
 use llm_quantize::source::config::{Architecture, RopeConfig, RopeScaling};
 use llm_quantize::tensor::StoredType;
@@ -43,8 +45,10 @@ fn config(dims: Dims) -> ModelConfig {
     }
 }
 
+/// With f16 scales, which the papers count.
 fn at(target_bpw: f64) -> PlanRequest {
-    PlanRequest { target_bpw, ..PlanRequest::default() }
+    let scales = ScaleChoice::Fixed(ScaleType::F16);
+    PlanRequest { target_bpw, scales, ..PlanRequest::default() }
 }
 
 #[expect(clippy::unwrap_used, reason = "a test's helper")]
@@ -52,14 +56,15 @@ fn planned(dims: Dims, request: &PlanRequest) -> CompressionPlan {
     plan_config(&config(dims), request).unwrap()
 }
 
-/// Bits of all layers by the papers' formula, from the ranks alone.
+/// Bits of all layers by the papers' formula, or by that of scales of a byte, from the ranks alone.
 fn bits_by_formula(plan: &CompressionPlan) -> u64 {
     plan.layers()
         .map(|layer| {
             let s = layer.shape;
             let (m, n, r) = (s.rows as u64, s.cols as u64, s.rank as u64);
-            let middle = if s.middle_scale { 16 * r } else { 0 };
-            s.paths as u64 * ((r + 16) * (m + n) + middle)
+            let (scale, vector) = if s.scales == ScaleType::F16 { (16, 0) } else { (8, 32) };
+            let middle = if s.middle_scale { scale * r + vector } else { 0 };
+            s.paths as u64 * ((r + scale) * (m + n) + 2 * vector + middle)
         })
         .sum()
 }
@@ -100,12 +105,19 @@ fn a_tenth_of_a_bit_is_at_least_25_times_smaller() {
 
 #[test]
 fn every_target_is_met_within_a_percent_or_refused() {
+    let f16 = ScaleChoice::Fixed(ScaleType::F16);
     for dims in [LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, SMOLLM2_135M, TINY] {
         let mut met = 0;
         for step in 2..=40 {
             let target = f64::from(step) * 0.05;
-            for (residual, middle_scale) in [(false, false), (true, false), (true, true)] {
-                let request = PlanRequest { residual, middle_scale, ..at(target) };
+            for (residual, middle_scale, scales) in [
+                (false, false, f16),
+                (true, false, f16),
+                (true, true, f16),
+                (false, false, ScaleChoice::Auto),
+                (true, true, ScaleChoice::Auto),
+            ] {
+                let request = PlanRequest { residual, middle_scale, scales, ..at(target) };
                 match plan_config(&config(dims), &request) {
                     Ok(plan) => {
                         met += 1;
@@ -130,7 +142,7 @@ fn every_target_is_met_within_a_percent_or_refused() {
                 }
             }
         }
-        assert!(met > 80, "{met} of 117 plans");
+        assert!(met > 130, "{met} of 195 plans");
     }
 }
 
@@ -173,6 +185,31 @@ fn small_models_give_narrow_layers_their_minimum() {
         assert!((layer.shape.bits_per_weight() - 1.0 / 6.0).abs() < 1e-12);
     }
     assert!(plan.achieved_bpw() <= 0.1 && plan.achieved_bpw() > 0.0999);
+}
+
+/// At equal totals scales of a byte leave the bits of eight more ranks, less 64, to every matrix.
+#[test]
+fn smaller_scales_buy_ranks() {
+    for (dims, target) in [(LLAMA_2_7B, 1.0), (SMOLLM2_135M, 0.55), (TINY, 0.55), (TINY, 0.4)] {
+        let plan_with = |scales| planned(dims, &PlanRequest { scales, ..at(target) });
+        let f16 = plan_with(ScaleChoice::Fixed(ScaleType::F16));
+        let auto = plan_with(ScaleChoice::Auto);
+        assert_eq!((f16.scales(), auto.scales()), ("f16", "log8"));
+        assert_eq!(auto, plan_with(ScaleChoice::Fixed(ScaleType::Log8)));
+        assert!(auto.achieved_bpw() <= target);
+        let gain = auto.summary().average_rank - f16.summary().average_rank;
+        assert!((6.0..=9.0).contains(&gain), "{gain}");
+    }
+    // What f16 scales exceed can be met.
+    let least = PlanRequest { scales: ScaleChoice::Auto, ..at(0.22) };
+    assert!(plan_config(&config(TINY), &least).is_ok());
+    assert_eq!(plan_config(&config(TINY), &at(0.22)).unwrap_err().exit_code(), 23);
+    // A rank that is asked for is kept: there the file is smaller.
+    let fixed = |scales| planned(TINY, &PlanRequest { rank: Some(16), scales, ..at(1.0) });
+    let (f16, auto) =
+        (fixed(ScaleChoice::Fixed(ScaleType::F16)), fixed(PlanRequest::default().scales));
+    assert!(auto.layers().all(|layer| layer.shape.rank == 16));
+    assert!(auto.factor_bytes() < f16.factor_bytes());
 }
 
 #[test]

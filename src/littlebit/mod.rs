@@ -17,6 +17,7 @@ pub mod plan;
 pub mod polish;
 pub mod report;
 pub mod rounding;
+pub mod scale_choice;
 pub mod scale_type;
 pub mod scales;
 pub mod solve;

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::budget::FactorShape;
+use super::scale_choice::ScaleChoice;
 use super::scale_type::ScaleType;
 use crate::source::catalog::expected_tensors;
 use crate::source::config::{Architecture, AttentionBiases, BLOCK_LINEARS};
@@ -73,7 +74,7 @@ pub struct PlanRequest {
     /// A scale for each latent dimension.
     pub middle_scale: bool,
     /// How scales are stored.
-    pub scales: ScaleType,
+    pub scales: ScaleChoice,
     /// Type of the embedding and of the head.
     pub embedding_type: StoredType,
 }
@@ -86,7 +87,7 @@ impl Default for PlanRequest {
             rank: None,
             residual: false,
             middle_scale: false,
-            scales: ScaleType::F16,
+            scales: ScaleChoice::Auto,
             embedding_type: StoredType::Q8_0,
         }
     }
@@ -235,6 +236,17 @@ impl CompressionPlan {
         self.original_bytes as f64 / file_bytes as f64
     }
 
+    /// How the scales of the factorized layers are stored: `f16`, `log8` or `f16+log8`.
+    #[must_use]
+    pub fn scales(&self) -> &'static str {
+        let any = |scales| self.layers().any(|layer| layer.shape.scales == scales);
+        match (any(ScaleType::F16), any(ScaleType::Log8)) {
+            (true, true) => "f16+log8",
+            (false, true) => ScaleType::Log8.name(),
+            (_, false) => ScaleType::F16.name(),
+        }
+    }
+
     /// Stored tensors that did not get the type that was asked for, with the first one's name:
     /// `(name, asked for, got)`.
     #[must_use]
@@ -291,14 +303,15 @@ pub fn plan(headers: &[TensorHeader], request: &PlanRequest) -> Result<Compressi
     let mut layers = Vec::new();
     for header in headers {
         if let Some((name, block)) = factorizable(header) {
-            let shape = FactorShape {
+            let mut shape = FactorShape {
                 rows: header.shape[0],
                 cols: header.shape[1],
                 rank: 0,
                 paths: if request.residual { 2 } else { 1 },
                 middle_scale: request.middle_scale,
-                scales: request.scales,
+                scales: ScaleType::F16,
             };
+            shape.scales = request.scales.of(&shape);
             layers.push(LayerPlan { name: name.to_owned(), block, shape });
         }
     }

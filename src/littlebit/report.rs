@@ -158,6 +158,8 @@ pub struct SolverReport {
     pub paths: usize,
     /// Whether each path has a latent scale.
     pub latent_scale: bool,
+    /// How scales are stored: `f16`, `log8` or `f16+log8`.
+    pub scales: &'static str,
     /// Iterations.
     pub iterations: usize,
     /// Seed.

@@ -65,6 +65,7 @@ struct SolverDocument {
     init: String,
     paths: usize,
     latent_scale: bool,
+    scales: String,
     iterations: usize,
     seed: u64,
     weighting: String,
@@ -122,12 +123,13 @@ fn compressing_the_tiny_model_writes_a_measured_file() {
     assert!((report.achieved_bpw - 1.0).abs() < 0.01, "{}", report.achieved_bpw);
     assert!(report.duration_seconds > 0.0 && report.peak_memory_bytes > 1 << 20);
 
-    // Bits per weight, counted again from ranks and shapes: signs plus 16-bit scales.
+    // Bits per weight, counted again from ranks and shapes: signs, a byte for
+    // each scale and four bytes in front of each of the two vectors.
     assert_eq!(report.layers.len(), 28);
     let (mut bits, mut weights) = (0, 0);
     for layer in &report.layers {
         let [m, n] = layer.shape;
-        let own = layer.rank * (m + n) + 16 * (m + n);
+        let own = layer.rank * (m + n) + 8 * (m + n) + 64;
         assert!((layer.bpw - own as f64 / (m * n) as f64).abs() < 1e-9, "{layer:?}");
         assert_eq!(layer.bytes as usize * 8, own, "{layer:?}");
         assert!((layer.compression_ratio - 16.0 / layer.bpw).abs() < 1e-6);
@@ -152,6 +154,7 @@ fn compressing_the_tiny_model_writes_a_measured_file() {
     assert_eq!(report.solver.init, "admm");
     assert_eq!((report.solver.paths, report.solver.iterations, report.solver.seed), (1, 12, 0));
     assert!(!report.solver.latent_scale);
+    assert_eq!(report.solver.scales, "log8");
     assert_eq!(report.solver.weighting, "activation");
     assert_eq!(report.solver.device, "cpu");
     let calibration = report.calibration.unwrap();

@@ -82,7 +82,7 @@ fn littlebit_info_has_the_keys_of_the_contract() {
     let mean = ranks.iter().sum::<usize>() as f64 / 28.0;
     assert!((full.layer_stats.average_rank - mean).abs() < 0.51);
     for layer in &layers {
-        assert_eq!(layer.scale_type, "f16");
+        assert_eq!(layer.scale_type, "log8");
         assert!(layer.name.starts_with("model.layers.") && layer.paths == 1, "{layer:?}");
         assert!(
             layer.shape[0] > 0 && layer.bpw > 0.3 && layer.compression_ratio > 1.0,

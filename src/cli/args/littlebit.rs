@@ -115,6 +115,10 @@ pub(crate) struct SolverArgs {
     #[arg(long)]
     pub(crate) latent_scale: bool,
 
+    /// How scales are stored
+    #[arg(long, value_enum, default_value_t = ScalesArg::Auto, value_name = "TYPE")]
+    pub(crate) scales: ScalesArg,
+
     /// Iterations of the solver [default: 120 for admm, 50 for itq]
     #[arg(long, value_name = "INT")]
     pub(crate) iterations: Option<usize>,
@@ -159,6 +163,16 @@ pub(crate) enum WeightingArg {
     Activation,
     /// All weights count the same; no calibration pass
     None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScalesArg {
+    /// What takes fewer bits: log8 but for matrices of a few rows and columns
+    Auto,
+    /// 16 bits each
+    F16,
+    /// Codes of 8 bits on a logarithmic grid
+    Log8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

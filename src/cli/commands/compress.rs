@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::cli::args::littlebit::{CompressArgs, EmbeddingArg, FileFormat, InitArg, WeightingArg};
+use crate::cli::args::littlebit::{
+    CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
+};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, clock, human_bytes};
 use crate::cli::{Context, Failure, interrupt, models};
@@ -11,6 +13,8 @@ use crate::littlebit::compress::{self, Checkpoints, CompressRequest, Weighting};
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::plan::PlanRequest;
 use crate::littlebit::report::CompressionReport;
+use crate::littlebit::scale_choice::ScaleChoice;
+use crate::littlebit::scale_type::ScaleType;
 use crate::littlebit::solve::{Init, SolverConfig};
 use crate::progress::Progress;
 use crate::source::LocalModel;
@@ -88,6 +92,11 @@ fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> Compre
             rank: args.rank,
             residual: solver.residual,
             middle_scale: solver.latent_scale || init.has_middle_scale(),
+            scales: match solver.scales {
+                ScalesArg::Auto => ScaleChoice::Auto,
+                ScalesArg::F16 => ScaleChoice::Fixed(ScaleType::F16),
+                ScalesArg::Log8 => ScaleChoice::Fixed(ScaleType::Log8),
+            },
             embedding_type: match solver.embedding_type {
                 EmbeddingArg::F16 => StoredType::F16,
                 EmbeddingArg::Q8_0 => StoredType::Q8_0,
@@ -99,7 +108,6 @@ fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> Compre
                 EmbeddingArg::Q4_0 => StoredType::Q4_0,
             },
             bounds: (settings.min_bpw, settings.max_bpw),
-            ..PlanRequest::default()
         },
         solver: SolverConfig {
             iterations: solver.iterations.unwrap_or(defaults.iterations),
@@ -187,6 +195,7 @@ impl Report for CompressionReport {
                 summary.total_layers, summary.average_rank, summary.min_bpw, summary.max_bpw
             ),
         );
+        row("Scales:", self.solver.scales.into());
         if let (Some(plain), Some(weighted)) =
             (summary.mean_relative_error, summary.mean_weighted_error)
         {

@@ -71,6 +71,7 @@ pub(super) fn description(
     settings.insert("init".into(), solver.init.name().into());
     settings.insert("paths".into(), (1 + usize::from(request.plan.residual)).into());
     settings.insert("latent_scale".into(), request.plan.middle_scale.into());
+    settings.insert("scales".into(), plan.scales().into());
     settings.insert("iterations".into(), request.solver_iterations().into());
     settings.insert("seed".into(), solver.seed.into());
     settings.insert("precision".into(), solver.precision.name().into());

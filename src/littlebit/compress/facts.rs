@@ -61,6 +61,7 @@ impl Facts {
             .with("rank", plan.rank.map_or("auto".into(), |r| r.to_string()))
             .with("paths", if plan.residual { 2 } else { 1 })
             .with("latent scale", plan.middle_scale)
+            .with("scales", plan.scales.name())
             .with("embedding type", plan.embedding_type.name())
             .with("solver", solver.init.name())
             .with("iterations", request.solver_iterations())

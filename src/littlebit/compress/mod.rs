@@ -80,6 +80,7 @@ pub fn compress(
     let began = Instant::now();
     announce(model, request, progress);
     let plan = plan(&headers_of(model), &request.plan)?;
+    progress.verbose(&format!("Scales: {} ({})", plan.scales(), request.plan.scales.name()));
     let planned = Facts::planned(request);
     let size = assemble::layout(model, &plan, request, &planned)?.file_size();
     preflight::refuse(model, &plan, size, request, progress)?;
@@ -200,6 +201,7 @@ fn skeleton(
             init: request.solver.init.name(),
             paths: if request.plan.residual { 2 } else { 1 },
             latent_scale: request.plan.middle_scale,
+            scales: plan.scales(),
             iterations: request.solver_iterations(),
             seed: request.solver.seed,
             weighting: request.weighting.name(),
