@@ -32,11 +32,11 @@ pub struct Geometry {
 
 impl Geometry {
     /// First position that `position` sees.
-    fn first_seen(&self, position: usize) -> usize {
+    pub(super) fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    fn scale(&self) -> f64 {
+    pub(super) fn scale(&self) -> f64 {
         1.0 / (self.head_dim as f64).sqrt()
     }
 
@@ -74,16 +74,16 @@ thread_local! {
 }
 
 /// Attention of `queries`, `[batch · seq, heads · d]`, over `keys` and `values`, which are
-/// `[batch · (start + seq), kv_heads · d]`. Gives `[batch · seq, heads · d]`.
+/// `[batch · (start + seq), kv_heads · d]`, for sequences of `seq` queries from position `start` on.
+/// Gives `[batch · seq, heads · d]`.
 pub(crate) fn fused(
     geometry: &Geometry,
-    positions: &Positions,
+    (seq, start): (usize, usize),
     queries: &[f32],
     keys: Cached<'_>,
     values: Cached<'_>,
 ) -> Vec<f32> {
     let Geometry { heads, head_dim, .. } = *geometry;
-    let Positions { seq, start, .. } = *positions;
     let length = start + seq;
     let mut out = vec![0.0; queries.len()];
     if out.is_empty() {

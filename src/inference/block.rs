@@ -8,6 +8,7 @@ use super::linear::Projection;
 use super::norm::RmsNorm;
 use super::rope::Positions;
 use super::slices::{for_rows, in_pool, with_f32};
+use super::tracked;
 use super::vector::kernels;
 use crate::{Error, Result};
 
@@ -26,6 +27,9 @@ pub enum Execution {
     Fused,
     /// Candle operations that run on every device and have gradients.
     Operations,
+    /// Fused loops with backward passes of their own, for training on the CPU. Whole sequences
+    /// only: no cache.
+    Tracked,
 }
 
 /// A block with its weights.
@@ -104,6 +108,12 @@ impl Block {
         match self.execution {
             Execution::Fused => in_pool(|| self.fused(x, positions, cache, observer)),
             Execution::Operations => self.operations(x, positions, cache, observer),
+            Execution::Tracked if cache.is_none() => {
+                in_pool(|| self.tracked(x, positions, observer))
+            }
+            Execution::Tracked => {
+                Err(Error::General("tracked execution has no key/value cache".into()))
+            }
         }
     }
 
@@ -135,12 +145,12 @@ impl Block {
             Some(cache) => {
                 with_f32(&value, |value| cache.append(&key, value))??;
                 let (keys, values) = cache.slices()?;
-                attention::fused(geometry, positions, &query, keys, values)
+                attention::fused(geometry, positions.span(), &query, keys, values)
             }
             None => with_f32(&value, |value| {
                 attention::fused(
                     geometry,
-                    positions,
+                    positions.span(),
                     &query,
                     Cached::Single(&key),
                     Cached::Single(value),
@@ -221,6 +231,38 @@ impl Block {
         observe(&mut observer, &[&self.gate, &self.up], &normed)?;
         let gate = self.gate.operations(&normed)?.silu()?;
         let inner = (gate * self.up.operations(&normed)?)?;
+        observe(&mut observer, &[&self.down], &inner)?;
+        Ok((x + self.down.operations(&inner)?)?)
+    }
+}
+
+impl Block {
+    fn tracked<'o>(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        mut observer: Option<&mut (dyn Observer + 'o)>,
+    ) -> Result<Tensor> {
+        let geometry = &self.geometry;
+        let normed = self.input_norm.tracked(x)?;
+        observe(&mut observer, &[&self.query, &self.key, &self.value], &normed)?;
+        let mut query = self.query.operations(&normed)?;
+        let mut key = self.key.operations(&normed)?;
+        let value = self.value.operations(&normed)?;
+        if let Some((query_norm, key_norm)) = &self.head_norms {
+            query = query_norm.tracked(&query)?;
+            key = key_norm.tracked(&key)?;
+        }
+        let query = tracked::rope(&query, positions, geometry.heads)?;
+        let key = tracked::rope(&key, positions, geometry.kv_heads)?;
+        let attended = tracked::attention(geometry, positions, &query, &key, &value)?;
+        observe(&mut observer, &[&self.output], &attended)?;
+        let x = (x + self.output.operations(&attended)?)?;
+
+        let normed = self.post_norm.tracked(&x)?;
+        observe(&mut observer, &[&self.gate, &self.up], &normed)?;
+        let gate = self.gate.operations(&normed)?;
+        let inner = tracked::silu_mul(&gate, &self.up.operations(&normed)?)?;
         observe(&mut observer, &[&self.down], &inner)?;
         Ok((x + self.down.operations(&inner)?)?)
     }

@@ -68,8 +68,8 @@ impl Decoder {
     /// # Errors
     /// If fused execution is asked for on another device than the CPU.
     pub fn set_execution(&mut self, execution: Execution) -> Result<()> {
-        if execution == Execution::Fused && !self.device.is_cpu() {
-            return Err(Error::General("fused execution is for the CPU".into()));
+        if execution != Execution::Operations && !self.device.is_cpu() {
+            return Err(Error::General("this execution is for the CPU".into()));
         }
         self.blocks.iter_mut().for_each(|block| block.execution = execution);
         Ok(())

@@ -1,15 +1,18 @@
 //! Root-mean-square layer normalization: `y = x / sqrt(mean(x²) + ε) · w`.
 
+use std::sync::Arc;
+
 use candle_core::{D, Device, Tensor};
 
 use super::slices::{for_rows, with_f32};
+use super::tracked;
 use super::vector::kernels;
 use crate::Result;
 
 /// A norm with its weight.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
-    weight: Vec<f32>,
+    weight: Arc<[f32]>,
     /// The weight on a device other than the CPU, or for the differentiable path.
     tensor: Tensor,
     epsilon: f64,
@@ -19,7 +22,7 @@ impl RmsNorm {
     /// A norm over vectors of `weight.len()` values.
     pub fn new(weight: Vec<f32>, epsilon: f64, device: &Device) -> Result<Self> {
         let tensor = Tensor::from_slice(&weight, weight.len(), device)?;
-        Ok(Self { weight, tensor, epsilon })
+        Ok(Self { weight: weight.into(), tensor, epsilon })
     }
 
     /// Length of the vectors.
@@ -44,9 +47,24 @@ impl RmsNorm {
     pub(crate) fn row(&self, row: &mut [f32]) {
         let square = (kernels().dot_f32)(row, row) / row.len() as f32;
         let scale = 1.0 / (square + self.epsilon as f32).sqrt();
-        for (value, weight) in row.iter_mut().zip(&self.weight) {
+        for (value, weight) in row.iter_mut().zip(&*self.weight) {
             *value = *value * scale * weight;
         }
+    }
+
+    /// Normalizes each run of `width` values on the CPU, with a backward pass.
+    pub(crate) fn tracked(&self, x: &Tensor) -> Result<Tensor> {
+        tracked::rms_norm(x, self)
+    }
+
+    /// Its weight, one value per dimension.
+    pub(super) fn weight(&self) -> &[f32] {
+        &self.weight
+    }
+
+    /// What is added to the mean square.
+    pub(super) fn epsilon(&self) -> f32 {
+        self.epsilon as f32
     }
 
     /// Normalizes the last dimension with candle operations that have gradients.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::f64::consts::{PI, TAU};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
@@ -120,8 +120,7 @@ impl Rope {
             seq,
             start,
             half,
-            cos,
-            sin,
+            turns: Arc::new(Turns { cos, sin, half, seq }),
             tensors: OnceLock::new(),
             masks: Mutex::default(),
         }
@@ -165,6 +164,44 @@ fn ramp((low, high): (f64, f64), dimension: f64) -> f64 {
     ((dimension - low) / (high - low)).clamp(0.0, 1.0)
 }
 
+/// Cosines and sines of a span of positions.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    /// `[seq, half]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+    seq: usize,
+}
+
+impl Turns {
+    /// Calls `prepare` on each head of each row of `data`, `[batch · seq, heads · 2 half]`, and
+    /// turns it: forwards for a `direction` of 1, and by the transposed rotation, which is that of
+    /// gradients, for -1.
+    pub(crate) fn apply(
+        &self,
+        data: &mut [f32],
+        heads: usize,
+        prepare: impl Fn(&mut [f32]) + Sync,
+        direction: f32,
+    ) {
+        let half = self.half;
+        for_rows(data, heads * 2 * half, |row, values| {
+            let at = row % self.seq * half;
+            let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
+            for head in values.chunks_exact_mut(2 * half) {
+                prepare(head);
+                let (low, high) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b, sin) = (low[i], high[i], direction * sin[i]);
+                    low[i] = a * cos[i] - b * sin;
+                    high[i] = b * cos[i] + a * sin;
+                }
+            }
+        });
+    }
+}
+
 /// Rotations of a batch of equally long sequences at the same positions. Rows of activations are
 /// ordered `[batch, seq]`.
 #[derive(Debug)]
@@ -176,9 +213,7 @@ pub struct Positions {
     /// Position of the first token.
     pub start: usize,
     half: usize,
-    /// `[seq, half]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    turns: Arc<Turns>,
     /// `[seq, 1, half]` on the device of the activations.
     tensors: OnceLock<(Tensor, Tensor)>,
     /// Attention masks of this span, which all blocks share, by first query and window.
@@ -186,6 +221,11 @@ pub struct Positions {
 }
 
 impl Positions {
+    /// Tokens of a sequence and the position of its first one.
+    pub(crate) fn span(&self) -> (usize, usize) {
+        (self.seq, self.start)
+    }
+
     /// Rows of activations: `batch · seq`.
     #[must_use]
     pub fn tokens(&self) -> usize {
@@ -199,20 +239,12 @@ impl Positions {
         heads: usize,
         prepare: impl Fn(&mut [f32]) + Sync,
     ) {
-        let half = self.half;
-        for_rows(data, heads * 2 * half, |row, values| {
-            let at = row % self.seq * half;
-            let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
-            for head in values.chunks_exact_mut(2 * half) {
-                prepare(head);
-                let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b) = (low[i], high[i]);
-                    low[i] = a * cos[i] - b * sin[i];
-                    high[i] = b * cos[i] + a * sin[i];
-                }
-            }
-        });
+        self.turns.apply(data, heads, prepare, 1.0);
+    }
+
+    /// The rotations by themselves.
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
     }
 
     /// Turns `x`, `[batch, seq, heads, 2 half]`, with candle operations that have gradients.
@@ -246,8 +278,8 @@ impl Positions {
         }
         let shape = (self.seq, 1, self.half);
         let pair = (
-            Tensor::from_slice(&self.cos, shape, device)?,
-            Tensor::from_slice(&self.sin, shape, device)?,
+            Tensor::from_slice(&self.turns.cos, shape, device)?,
+            Tensor::from_slice(&self.turns.sin, shape, device)?,
         );
         Ok(self.tensors.get_or_init(|| pair).clone())
     }

@@ -7,6 +7,7 @@
 //! `MatRef::from_row_major_slice(slice, rows, cols)`.
 
 pub mod cholesky;
+pub mod products;
 pub mod qr;
 pub mod svd;
 

@@ -287,6 +287,47 @@ fn operations_have_the_gradients_of_finite_differences() {
     }
 }
 
+/// Every entry of every gradient, over sequences longer than a block of queries.
+#[test]
+fn tracked_blocks_have_the_gradients_of_operations() {
+    for model in models() {
+        let all = [Execution::Operations, Execution::Tracked].map(|execution| {
+            let mut decoder = model.decoder();
+            decoder.set_execution(execution).unwrap();
+            let mut weights = Vec::new();
+            for projection in decoder.block_mut(1).projections_mut() {
+                let (shape, values) = &model.tensors[&format!("{}.weight", projection.name)];
+                let weight =
+                    Var::from_slice(values, shape.as_slice(), &candle_core::Device::Cpu).unwrap();
+                projection.layer = Box::new(Dense(weight.as_tensor().clone()));
+                weights.push(weight);
+            }
+            let tokens = tokens(&model.config, 2 * 150, 17);
+            let positions = decoder.positions(2, 150, 0);
+            let x = Var::from_tensor(&decoder.embed(&tokens).unwrap()).unwrap();
+            let out = decoder.block(1).forward(x.as_tensor(), &positions, None, None).unwrap();
+            let factors = Tensor::arange(0f32, out.elem_count() as f32, out.device()).unwrap();
+            let factors = (factors * 0.7).unwrap().sin().unwrap().reshape(out.shape()).unwrap();
+            let gradients = (out * factors).unwrap().sum_all().unwrap().backward().unwrap();
+            weights.push(x);
+            weights
+                .iter()
+                .map(|var| {
+                    let gradient = gradients.get(var.as_tensor()).expect("a gradient");
+                    gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                })
+                .collect::<Vec<_>>()
+        });
+        for (which, (expected, found)) in all[0].iter().zip(&all[1]).enumerate() {
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
+            let difference = norm(&mut expected.iter().zip(found).map(|(a, b)| a - b));
+            let size = norm(&mut expected.iter().copied());
+            // Attention multiplies in bfloat16 where the processor can.
+            assert!(difference < 0.01 * size, "parameter {which}: {difference} of {size}");
+        }
+    }
+}
+
 #[test]
 fn greedy_generation_takes_the_largest_logit_each_time() {
     let model = &models()[0];

@@ -2,6 +2,7 @@
 //! block-quantized or factorized.
 
 pub mod factorized;
+pub mod product;
 pub mod stored;
 
 use candle_core::{Device, Tensor};
