@@ -1,5 +1,6 @@
 #!/bin/sh
-# Compresses a model at several rates with every solver and prints the table of docs/quality.md.
+# Compresses a model at several rates with every solver, without recovery, and prints the table of
+# docs/quality.md.
 #
 #   scripts/measure.sh MODEL CALIBRATION_TEXT EVALUATION_TEXT OUT_DIR ["RATES"] [OPTION...]
 #
@@ -26,7 +27,7 @@ compress() {
     [ -s "$out/$name-$rate.json" ] && return 0
     if "$bin" --format json littlebit compress "$model" --target-bpw "$rate" \
         -o "$out" -n "$name-$rate.littlebit" --checkpoint-dir "$out/checkpoint" \
-        --calibration-data "$calibration" --eval-data "$evaluation" "$@" \
+        --calibration-data "$calibration" --eval-data "$evaluation" --effort none "$@" \
         >"$out/$name-$rate.tmp" 2>"$out/$name-$rate.log"; then
         mv "$out/$name-$rate.tmp" "$out/$name-$rate.json"
     else

@@ -217,7 +217,8 @@ impl Error {
                     .into()
             }
             Self::OutOfMemory(_) => {
-                "Use a machine with more memory, fewer --threads or fewer --calibration-samples"
+                "Use a machine with more memory, fewer --threads, fewer --calibration-samples or a \
+                 lower --effort"
                     .into()
             }
             Self::ValidationFailed { .. } => {

@@ -5,4 +5,5 @@ pub mod detect;
 pub mod gguf;
 pub mod littlebit;
 pub(crate) mod lock;
+pub mod scratch;
 pub mod space;

@@ -121,6 +121,11 @@ impl Decoder {
         if self.device.is_cpu() { self.norm.fused(x) } else { self.norm.ops(x) }
     }
 
+    /// The same with a backward pass, on the CPU.
+    pub(crate) fn final_norm_tracked(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.tracked(x)
+    }
+
     /// Runs `tokens`, `[batch, seq]` row-major, and returns the normed final hidden states,
     /// f32 `[batch · seq, hidden]`. With a cache, the one sequence continues after its tokens.
     ///

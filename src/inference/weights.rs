@@ -174,6 +174,14 @@ impl<'m> Weights<'m> {
     }
 }
 
+/// The head's values, `[vocabulary, hidden]`: the embedding if the two are tied.
+pub(crate) fn head_of(model: &LocalModel) -> Result<Vec<f32>> {
+    let name = if model.config.tie_word_embeddings { EMBEDDING } else { HEAD };
+    let weights = Weights::new(model, &Device::Cpu)?;
+    let shape = [model.config.vocab_size, model.config.hidden_size];
+    Ok(weights.stored(name, &shape)?.to_f32())
+}
+
 /// What the graph takes for granted about a configuration.
 fn check(config: &ModelConfig) -> Result<(), String> {
     let sizes = [

@@ -22,4 +22,5 @@ pub mod scale_type;
 pub mod scales;
 pub mod solve;
 pub mod svid;
+pub mod tuning;
 pub mod validate;

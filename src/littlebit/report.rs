@@ -36,6 +36,17 @@ pub struct CompressionReport {
     pub per_layer_summary: LayerSummary,
     /// How the layers were factorized.
     pub solver: SolverReport,
+    /// How much time recovery was given: `none`, `fast`, `balanced` or `max`.
+    pub effort: &'static str,
+    /// Every knob of recovery as a recipe file has them; absent with `--effort none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<toml::Table>,
+    /// What each stage will take on this machine; in a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub estimated_stages: Vec<StageEstimate>,
+    /// How quality was recovered after factorization; absent with `--effort none` and in a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryReport>,
     /// What the statistics of the inputs were measured on.
     pub calibration: Option<CalibrationReport>,
     /// Every target tried for `--quality-threshold`, in order.
@@ -168,6 +179,54 @@ pub struct SolverReport {
     pub weighting: &'static str,
     /// `cpu` or the GPU's name.
     pub device: String,
+}
+
+/// What a stage will take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageEstimate {
+    /// `calibration`, `activations`, `factorization`, `tuning`, `opinions`, `distillation` or
+    /// `evaluation`.
+    pub stage: &'static str,
+    /// Wall time, seconds.
+    pub seconds: f64,
+}
+
+/// How quality was recovered after factorization.
+#[derive(Debug, Clone, Serialize)]
+pub struct RecoveryReport {
+    /// Sequences that were learned from.
+    pub sequences: usize,
+    /// Sequences that decided which state is kept.
+    pub held_out_sequences: usize,
+    /// Tokens of a sequence.
+    pub sequence_length: usize,
+    /// Tokens that passed through each block while it was tuned, repetitions counted.
+    pub tokens_per_block: u64,
+    /// Tokens that passed through the whole model while it was distilled, repetitions counted.
+    pub distillation_tokens: u64,
+    /// Every block, in order.
+    pub blocks: Vec<BlockReport>,
+    /// The distillation, if there was one.
+    pub distillation: Option<DistillationReport>,
+}
+
+/// Tuning of one block: squared error of its output on held-out text, relative to the original's
+/// squared output.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, serde::Deserialize)]
+pub struct BlockReport {
+    /// As factorized.
+    pub error_before: f64,
+    /// As tuned.
+    pub error_after: f64,
+}
+
+/// Distillation: divergence from the original on held-out text, nats per token.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, serde::Deserialize)]
+pub struct DistillationReport {
+    /// As tuned block by block.
+    pub divergence_before: f64,
+    /// As distilled.
+    pub divergence_after: f64,
 }
 
 /// What the statistics of the inputs were measured on.

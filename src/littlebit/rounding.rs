@@ -89,7 +89,7 @@ impl Space<'_> {
 }
 
 /// Rounds non-negative `values`, which matter as much as `weights` say, to stored ones.
-fn round_values(values: &mut [f64], weights: &[f64], scales: ScaleType) {
+pub(crate) fn round_values(values: &mut [f64], weights: &[f64], scales: ScaleType) {
     match scales {
         ScaleType::F16 => values.iter_mut().for_each(|v| *v = f16::from_f64(*v).to_f64()),
         ScaleType::Log8 => {

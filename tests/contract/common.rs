@@ -54,7 +54,7 @@ impl Workspace {
         output
     }
 
-    /// Compresses the tiny model quickly (few tokens, few iterations) into `name`.
+    /// Compresses the tiny model quickly (few tokens, few iterations, no recovery) into `name`.
     pub(crate) fn compress(&self, name: &str, more: &[&str]) -> Output {
         self.succeed(&compress_arguments(tiny_model().to_str().unwrap(), name, more))
     }
@@ -80,6 +80,8 @@ pub(crate) fn compress_arguments<'a>(
         "64",
         "--eval-tokens",
         "2048",
+        "--effort",
+        "none",
     ];
     arguments.extend_from_slice(more);
     arguments

@@ -17,16 +17,28 @@ pub(crate) struct CompressionDocument {
     compression_ratio: f64,
     original_size_bytes: u64,
     pub(crate) compressed_size_bytes: u64,
-    duration_seconds: f64,
+    pub(crate) duration_seconds: f64,
     peak_memory_bytes: u64,
     pub(crate) quality_metrics: Option<QualityDocument>,
     per_layer_summary: SummaryDocument,
     solver: SolverDocument,
+    pub(crate) effort: String,
+    pub(crate) recipe: Option<serde_json::Value>,
+    #[serde(default)]
+    pub(crate) estimated_stages: Vec<StageDocument>,
+    pub(crate) recovery: Option<serde_json::Value>,
     calibration: Option<CalibrationDocument>,
     #[serde(default)]
     pub(crate) iterations: Vec<IterationDocument>,
     layers: Vec<LayerDocument>,
     warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StageDocument {
+    pub(crate) stage: String,
+    pub(crate) seconds: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,6 +169,9 @@ fn compressing_the_tiny_model_writes_a_measured_file() {
     assert_eq!(report.solver.scales, "log8");
     assert_eq!(report.solver.weighting, "activation");
     assert_eq!(report.solver.device, "cpu");
+    assert_eq!(report.effort, "none");
+    assert!(report.recipe.is_none() && report.recovery.is_none());
+    assert!(report.estimated_stages.is_empty(), "measured, not estimated");
     let calibration = report.calibration.unwrap();
     assert_eq!(calibration.samples, 64);
     assert!(calibration.tokens >= 64 * 64 && calibration.dataset.contains("built-in"));

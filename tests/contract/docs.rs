@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use llm_quantize::littlebit::tuning::knobs::KNOBS;
+use llm_quantize::littlebit::tuning::{Effort, Recipe};
+
 use super::common::{Workspace, stdout};
 
 const COMMANDS: [&[&str]; 8] = [
@@ -50,5 +53,41 @@ fn the_reference_lists_codes_and_variables() {
     }
     for variable in llm_quantize::settings::Settings::TABLE {
         assert!(page.contains(&format!("| `{}` |", variable.name)), "{}", variable.name);
+    }
+}
+
+/// `docs/recovery.md` has every effort and every knob with the values that the program has.
+#[test]
+fn the_page_on_recovery_is_current() {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recovery.md"))
+            .unwrap();
+    let has = |row: &str| assert!(page.lines().any(|l| l.starts_with(row)), "{row}");
+    let grouped = |number: usize| match number {
+        n if n >= 1_000_000 => format!("{},{:03},{:03}", n / 1_000_000, n / 1000 % 1000, n % 1000),
+        n if n >= 1000 => format!("{},{:03}", n / 1000, n % 1000),
+        n => n.to_string(),
+    };
+    for effort in Effort::ALL {
+        let recipe = Recipe::of(effort);
+        let (text, blocks, whole) = (&recipe.text, &recipe.blocks, &recipe.distillation);
+        has(&format!(
+            "| `{}` | {} | {} | {} | {} | {} | {} |",
+            effort.name(),
+            text.sequences,
+            text.held_out,
+            blocks.steps,
+            grouped(blocks.steps * blocks.batch * text.length),
+            grouped(whole.steps),
+            grouped(whole.steps * whole.batch * text.length)
+        ));
+    }
+    let defaults = Recipe::default().table().unwrap();
+    for knob in &KNOBS {
+        let default = defaults[knob.table][knob.key].to_string();
+        let row = format!("| `{}.{}` | ", knob.table, knob.key);
+        let line = page.lines().find(|l| l.starts_with(&row)).unwrap_or_else(|| panic!("{row}"));
+        let stated = line[row.len()..].split(" |").next().unwrap().trim_matches('`');
+        assert_eq!(stated, default, "{row}");
     }
 }

@@ -326,7 +326,7 @@ fn a_full_disk_leaves_no_file() {
     // Files of at most 64 blocks of 512 bytes, as on a disk that fills up while writing.
     let script = format!(
         "ulimit -f 64; exec {} --format json littlebit compress {} -n m.littlebit --no-checkpoints \
-         --iterations 2 --weighting none --skip-validation",
+         --iterations 2 --weighting none --skip-validation --effort none",
         env!("CARGO_BIN_EXE_llm-quantize"),
         model.display()
     );

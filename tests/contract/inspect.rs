@@ -20,6 +20,8 @@ struct FileDocument {
     compressed_size_bytes: u64,
     num_layers: usize,
     layer_stats: LayerStats,
+    effort: Option<String>,
+    recipe: Option<serde_json::Value>,
     layers: Option<Vec<LayerRow>>,
 }
 
@@ -65,6 +67,7 @@ fn littlebit_info_has_the_keys_of_the_contract() {
     assert!((brief.compression_ratio - ratio).abs() < 0.06, "{} {ratio}", brief.compression_ratio);
     assert_eq!(brief.num_layers, 4);
     assert!(brief.layers.is_none());
+    assert!(brief.effort.as_deref() == Some("none") && brief.recipe.is_none());
 
     let full: FileDocument = json(&workspace.succeed(&[
         "--format",

@@ -5,6 +5,8 @@
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
 //! - `errors`: every exit code, provoked by a real cause
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
+//! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
+//! - `recovery`: tuning and distillation after factorization
 //! - `resume`: checkpoints, kills, Ctrl-C
 //! - `streams`: stdout and stderr discipline, verbosity, help
 
@@ -15,5 +17,7 @@ mod compress;
 mod docs;
 mod errors;
 mod inspect;
+mod recipe;
+mod recovery;
 mod resume;
 mod streams;

@@ -12,6 +12,7 @@ fn plan(verbosity: &str) -> Vec<String> {
             ["--skip-validation", "--weighting", "none", "--iterations", "2", "-n", "m.littlebit"]
                 .map(String::from),
         )
+        .chain(["--effort", "none"].map(String::from))
         .collect()
 }
 

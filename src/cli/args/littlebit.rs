@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{ComputeArgs, HubArgs};
+use crate::littlebit::tuning::{Effort, Recipe};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LittlebitCommand {
@@ -49,9 +51,10 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) calibration_data: Option<PathBuf>,
 
-    /// Number of calibration samples (64-1024)
-    #[arg(long, default_value_t = 256, value_name = "INT")]
-    pub(crate) calibration_samples: usize,
+    /// Number of calibration samples (64-1024), which is also that of the sequences that recovery
+    /// learns from [default: 256, or what --effort and --recipe say]
+    #[arg(long, value_name = "INT")]
+    pub(crate) calibration_samples: Option<usize>,
 
     /// Text that perplexity is measured on [default: the test part of the calibration dataset]
     #[arg(long, value_name = "PATH")]
@@ -60,6 +63,17 @@ pub(crate) struct CompressArgs {
     /// Tokens that perplexity is measured on; 0 means all of the text
     #[arg(long, default_value_t = 32_768, value_name = "INT")]
     pub(crate) eval_tokens: usize,
+
+    /// How long the compressed layers learn from the original [default: balanced]
+    ///
+    /// Layers are tuned block by block, then the whole model is distilled (see docs/recovery.md).
+    /// The expected time is printed before the work starts, and by --dry-run.
+    #[arg(long, value_enum, value_name = "EFFORT")]
+    pub(crate) effort: Option<Effort>,
+
+    /// Recipe file (TOML) with single knobs of the effort; --dry-run prints all of them
+    #[arg(long, value_name = "PATH")]
+    pub(crate) recipe: Option<PathBuf>,
 
     /// Disable layer-level checkpoints
     #[arg(long, conflicts_with = "resume")]
@@ -193,6 +207,20 @@ pub(crate) enum EmbeddingArg {
     Q4_1,
     #[value(name = "q4_0")]
     Q4_0,
+}
+
+impl ValueEnum for Effort {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::None => "Factorization only".into(),
+            _ => Recipe::of(*self).summary(usize::MAX),
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }
 
 #[derive(Debug, Args)]

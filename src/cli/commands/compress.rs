@@ -12,21 +12,26 @@ use crate::formats::littlebit::{LittleBitFile, metadata_export};
 use crate::littlebit::compress::{self, Checkpoints, CompressRequest, Weighting};
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::plan::PlanRequest;
-use crate::littlebit::report::CompressionReport;
+use crate::littlebit::report::{BlockReport, CompressionReport};
 use crate::littlebit::scale_choice::ScaleChoice;
 use crate::littlebit::scale_type::ScaleType;
 use crate::littlebit::solve::{Init, SolverConfig};
+use crate::littlebit::tuning::{Effort, Recipe};
 use crate::progress::Progress;
 use crate::source::LocalModel;
 use crate::tensor::StoredType;
 use crate::{Error, Result};
 
+/// Calibration windows without an effort.
+const CALIBRATION_SAMPLES: usize = 256;
+
 pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure> {
     check(args)?;
+    let recovery = recovery(args)?;
     let progress = Bars::new(&context.output);
     let backend = models::backend(&args.compute, context)?;
     let model = models::open(&args.model, &args.hub, context, &progress)?;
-    let request = request(args, context, &model);
+    let request = request(args, recovery, context, &model);
     if args.dry_run {
         let report = compress::dry_run(&model, &request, &backend)?;
         context.output.result(&report);
@@ -60,7 +65,7 @@ fn check(args: &CompressArgs) -> Result<()> {
     if args.quality_threshold.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
         return invalid("--quality-threshold must be a percentage above 0");
     }
-    if !(64..=1024).contains(&args.calibration_samples) {
+    if args.calibration_samples.is_some_and(|samples| !(64..=1024).contains(&samples)) {
         return invalid("--calibration-samples must be between 64 and 1024");
     }
     if args.solver.iterations == Some(0) {
@@ -75,7 +80,24 @@ fn check(args: &CompressArgs) -> Result<()> {
     Ok(())
 }
 
-fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> CompressRequest {
+/// The effort and its recipe: `--calibration-samples` before the recipe file before the effort.
+fn recovery(args: &CompressArgs) -> Result<(Effort, Option<Recipe>)> {
+    let (effort, mut recipe) = match &args.recipe {
+        Some(path) => Recipe::open(path, args.effort)?,
+        None => Recipe::parse("", args.effort)?,
+    };
+    if let (Some(recipe), Some(samples)) = (&mut recipe, args.calibration_samples) {
+        recipe.text.sequences = samples;
+    }
+    Ok((effort, recipe))
+}
+
+fn request(
+    args: &CompressArgs,
+    (effort, recipe): (Effort, Option<Recipe>),
+    context: &Context,
+    model: &LocalModel,
+) -> CompressRequest {
     let settings = &context.settings;
     let solver = &args.solver;
     let init = match solver.init {
@@ -125,7 +147,12 @@ fn request(args: &CompressArgs, context: &Context, model: &LocalModel) -> Compre
             evaluation: args.eval_data.clone(),
             ..models::text_options(&args.hub, context)
         },
-        calibration_samples: args.calibration_samples,
+        calibration_samples: match &recipe {
+            Some(recipe) => recipe.text.sequences,
+            None => args.calibration_samples.unwrap_or(CALIBRATION_SAMPLES),
+        },
+        effort,
+        recipe,
         eval_tokens: args.eval_tokens,
         quality_threshold: args.quality_threshold,
         warn_threshold: settings.quality_threshold_percent,
@@ -196,6 +223,7 @@ impl Report for CompressionReport {
             ),
         );
         row("Scales:", self.solver.scales.into());
+        row("Recovery:", self.recovery_line());
         if let (Some(plain), Some(weighted)) =
             (summary.mean_relative_error, summary.mean_weighted_error)
         {
@@ -225,14 +253,20 @@ impl Report for CompressionReport {
             }
         }
         let estimated = if planned { " (estimated)" } else { "" };
-        let time = match self.duration_seconds {
+        let time = |seconds: f64| match seconds {
             short if short < 120.0 => format!("{short:.1} s"),
             long => clock(long.round() as u64),
         };
-        row("Time:", format!("{time}{estimated}"));
+        row("Time:", format!("{}{estimated}", time(self.duration_seconds)));
+        for stage in &self.estimated_stages {
+            row(&format!("  {}:", stage.stage), time(stage.seconds));
+        }
         row("Peak memory:", format!("{}{estimated}", human_bytes(self.peak_memory_bytes)));
         for warning in self.warnings.iter().filter(|_| planned) {
             out.push_str(&format!("Warning: {warning}\n"));
+        }
+        if let Some(recipe) = self.recipe.as_ref().filter(|_| planned) {
+            out.push_str(&format!("\nRecipe:\neffort = \"{}\"\n\n{recipe}", self.effort));
         }
         if planned {
             out.push_str("\nLayer                                    Shape           Rank     BPW      Bytes\n");
@@ -248,6 +282,31 @@ impl Report for CompressionReport {
             }
         }
         out
+    }
+}
+
+impl CompressionReport {
+    /// What recovery did, in a line.
+    fn recovery_line(&self) -> String {
+        let Some(recovery) = &self.recovery else { return self.effort.into() };
+        let mut line = format!(
+            "{}, {} sequences of {} tokens",
+            self.effort, recovery.sequences, recovery.sequence_length
+        );
+        if !recovery.blocks.is_empty() {
+            let mean = |of: &dyn Fn(&BlockReport) -> f64| {
+                recovery.blocks.iter().map(of).sum::<f64>() / recovery.blocks.len() as f64
+            };
+            let (before, after) = (mean(&|b| b.error_before), mean(&|b| b.error_after));
+            line.push_str(&format!(", block error {before:.4} → {after:.4}"));
+        }
+        if let Some(distillation) = &recovery.distillation {
+            line.push_str(&format!(
+                ", divergence {:.3} → {:.3} nats per token",
+                distillation.divergence_before, distillation.divergence_after
+            ));
+        }
+        line
     }
 }
 

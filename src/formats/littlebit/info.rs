@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Entry, LittleBitFile};
+use super::{EFFORT, Entry, LittleBitFile, RECIPE, Setting};
 use crate::Result;
 
 /// The report on a file. Field names and order are those of the JSON contract.
@@ -34,6 +34,12 @@ pub struct FileInfo {
     pub num_layers: usize,
     /// Ranks of the factorized linear layers; absent when there are none.
     pub layer_stats: Option<RankStatistics>,
+    /// The effort that recovery was given; absent when the file does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effort: Option<String>,
+    /// Every knob of recovery; absent when there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<toml::Table>,
     /// Each factorized linear layer, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<LayerInfo>>,
@@ -106,6 +112,10 @@ impl FileInfo {
             })
             .collect();
         let compressed_size_bytes = file.file_size();
+        let text = |name: &str| match index.about.settings.get(name) {
+            Some(Setting::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
         let original_size_bytes = index.about.original_size_bytes;
         Ok(Self {
             file_path: file.path().display().to_string(),
@@ -123,6 +133,8 @@ impl FileInfo {
             compressed_size_bytes,
             num_layers: config.num_layers,
             layer_stats: RankStatistics::of(&layers),
+            effort: text(EFFORT),
+            recipe: text(RECIPE).and_then(|recipe| toml::from_str(&recipe).ok()),
             layers: with_layers.then_some(layers),
         })
     }
@@ -146,6 +158,14 @@ impl fmt::Display for FileInfo {
             writeln!(out, "  Average Rank: {}", ranks.average_rank)?;
             writeln!(out, "  Min Rank: {} ({})", ranks.min_rank, ranks.min_rank_layer)?;
             writeln!(out, "  Max Rank: {} ({})", ranks.max_rank, ranks.max_rank_layer)?;
+        }
+        if let Some(effort) = &self.effort {
+            writeln!(out, "\nRecovery: {effort}")?;
+        }
+        if let Some(recipe) = &self.recipe {
+            for line in recipe.to_string().lines().filter(|line| !line.is_empty()) {
+                writeln!(out, "  {line}")?;
+            }
         }
         if let Some(layers) = &self.layers {
             write_layers(out, layers)?;

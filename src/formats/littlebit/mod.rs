@@ -56,6 +56,10 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Name of the text file with special tokens and the chat template.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// Setting with the recipe of recovery, as the text of a recipe file.
+pub const RECIPE: &str = "recipe";
+/// Setting with the name of the effort that the recipe started from.
+pub const EFFORT: &str = "effort";
 
 /// `n` rounded up to [`ALIGNMENT`], or `None` when that overflows.
 fn aligned(n: u64) -> Option<u64> {

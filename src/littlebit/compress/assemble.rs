@@ -7,8 +7,8 @@ use super::work::{Run, unit_id};
 use super::{CompressRequest, TOOL, pack};
 use crate::formats::atomic::AtomicFile;
 use crate::formats::littlebit::{
-    self, About, CONFIG_FILE, Description, Layout, PathPlan, Source, TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE, TensorKind, TensorPlan, TextFile, Writer,
+    self, About, CONFIG_FILE, Description, EFFORT, Layout, PathPlan, RECIPE, Source,
+    TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TensorKind, TensorPlan, TextFile, Writer,
 };
 use crate::littlebit::plan::{CompressionPlan, PlannedTensor};
 use crate::littlebit::report::LayerReport;
@@ -24,7 +24,7 @@ pub(super) fn layout(
     request: &CompressRequest,
     facts: &Facts,
 ) -> Result<Layout> {
-    Layout::new(&description(model, plan, request, facts))
+    Layout::new(&description(model, plan, request, facts)?)
 }
 
 pub(super) fn description(
@@ -32,7 +32,7 @@ pub(super) fn description(
     plan: &CompressionPlan,
     request: &CompressRequest,
     facts: &Facts,
-) -> Description {
+) -> Result<Description> {
     let mut files = vec![TextFile { name: CONFIG_FILE.into(), text: model.config_json.clone() }];
     let texts = [
         (TOKENIZER_FILE, &model.tokenizer_json),
@@ -83,7 +83,11 @@ pub(super) fn description(
     if let Some(rank) = request.plan.rank {
         settings.insert("rank".into(), rank.into());
     }
-    Description {
+    settings.insert(EFFORT.into(), request.effort.name().into());
+    if let Some(recipe) = &request.recipe {
+        settings.insert(RECIPE.into(), recipe.to_toml()?.into());
+    }
+    Ok(Description {
         about: About {
             tool: TOOL.into(),
             source: Source {
@@ -99,7 +103,7 @@ pub(super) fn description(
         },
         files,
         tensors,
-    }
+    })
 }
 
 /// Writes the file from the units, reads it back, checks every checksum, and gives its size.
@@ -109,7 +113,7 @@ pub(super) fn write(
     layers: &[LayerReport],
     path: &Path,
 ) -> Result<u64> {
-    let description = description(run.model, plan, run.request, run.facts);
+    let description = description(run.model, plan, run.request, run.facts)?;
     run.progress.start("Writing", plan.tensors.len() as u64, "tensors");
     let mut writer = Writer::new(AtomicFile::create(path)?, path, &description)?;
     let mut reports = layers.iter();

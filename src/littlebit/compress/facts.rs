@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::{CompressRequest, TOOL, Weighting};
+use crate::Result;
 use crate::backend::Backend;
 use crate::calibration::TextSource;
 use crate::checkpoint::Fingerprint;
@@ -27,8 +28,7 @@ impl Facts {
         let zeros = "0".repeat(64);
         Self {
             identity: format!("sample-sha256:{zeros}"),
-            calibration: (request.weighting == Weighting::Activation)
-                .then_some(Calibration { name: None, sha256: zeros }),
+            calibration: reads_text(request).then_some(Calibration { name: None, sha256: zeros }),
         }
     }
 
@@ -39,22 +39,23 @@ impl Facts {
     ) -> Self {
         Self {
             identity: identity(model),
-            calibration: (request.weighting == Weighting::Activation)
+            calibration: reads_text(request)
                 .then(|| Calibration { name: None, sha256: text_hash(&text.calibration) }),
         }
     }
 
-    /// Everything that decides the bits of the result, and what the store is asked for besides.
+    /// Everything that decides the bits of the result, and what the store is asked for besides. Each
+    /// knob of the recipe is a field of its own, so that a difference is named.
     pub(super) fn fingerprint(
         &self,
         model: &LocalModel,
         request: &CompressRequest,
         backend: &Backend,
         text: &TextSource,
-    ) -> Fingerprint {
+    ) -> Result<Fingerprint> {
         let (plan, solver) = (&request.plan, &request.solver);
         let threshold = request.quality_threshold;
-        Fingerprint::new(&model.name)
+        let fingerprint = Fingerprint::new(&model.name)
             .with("tool", TOOL)
             .with("source", &self.identity)
             .with("target bpw", plan.target_bpw)
@@ -72,8 +73,23 @@ impl Facts {
             .with("calibration text sha256", text_hash(&text.calibration))
             .with("calibration samples", request.calibration_samples)
             .with("quality threshold", threshold.map_or("none".into(), |t| t.to_string()))
-            .with("device", backend.describe())
+            .with("device", backend.describe());
+        let Some(recipe) = &request.recipe else {
+            return Ok(fingerprint.with("recovery", "off"));
+        };
+        let mut fingerprint = fingerprint.with("recovery", "on");
+        for (table, entries) in recipe.table()? {
+            for (key, value) in entries.as_table().into_iter().flatten() {
+                fingerprint = fingerprint.with(format!("recipe {table}.{key}"), value);
+            }
+        }
+        Ok(fingerprint)
     }
+}
+
+/// Whether the calibration text has a part in the result.
+fn reads_text(request: &CompressRequest) -> bool {
+    request.weighting == Weighting::Activation || request.recipe.is_some()
 }
 
 /// Tells models apart without reading all of their weights: the SHA-256 of `config.json` and of

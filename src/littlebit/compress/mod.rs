@@ -5,10 +5,12 @@
 //! seeded per matrix, so neither threads nor an interruption change a bit of the result.
 
 mod assemble;
+mod bracket;
 mod facts;
 mod pack;
 mod preflight;
 mod quality;
+mod recover;
 mod request;
 mod statistics;
 mod units;
@@ -21,7 +23,8 @@ pub use request::{Checkpoints, CompressRequest, Weighting};
 
 use super::measure;
 use super::plan::{CompressionPlan, headers_of, plan};
-use super::report::{CompressionReport, LayerSummary, SolverReport};
+use super::report::{CalibrationReport, CompressionReport, LayerSummary, SolverReport};
+use super::tuning::Recipe;
 use crate::backend::{Backend, memory};
 use crate::formats::littlebit::info::human_bytes;
 use crate::progress::Progress;
@@ -57,15 +60,17 @@ pub fn dry_run(
     request: &CompressRequest,
     backend: &Backend,
 ) -> Result<CompressionReport> {
+    check(request)?;
     let plan = plan(&headers_of(model), &request.plan)?;
     let facts = Facts::planned(request);
     let size = assemble::layout(model, &plan, request, &facts)?.file_size();
     let estimate = preflight::estimate(model, &plan, request)?;
-    let mut report = skeleton(model, &plan, request, backend, size);
+    let mut report = skeleton(model, &plan, request, backend, size)?;
     report.layers = plan.layers().map(|layer| pack::report_of(layer, None)).collect();
     report.warnings.extend(embedding_warning(&plan));
     report.status = "planned";
-    report.duration_seconds = estimate.seconds;
+    report.duration_seconds = estimate.seconds();
+    report.estimated_stages = estimate.stages;
     report.peak_memory_bytes = estimate.peak_memory_bytes;
     Ok(report)
 }
@@ -78,6 +83,7 @@ pub fn compress(
     progress: &dyn Progress,
 ) -> Result<CompressionReport, CompressFailure> {
     let began = Instant::now();
+    check(request)?;
     announce(model, request, progress);
     let plan = plan(&headers_of(model), &request.plan)?;
     progress.verbose(&format!("Scales: {} ({})", plan.scales(), request.plan.scales.name()));
@@ -86,16 +92,22 @@ pub fn compress(
     preflight::refuse(model, &plan, size, request, progress)?;
 
     let tokenizer = Tokenizer::from_model(model)?;
-    let window = statistics::window(model.config.max_positions);
+    let calibration_tokens = match &request.recipe {
+        Some(recipe) => {
+            let (sequences, length) = recipe.text_of(model.config.max_positions);
+            sequences * length
+        }
+        None => request.calibration_samples * statistics::window(model.config.max_positions),
+    };
     let text = measure::open_text(
         &request.text,
         &tokenizer,
-        request.calibration_samples * window,
+        calibration_tokens,
         (request.eval_tokens > 0).then_some(request.eval_tokens),
         progress,
     )?;
     let facts = Facts::measured(model, request, &text);
-    let fingerprint = facts.fingerprint(model, request, backend, &text);
+    let fingerprint = facts.fingerprint(model, request, backend, &text)?;
     let store = UnitStore::open(&request.checkpoints, &fingerprint, progress)?;
     let run = Run {
         model,
@@ -116,12 +128,19 @@ pub fn compress(
         other => other,
     })?;
 
-    let mut report = skeleton(model, &outcome.plan, request, backend, outcome.file_size);
+    let mut report = skeleton(model, &outcome.plan, request, backend, outcome.file_size)?;
     report.per_layer_summary = LayerSummary::of(&outcome.layers, model.config.num_layers);
     report.layers = outcome.layers;
     report.quality_metrics = outcome.quality;
+    report.recovery = outcome.recovery;
     report.iterations = outcome.iterations;
-    report.calibration = outcome.calibration;
+    report.calibration = outcome.calibration.or_else(|| {
+        report.recovery.as_ref().map(|recovery| CalibrationReport {
+            dataset: text.name.clone(),
+            samples: recovery.sequences,
+            tokens: (recovery.sequences * recovery.sequence_length) as u64,
+        })
+    });
     report.warnings = run.warnings.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.duration_seconds = began.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_resident_bytes();
@@ -136,6 +155,11 @@ pub fn compress(
     }
     store.finish()?;
     Ok(report)
+}
+
+/// Refuses a recipe that makes no sense, whoever made it.
+fn check(request: &CompressRequest) -> Result<()> {
+    request.recipe.as_ref().map_or(Ok(()), Recipe::check)
 }
 
 /// What to say when embeddings do not get the type that was asked for.
@@ -154,6 +178,13 @@ fn announce(model: &LocalModel, request: &CompressRequest, progress: &dyn Progre
     match request.plan.rank {
         Some(rank) => progress.note(&format!("Rank selection: MANUAL ({rank})")),
         None => progress.note("Rank selection: AUTO"),
+    }
+    match &request.recipe {
+        Some(recipe) => {
+            let summary = recipe.summary(model.config.max_positions);
+            progress.note(&format!("Recovery: {} ({summary})", request.effort.name()));
+        }
+        None => progress.note("Recovery: none (factorization only)"),
     }
     progress.note(&format!(
         "Model loaded: {} layers, {} parameters",
@@ -180,9 +211,9 @@ fn skeleton(
     request: &CompressRequest,
     backend: &Backend,
     size: u64,
-) -> CompressionReport {
+) -> Result<CompressionReport> {
     let layers: Vec<_> = plan.layers().map(|layer| pack::report_of(layer, None)).collect();
-    CompressionReport {
+    Ok(CompressionReport {
         status: "success",
         output_path: request.output.display().to_string(),
         format: "littlebit",
@@ -207,9 +238,13 @@ fn skeleton(
             weighting: request.weighting.name(),
             device: backend.describe(),
         },
+        effort: request.effort.name(),
+        recipe: request.recipe.as_ref().map(Recipe::table).transpose()?,
+        estimated_stages: Vec::new(),
+        recovery: None,
         calibration: None,
         iterations: Vec::new(),
         layers: Vec::new(),
         warnings: Vec::new(),
-    }
+    })
 }

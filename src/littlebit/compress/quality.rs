@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::bracket::{Bracket, Tried};
 use super::work::{Candidate, Run};
 use crate::calibration::{EvaluationWindows, Protocol};
 use crate::eval::coherence::CoherenceSettings;
@@ -11,11 +12,10 @@ use crate::formats::littlebit;
 use crate::inference::Decoder;
 use crate::littlebit::measure;
 use crate::littlebit::plan::{CompressionPlan, PlanRequest, headers_of, plan};
-use crate::littlebit::report::{CalibrationReport, Iteration, LayerReport, QualityMetrics};
+use crate::littlebit::report::{
+    CalibrationReport, Iteration, LayerReport, QualityMetrics, RecoveryReport,
+};
 use crate::{Error, Result};
-
-/// Targets closer than this, in bits per weight, are not told apart.
-const SEARCH_STEP: f64 = 0.02;
 
 /// What the loop ends with. The chosen file is in place.
 pub(super) struct Outcome {
@@ -23,6 +23,7 @@ pub(super) struct Outcome {
     pub(super) file_size: u64,
     pub(super) layers: Vec<LayerReport>,
     pub(super) quality: Option<QualityMetrics>,
+    pub(super) recovery: Option<RecoveryReport>,
     pub(super) iterations: Vec<Iteration>,
     pub(super) calibration: Option<CalibrationReport>,
     pub(super) unmet: Option<Error>,
@@ -36,7 +37,7 @@ pub(super) struct Reference {
 }
 
 /// Compresses at the requested target. With a threshold that is missed, tries the highest target
-/// and then halves the interval between the best one that failed and the lowest one that passed.
+/// and then targets between the best one that failed and the lowest one that passed.
 pub(super) fn search(run: &Run<'_>, first: CompressionPlan) -> Result<Outcome> {
     let calibration = run.calibrate()?;
     let request = run.request;
@@ -53,22 +54,23 @@ pub(super) fn search(run: &Run<'_>, first: CompressionPlan) -> Result<Outcome> {
     };
 
     let adjustable = request.plan.rank.is_none();
-    let mut low = first.target_bpw;
-    let mut best = attempt(first, candidate_path(&request.output, low))?;
-    if !best.passed() && adjustable && low < request.plan.bounds.1 {
+    let path = candidate_path(&request.output, first.target_bpw);
+    let mut best = attempt(first, path)?;
+    if !best.passed() && adjustable && best.plan.target_bpw < request.plan.bounds.1 {
+        let failed = tried(&best);
         let highest = attempt_at(run, request.plan.bounds.1, &mut attempt)?;
         std::mem::replace(&mut best, highest).discard()?;
-        let mut left = request.search_iterations.saturating_sub(2);
-        while best.passed() && best.plan.target_bpw - low > SEARCH_STEP && left > 0 {
-            let middle = f64::midpoint(low, best.plan.target_bpw);
-            let candidate = attempt_at(run, middle, &mut attempt)?;
+        let mut bracket = Bracket::new(failed, tried(&best), threshold);
+        let tries = if best.passed() { request.search_iterations.saturating_sub(2) } else { 0 };
+        for _ in 0..tries {
+            let Some(target) = bracket.next() else { break };
+            let candidate = attempt_at(run, target, &mut attempt)?;
+            bracket.narrow(tried(&candidate), candidate.passed());
             if candidate.passed() {
                 std::mem::replace(&mut best, candidate).discard()?;
             } else {
-                low = middle;
                 candidate.discard()?;
             }
-            left -= 1;
         }
     }
     std::fs::rename(&best.path, &request.output).map_err(|e| Error::io(&request.output, e))?;
@@ -85,14 +87,20 @@ pub(super) fn search(run: &Run<'_>, first: CompressionPlan) -> Result<Outcome> {
     Ok(outcome(best, iterations, calibration.map(|c| c.report), unmet))
 }
 
+/// What an attempt says about targets.
+fn tried(candidate: &Candidate) -> Tried {
+    let rise = candidate.quality.as_ref().map_or(f64::NAN, |q| q.perplexity_delta_pct);
+    Tried { bpw: candidate.plan.target_bpw, loss: (rise / 100.0).ln_1p() }
+}
+
 fn outcome(
     best: Candidate,
     iterations: Vec<Iteration>,
     calibration: Option<CalibrationReport>,
     unmet: Option<Error>,
 ) -> Outcome {
-    let Candidate { plan, file_size, layers, quality, .. } = best;
-    Outcome { plan, file_size, layers, quality, iterations, calibration, unmet }
+    let Candidate { plan, file_size, layers, quality, recovery, .. } = best;
+    Outcome { plan, file_size, layers, quality, recovery, iterations, calibration, unmet }
 }
 
 /// Plans and attempts another target.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::plan::PlanRequest;
 use crate::littlebit::solve::{Init, SolverConfig};
+use crate::littlebit::tuning::{Effort, Recipe};
 
 /// How errors are weighted while solving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,11 @@ pub struct CompressRequest {
     pub weighting: Weighting,
     /// Calibration and evaluation text.
     pub text: TextOptions,
-    /// Calibration windows.
+    /// The effort that the recipe started from, for the record.
+    pub effort: Effort,
+    /// How quality is recovered after factorization, if at all.
+    pub recipe: Option<Recipe>,
+    /// Calibration windows, without a recipe.
     pub calibration_samples: usize,
     /// Tokens to score, 0 for all.
     pub eval_tokens: usize,

@@ -43,7 +43,7 @@ impl Calibration {
 impl Run<'_> {
     /// Runs the original over the calibration windows, or takes the statistics from the store.
     pub(super) fn calibrate(&self) -> Result<Option<Calibration>> {
-        if self.request.weighting == Weighting::None {
+        if self.request.weighting == Weighting::None || self.request.recipe.is_some() {
             return Ok(None);
         }
         let length = window(self.model.config.max_positions);

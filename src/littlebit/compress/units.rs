@@ -32,6 +32,11 @@ impl UnitStore {
         Ok(Self::Disk(store))
     }
 
+    /// Whether units outlive the process.
+    pub(super) fn survives(&self) -> bool {
+        matches!(self, Self::Disk(_))
+    }
+
     pub(super) fn load(&self, id: &str) -> Result<Option<UnitData>> {
         match self {
             Self::Disk(store) => store.load(id),

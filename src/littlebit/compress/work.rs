@@ -18,7 +18,7 @@ use crate::littlebit::engine_candle::CandleEngine;
 use crate::littlebit::estimate;
 use crate::littlebit::normalise::Importance;
 use crate::littlebit::plan::{CompressionPlan, LayerPlan};
-use crate::littlebit::report::{Iteration, LayerReport, QualityMetrics};
+use crate::littlebit::report::{Iteration, LayerReport, QualityMetrics, RecoveryReport};
 use crate::littlebit::solve::solve;
 use crate::progress::Progress;
 use crate::source::tokenizer::Tokenizer;
@@ -46,6 +46,7 @@ pub(super) struct Candidate {
     pub(super) file_size: u64,
     pub(super) layers: Vec<LayerReport>,
     pub(super) quality: Option<QualityMetrics>,
+    pub(super) recovery: Option<RecoveryReport>,
 }
 
 impl Candidate {
@@ -79,7 +80,15 @@ impl Run<'_> {
         calibration: Option<&Calibration>,
         reference: &mut Option<Reference>,
     ) -> Result<Candidate> {
-        let layers = self.factorize(&plan, calibration)?;
+        let mut recovery = None;
+        let layers = match &self.request.recipe {
+            Some(recipe) => {
+                let (layers, report) = self.recover(&plan, recipe)?;
+                recovery = Some(report);
+                layers
+            }
+            None => self.factorize(&plan, calibration)?,
+        };
         let file_size = assemble::write(self, &plan, &layers, &path)?;
         self.progress.note(&format!(
             "Achieved: {:.2} BPW, {:.1}x compression",
@@ -91,7 +100,7 @@ impl Run<'_> {
         } else {
             Some(self.measure(&path, plan.target_bpw, reference)?)
         };
-        Ok(Candidate { plan, path, file_size, layers, quality })
+        Ok(Candidate { plan, path, file_size, layers, quality, recovery })
     }
 
     /// Warns the user now and in the report.
@@ -162,7 +171,7 @@ impl Run<'_> {
     }
 
     /// Matrices solved at the same time: one per thread as far as memory allows; one on a GPU.
-    fn workers(&self, layers: &[&LayerPlan]) -> usize {
+    pub(super) fn workers(&self, layers: &[&LayerPlan]) -> usize {
         if !self.backend.device.is_cpu() {
             return 1;
         }
@@ -204,7 +213,7 @@ impl Run<'_> {
     }
 
     /// Where the large products of the solver run.
-    fn engine(&self) -> Box<dyn Engine> {
+    pub(super) fn engine(&self) -> Box<dyn Engine> {
         if self.backend.device.is_cpu() {
             Box::new(HostEngine)
         } else {
@@ -221,7 +230,7 @@ pub(super) fn unit_id(layer: &LayerPlan) -> String {
     format!("{}@{}x{}{scales}{scale_type}", layer.name, shape.paths, shape.rank)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // The slots are written once, by one assignment each.
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,0 +1,268 @@
+//! Block by block: statistics on the compressed chain, factorization, tuning.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::{Job, Tuned, state};
+use crate::calibration::InputStatistics;
+use crate::checkpoint::UnitData;
+use crate::inference::linear::product::ProductLinear;
+use crate::inference::slices::with_f32;
+use crate::inference::{Decoder, LinearLayer};
+use crate::littlebit::compress::Weighting;
+use crate::littlebit::compress::work::lock;
+use crate::littlebit::normalise::Importance;
+use crate::littlebit::plan::LayerPlan;
+use crate::littlebit::report::BlockReport;
+use crate::littlebit::solve::{Solution, solve};
+use crate::littlebit::tuning::block::{Lesson, absorb, tune};
+use crate::littlebit::tuning::chains::Activations;
+use crate::littlebit::tuning::dense::LearningDense;
+use crate::littlebit::tuning::layer::LearningLayer;
+use crate::littlebit::tuning::{install, learning_layer, rows};
+use crate::source::Weight;
+use crate::tensor::StoredTensor;
+use crate::{Error, Result};
+
+/// Sequences that statistics are measured on, at most.
+const STATISTICS_SEQUENCES: usize = 64;
+
+impl Job<'_> {
+    /// Compresses every block. Gives the matrices in the order of the blocks.
+    pub(super) fn blocks(&mut self) -> Result<(Vec<Tuned>, Vec<BlockReport>)> {
+        let progress = self.run.progress;
+        let (mut tuned, mut reports) = (Vec::new(), Vec::new());
+        progress.start("Tuning", self.config().num_layers as u64, "layers");
+        for index in 0..self.config().num_layers {
+            let (matrices, report) = self.block(index)?;
+            progress.detail(&format!(
+                "Layer {index}: held-out error {:.4} as factorized, {:.4} tuned",
+                report.error_before, report.error_after
+            ));
+            tuned.extend(matrices);
+            reports.push(report);
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok((tuned, reports))
+    }
+
+    fn block(&mut self, index: usize) -> Result<(Vec<Tuned>, BlockReport)> {
+        self.run.check_stop()?;
+        let plans = self.plans_of(index)?;
+        let id = state::block_id(index, &plans);
+        let began = Instant::now();
+        let stored = self.decode_block(index)?;
+        let saved = self.run.store.load(&id)?;
+        let chain =
+            if self.recipe.blocks.refresh_statistics { &self.compressed } else { &self.original };
+        let statistics = match &saved {
+            Some(_) => InputStatistics::new(),
+            None => self.statistics(index, chain)?,
+        };
+        pass(&self.teacher, index, &mut self.original, self.windows.length)?;
+        let passed = began.elapsed().as_secs_f64();
+        let matrices = if let Some(unit) = &saved {
+            plans.iter().map(|plan| state::load(unit, plan)).collect::<Result<Vec<_>>>()?
+        } else {
+            let weights = self.absorb(index, &plans)?;
+            self.factorize_block(&plans, &weights, &statistics)?
+        };
+        let projections = self.teacher.block_mut(index).projections_mut();
+        projections.into_iter().zip(stored).for_each(|(p, stored)| p.layer = stored);
+        let layers: Vec<LearningLayer> = matrices.iter().map(|tuned| tuned.layer.clone()).collect();
+        install(self.student.block_mut(index), &layers);
+        let solved = began.elapsed().as_secs_f64();
+        let report = if let Some(unit) = &saved {
+            state::report(unit)?
+        } else {
+            let report = self.tune_block(index, &layers)?;
+            let mut unit = UnitData::new(serde_json::to_value(report).unwrap_or_default());
+            for (plan, tuned) in plans.iter().zip(&matrices) {
+                state::round_scales(&tuned.layer, plan.shape.scales);
+                state::round_latents(&tuned.layer);
+                unit = state::save(unit, tuned);
+            }
+            self.run.store.save(&id, unit)?;
+            report
+        };
+        let learned = began.elapsed().as_secs_f64();
+        pass(&self.student, index, &mut self.compressed, self.windows.length)?;
+        self.run.progress.debug(&format!(
+            "layer {index}: original {passed:.1} s, solver {:.1} s, tuning {:.1} s, chain {:.1} s",
+            solved - passed,
+            learned - solved,
+            began.elapsed().as_secs_f64() - learned
+        ));
+        Ok((matrices, report))
+    }
+
+    fn tune_block(&self, index: usize, layers: &[LearningLayer]) -> Result<BlockReport> {
+        let lesson = self.lesson();
+        let seed = self.run.request.solver.seed;
+        let recipe = &self.recipe.blocks;
+        let stop = || self.run.check_stop();
+        let tuned = tune(&self.student, index, layers, &lesson, recipe, seed, stop)?;
+        Ok(BlockReport { error_before: tuned.before, error_after: tuned.after })
+    }
+
+    /// Decodes the weights of a block of the original; gives the layers that were there.
+    fn decode_block(&mut self, index: usize) -> Result<Vec<Box<dyn LinearLayer>>> {
+        let mut stored = Vec::new();
+        for projection in self.teacher.block_mut(index).projections_mut() {
+            let tensor = tensor(self.run, &projection.name)?;
+            let layer = Box::new(ProductLinear::new(tensor));
+            tensor.bytes.release();
+            stored.push(std::mem::replace(&mut projection.layer, layer));
+        }
+        Ok(stored)
+    }
+
+    /// What the matrices of a block receive on a chain.
+    fn statistics(&self, index: usize, chain: &Activations) -> Result<InputStatistics> {
+        let mut statistics = InputStatistics::new();
+        if self.run.request.weighting == Weighting::Activation {
+            let positions = self.teacher.positions(1, self.windows.length, 0);
+            for &sequence in self.learn.iter().take(STATISTICS_SEQUENCES) {
+                let x = rows([chain.sequence(sequence)], self.config().hidden_size)?;
+                self.teacher.block(index).forward(&x, &positions, None, Some(&mut statistics))?;
+            }
+        }
+        Ok(statistics)
+    }
+
+    /// The weights that are factorized: those of the original, or what they become when they learn
+    /// to make up for the blocks before them.
+    fn absorb(&mut self, index: usize, plans: &[&LayerPlan]) -> Result<Vec<Vec<f32>>> {
+        let mut weights = Vec::new();
+        for plan in plans {
+            weights.push(tensor(self.run, &plan.name)?.to_f32());
+        }
+        // Nothing is wrong before the first block.
+        if self.recipe.blocks.absorption_steps == 0 || index == 0 {
+            return Ok(weights);
+        }
+        let layers = plans
+            .iter()
+            .zip(weights)
+            .map(|(plan, weight)| LearningDense::new(weight, (plan.shape.rows, plan.shape.cols)))
+            .collect::<Result<Vec<_>>>()?;
+        let projections = self.student.block_mut(index).projections_mut();
+        for (projection, layer) in projections.into_iter().zip(&layers) {
+            projection.layer = Box::new(layer.clone());
+        }
+        let lesson = self.lesson();
+        let seed = self.run.request.solver.seed;
+        let recipe = &self.recipe.blocks;
+        let stop = || self.run.check_stop();
+        let absorbed = absorb(&self.student, index, &layers, &lesson, recipe, seed, stop)?;
+        self.run.progress.verbose(&format!(
+            "layer {index}: dense error {:.4}, {:.4} after absorption",
+            absorbed.before, absorbed.after
+        ));
+        Ok(layers.iter().map(|layer| layer.weight().clone()).collect())
+    }
+
+    fn lesson(&self) -> Lesson<'_> {
+        Lesson {
+            inputs: &self.compressed,
+            targets: &self.original,
+            learn: &self.learn,
+            decide: &self.decide,
+            length: self.windows.length,
+            hidden: self.config().hidden_size,
+        }
+    }
+
+    fn factorize_block(
+        &self,
+        plans: &[&LayerPlan],
+        weights: &[Vec<f32>],
+        statistics: &InputStatistics,
+    ) -> Result<Vec<Tuned>> {
+        let solutions = self.solve_all(plans, weights, statistics)?;
+        plans
+            .iter()
+            .zip(solutions)
+            .map(|(plan, solution)| {
+                let dims = (plan.shape.rows, plan.shape.cols);
+                Ok(Tuned {
+                    name: plan.name.clone(),
+                    layer: learning_layer(dims, plan.shape.rank, solution)?,
+                    inputs: inputs_of(statistics, plan),
+                })
+            })
+            .collect()
+    }
+
+    /// Solves matrices, several at a time.
+    fn solve_all(
+        &self,
+        plans: &[&LayerPlan],
+        weights: &[Vec<f32>],
+        statistics: &InputStatistics,
+    ) -> Result<Vec<Solution>> {
+        let next = AtomicUsize::new(0);
+        let slots: Vec<Mutex<Option<Result<Solution>>>> =
+            plans.iter().map(|_| Mutex::new(None)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..self.run.workers(plans) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(&plan) = plans.get(at) else { break };
+                        *lock(&slots[at]) = Some(self.solve_one(plan, &weights[at], statistics));
+                    }
+                });
+            }
+        });
+        slots
+            .into_iter()
+            .map(|slot| {
+                slot.into_inner()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .unwrap_or_else(|| Err(Error::General("a matrix was left unsolved".into())))
+            })
+            .collect()
+    }
+
+    fn solve_one(
+        &self,
+        plan: &LayerPlan,
+        weight: &[f32],
+        statistics: &InputStatistics,
+    ) -> Result<Solution> {
+        let columns = inputs_of(statistics, plan);
+        let importance = Importance { rows: None, columns: columns.as_deref() };
+        let config = &self.run.request.solver;
+        let engine = self.run.engine();
+        solve(&plan.name, weight, &plan.shape, config, importance, engine.as_ref())
+    }
+}
+
+/// Mean squares of what a matrix receives, where they were measured.
+fn inputs_of(statistics: &InputStatistics, plan: &LayerPlan) -> Option<Vec<f32>> {
+    let layer = statistics.layers.get(&plan.name)?;
+    Some(layer.mean_squares().into_iter().map(|v| v as f32).collect())
+}
+
+/// The stored weight of the linear layer `name`.
+pub(super) fn tensor<'m>(run: &super::Run<'m>, name: &str) -> Result<&'m StoredTensor> {
+    let name = format!("{name}.weight");
+    match run.model.weights.get(&name) {
+        Some(Weight::Stored(tensor)) => Ok(tensor),
+        _ => Err(Error::model_not_found(format!("the model has no tensor {name}"))),
+    }
+}
+
+/// Replaces each sequence by what block `index` makes of it.
+fn pass(decoder: &Decoder, index: usize, chain: &mut Activations, length: usize) -> Result<()> {
+    let positions = decoder.positions(1, length, 0);
+    for sequence in 0..chain.count() {
+        let x = rows([chain.sequence(sequence)], decoder.config().hidden_size)?;
+        let y = decoder.block(index).forward(&x, &positions, None, None)?;
+        with_f32(&y, |y| chain.set(sequence, y))??;
+    }
+    Ok(())
+}

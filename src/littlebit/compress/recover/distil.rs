@@ -1,0 +1,130 @@
+//! The last stage, with its checkpoints.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::{Job, Tuned, short, state};
+use crate::Result;
+use crate::checkpoint::UnitData;
+use crate::inference::weights::head_of;
+use crate::littlebit::compress::work::unit_id;
+use crate::littlebit::plan::LayerPlan;
+use crate::littlebit::report::DistillationReport;
+use crate::littlebit::tuning::distillation::{Curriculum, Distillation, Session};
+use crate::littlebit::tuning::layer::LearningLayer;
+use crate::littlebit::tuning::loss::{Head, Opinions};
+use crate::littlebit::tuning::rows;
+
+impl Job<'_> {
+    /// Distils the whole model. Also gives the number of steps.
+    pub(super) fn distil(&self, tuned: &[Tuned]) -> Result<(Option<DistillationReport>, usize)> {
+        let recipe = &self.recipe.distillation;
+        if recipe.steps == 0 {
+            return Ok((None, 0));
+        }
+        let run = self.run;
+        let layers: Vec<LearningLayer> = tuned.iter().map(|tuned| tuned.layer.clone()).collect();
+        let head = Head::new(head_of(run.model)?, self.config().vocab_size);
+        let curriculum = Curriculum {
+            tokens: self.windows.iter().collect(),
+            opinions: self.opinions(&head)?,
+            learn: &self.learn,
+            decide: &self.decide,
+        };
+        let distillation = Distillation {
+            student: &self.student,
+            teacher: &self.teacher,
+            layers: &layers,
+            head: &head,
+            curriculum: &curriculum,
+            recipe,
+            seed: run.request.solver.seed,
+        };
+        let id = self.distillation_id();
+        let progress = run.progress;
+        progress.start("Distilling", recipe.steps as u64, "steps");
+        let mut session = match run.store.load(&id)? {
+            Some(unit) => {
+                let plans = self.plans_in_order()?;
+                let session = state::resume(&distillation, &unit, &plans, &id, run.store)?;
+                progress.advance(session.step as u64);
+                session
+            }
+            None => distillation.begin()?,
+        };
+        while !session.is_done() {
+            let divergence = session.advance(|| {
+                progress.advance(1);
+                run.check_stop()
+            })?;
+            progress.verbose(&format!(
+                "step {}: held-out divergence {divergence:.4} nats per token",
+                session.step
+            ));
+            self.save(&id, &mut session, tuned)?;
+        }
+        let before = session.before;
+        let best = session.finish();
+        progress.finish();
+        progress.note(&format!(
+            "Distilled: held-out divergence {before:.3} → {:.3} nats per token",
+            best.divergence
+        ));
+        let report =
+            DistillationReport { divergence_before: before, divergence_after: best.divergence };
+        Ok((Some(report), recipe.steps))
+    }
+
+    /// What the original predicts for every sequence: its chain has passed all blocks.
+    fn opinions(&self, head: &Head) -> Result<Vec<Arc<Opinions>>> {
+        let progress = self.run.progress;
+        progress.start("Predicting", self.windows.count() as u64, "sequences");
+        let mut opinions = Vec::new();
+        for index in 0..self.windows.count() {
+            self.run.check_stop()?;
+            let x = rows([self.original.sequence(index)], self.config().hidden_size)?;
+            let x = self.teacher.final_norm(&x)?;
+            let count = self.recipe.distillation.top_k;
+            opinions.push(Arc::new(head.opinions(&x, count)?));
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok(opinions)
+    }
+
+    /// Saves a session: every layer into the slot that the last one did not use, then the unit
+    /// that says which slot is whole. Without checkpoints there is nothing to come back to.
+    fn save(&self, id: &str, session: &mut Session<'_>, tuned: &[Tuned]) -> Result<()> {
+        if !self.run.store.survives() {
+            return Ok(());
+        }
+        let slot = self.run.store.load(id)?.map_or(0, |unit: UnitData| 1 - state::slot(&unit));
+        let mut moments = session.adam.moments_mut();
+        for (index, tuned) in tuned.iter().enumerate() {
+            state::round_latents(&tuned.layer);
+            let unit = state::save_learning(
+                tuned,
+                &mut moments,
+                &session.best.layers[index],
+                self.recipe.distillation.signs,
+            );
+            self.run.store.save(&state::slot_name(id, slot, &tuned.name), unit)?;
+        }
+        drop(moments);
+        self.run.store.save(id, state::session(session, slot))
+    }
+
+    fn plans_in_order(&self) -> Result<Vec<&LayerPlan>> {
+        let blocks = (0..self.config().num_layers).map(|block| self.plans_of(block));
+        Ok(blocks.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// Names the distillation by everything that it follows from.
+    fn distillation_id(&self) -> String {
+        let mut hash = Sha256::new();
+        self.layers.iter().for_each(|plan| hash.update(unit_id(plan)));
+        hash.update(serde_json::to_string(self.recipe).unwrap_or_default());
+        format!("distilled-{}", short(&hash.finalize()))
+    }
+}

@@ -1,0 +1,67 @@
+//! From learned layers to finished matrices.
+
+use std::time::Duration;
+
+use super::blocks::tensor;
+use super::{Job, Tuned, state};
+use crate::littlebit::compress::pack;
+use crate::littlebit::compress::work::unit_id;
+use crate::littlebit::plan::LayerPlan;
+use crate::littlebit::report::LayerReport;
+use crate::littlebit::scales::ErrorSums;
+use crate::littlebit::solve::{PathSolution, Solution};
+use crate::{Error, Result};
+
+impl Job<'_> {
+    /// Rounds, measures and saves every matrix, in the order of the plan.
+    pub(super) fn finish(&self, tuned: &[Tuned]) -> Result<Vec<LayerReport>> {
+        let mut reports = Vec::new();
+        for plan in &self.layers {
+            let Some(tuned) = tuned.iter().find(|tuned| tuned.name == plan.name) else {
+                return Err(Error::General(format!("{} was not tuned", plan.name)));
+            };
+            state::round_scales(&tuned.layer, plan.shape.scales);
+            let solution = self.measured(plan, tuned)?;
+            let unit = pack::to_unit(plan, &solution, tuned.inputs.is_some());
+            reports.push(pack::report_of(plan, Some(&unit)));
+            self.run.store.save(&unit_id(plan), unit)?;
+        }
+        Ok(reports)
+    }
+
+    /// The layer as a solution, with its error measured against the original weight.
+    fn measured(&self, plan: &LayerPlan, tuned: &Tuned) -> Result<Solution> {
+        let paths: Vec<PathSolution> = tuned
+            .layer
+            .paths()
+            .iter()
+            .map(|path| PathSolution {
+                left: path.left.clone(),
+                right: path.right.clone(),
+                row_scale: path.row.clone(),
+                latent_scale: path.latent.clone(),
+                column_scale: path.column.clone(),
+            })
+            .collect();
+        let mut solution = Solution {
+            paths,
+            error: 0.0,
+            weighted_error: 0.0,
+            factorization_time: Duration::ZERO,
+            binarization_time: Duration::ZERO,
+        };
+        let unit = pack::to_unit(plan, &solution, false);
+        let factors = pack::factors_of(&unit, plan)?;
+        let weight = tensor(self.run, &plan.name)?.to_f32();
+        let cols = plan.shape.cols;
+        let (mut sums, mut row) = (ErrorSums::default(), vec![0.0f32; cols]);
+        let mut fitted = vec![0.0f64; cols];
+        for (i, weight) in weight.chunks_exact(cols).enumerate() {
+            factors.reconstruct_rows(i..i + 1, &mut row);
+            fitted.iter_mut().zip(&row).for_each(|(to, from)| *to = f64::from(*from));
+            sums.add_row(weight, &fitted, 1.0, tuned.inputs.as_deref());
+        }
+        (solution.error, solution.weighted_error) = (sums.relative(), sums.weighted());
+        Ok(solution)
+    }
+}

@@ -1,0 +1,202 @@
+//! An attempt with recovery: block by block factorized and tuned, then the whole model distilled.
+//!
+//! Every block that is done is a unit of the checkpoint store, and the distillation saves itself
+//! ten times. Both chains of activations are computed again when a run is resumed: a forward pass
+//! costs a small part of what it leads to.
+
+mod blocks;
+mod distil;
+mod finish;
+mod state;
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use super::work::Run;
+use crate::backend::{Backend, memory};
+use crate::calibration::CalibrationWindows;
+use crate::inference::slices::with_f32;
+use crate::inference::{Decoder, Execution};
+use crate::littlebit::plan::{CompressionPlan, LayerPlan};
+use crate::littlebit::report::{LayerReport, RecoveryReport};
+use crate::littlebit::tuning::Recipe;
+use crate::littlebit::tuning::chains::Activations;
+use crate::littlebit::tuning::layer::LearningLayer;
+use crate::source::ModelConfig;
+use crate::source::config::BLOCK_LINEARS;
+use crate::{Error, Result};
+
+/// The two models, their activations, and what they read.
+struct Job<'a> {
+    run: &'a Run<'a>,
+    recipe: &'a Recipe,
+    layers: Vec<&'a LayerPlan>,
+    windows: CalibrationWindows,
+    /// Sequences to learn from and to decide with.
+    learn: Vec<usize>,
+    decide: Vec<usize>,
+    /// The original.
+    teacher: Decoder,
+    /// The model as far as it is compressed.
+    student: Decoder,
+    /// Activations of the one and of the other, before the block that is next.
+    original: Activations,
+    compressed: Activations,
+}
+
+/// A tuned matrix.
+struct Tuned {
+    name: String,
+    layer: LearningLayer,
+    /// Mean squares of its inputs on the compressed chain, by which its error was weighted.
+    inputs: Option<Vec<f32>>,
+}
+
+impl Run<'_> {
+    /// Factorizes and tunes every block, then distils; finished matrices are in the store.
+    pub(super) fn recover(
+        &self,
+        plan: &CompressionPlan,
+        recipe: &Recipe,
+    ) -> Result<(Vec<LayerReport>, RecoveryReport)> {
+        let mut job = Job::new(self, plan, recipe)?;
+        let (tuned, blocks) = job.blocks()?;
+        let (distillation, steps) = job.distil(&tuned)?;
+        let length = job.windows.length as u64;
+        let tokens = |steps: usize, batch: usize| (steps * batch) as u64 * length;
+        let report = RecoveryReport {
+            sequences: job.learn.len(),
+            held_out_sequences: job.decide.len(),
+            sequence_length: job.windows.length,
+            tokens_per_block: tokens(recipe.blocks.steps, recipe.blocks.batch),
+            distillation_tokens: tokens(steps, recipe.distillation.batch),
+            blocks,
+            distillation,
+        };
+        Ok((job.finish(&tuned)?, report))
+    }
+
+    /// Where activations of `bytes` bytes lie: in memory (nowhere), or in a file beside the output
+    /// when they would take more than half of what may be used.
+    fn scratch(&self, bytes: usize) -> Option<PathBuf> {
+        let available = memory::available_bytes();
+        let limit = self.request.max_memory.map_or(available, |limit| limit.min(available));
+        if bytes as u64 <= limit / 2 {
+            return None;
+        }
+        let folder = match self.request.output.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        self.progress.verbose("activations are kept in a scratch file");
+        Some(folder.to_path_buf())
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.progress.stop_requested() { Err(self.interrupted()) } else { Ok(()) }
+    }
+}
+
+impl<'a> Job<'a> {
+    fn new(run: &'a Run<'a>, plan: &'a CompressionPlan, recipe: &'a Recipe) -> Result<Self> {
+        let config = &run.model.config;
+        let length = recipe.text.length.min(config.max_positions);
+        let wanted = recipe.text.sequences + recipe.text.held_out;
+        let windows = CalibrationWindows::sample(
+            &run.text.calibration,
+            run.tokenizer,
+            wanted,
+            length,
+            run.request.solver.seed,
+        )?;
+        let count = windows.count();
+        if count < wanted {
+            run.warn(format!(
+                "{} gives {count} of {wanted} sequences of {length} tokens",
+                run.text.name
+            ));
+        }
+        if count < 2 {
+            return Err(Error::Calibration(format!(
+                "{} gives {count} sequences of {length} tokens; recovery needs one to learn from \
+                 and one to decide with",
+                run.text.name
+            )));
+        }
+        let (learn, decide) = divide(count, recipe.text.held_out);
+        let values = length * config.hidden_size;
+        let host = Backend::cpu();
+        if !run.backend.device.is_cpu() {
+            run.warn("recovery runs on the processor; the solver runs on the GPU".into());
+        }
+        let scratch = run.scratch(2 * 4 * count * values);
+        let mut job = Self {
+            run,
+            recipe,
+            layers: plan.layers().collect(),
+            learn,
+            decide,
+            teacher: Decoder::new(run.model, &host)?,
+            student: Decoder::new(run.model, &host)?,
+            original: Activations::new(count, values, scratch.as_deref())?,
+            compressed: Activations::new(count, values, scratch.as_deref())?,
+            windows,
+        };
+        job.teacher.set_execution(Execution::Tracked)?;
+        job.student.set_execution(Execution::Tracked)?;
+        for (index, tokens) in job.windows.iter().enumerate() {
+            let x = job.teacher.embed(tokens)?;
+            with_f32(&x, |x| job.original.set(index, x))??;
+            with_f32(&x, |x| job.compressed.set(index, x))??;
+        }
+        Ok(job)
+    }
+
+    fn config(&self) -> &'a ModelConfig {
+        &self.run.model.config
+    }
+
+    /// The matrices of a block in the order of [`BLOCK_LINEARS`].
+    fn plans_of(&self, block: usize) -> Result<Vec<&'a LayerPlan>> {
+        BLOCK_LINEARS
+            .iter()
+            .map(|linear| {
+                let name = ModelConfig::linear_name(block, linear);
+                let found = self.layers.iter().copied().find(|layer| layer.name == name);
+                found.ok_or_else(|| Error::General(format!("the plan has no {name}")))
+            })
+            .collect()
+    }
+}
+
+/// The first 48 bits of a hash as the end of a unit's name.
+fn short(hash: &[u8]) -> String {
+    hash.iter().take(6).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Splits sequences evenly over the text: `held_out` of them to decide with, the others to learn
+/// from.
+fn divide(count: usize, held_out: usize) -> (Vec<usize>, Vec<usize>) {
+    let held_out = held_out.clamp(1, count / 2);
+    let every = count / held_out;
+    (0..count).partition(|index| index % every != every / 2 || index / every >= held_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::divide;
+
+    #[test]
+    fn sequences_are_divided_completely_and_evenly() {
+        for (count, held_out) in [(2, 1), (10, 3), (272, 16), (7, 100), (5, 0)] {
+            let (learn, decide) = divide(count, held_out);
+            assert_eq!(decide.len(), held_out.clamp(1, count / 2));
+            let mut all: Vec<usize> = learn.iter().chain(&decide).copied().collect();
+            all.sort_unstable();
+            assert!(all.iter().copied().eq(0..count));
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Learning layers as units of the checkpoint store. Latents are kept as f16, to which they are
+//! rounded in memory as well when a block is done, so that a run that goes on and one that starts
+//! again from here see the same values.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{Tuned, short};
+use crate::checkpoint::UnitData;
+use crate::littlebit::bits::BitMatrix;
+use crate::littlebit::budget::FactorShape;
+use crate::littlebit::compress::units::UnitStore;
+use crate::littlebit::compress::work::unit_id;
+use crate::littlebit::plan::LayerPlan;
+use crate::littlebit::report::BlockReport;
+use crate::littlebit::rounding::round_values;
+use crate::littlebit::scale_type::ScaleType;
+use crate::littlebit::tuning::distillation::{Best, Distillation, Session};
+use crate::littlebit::tuning::layer::{LearningLayer, PathValues};
+use crate::littlebit::tuning::packed::PackedPath;
+use crate::tensor::SharedBytes;
+use crate::{Error, Result};
+
+/// Name of the unit of a tuned block: its matrices' forms are part of it.
+pub(super) fn block_id(index: usize, plans: &[&LayerPlan]) -> String {
+    let mut hash = Sha256::new();
+    plans.iter().for_each(|plan| hash.update(unit_id(plan)));
+    format!("tuned-{index}-{}", short(&hash.finalize()))
+}
+
+/// Rounds latents to f16. A latent that would become zero keeps the sign that counts.
+pub(super) fn round_latents(layer: &LearningLayer) {
+    for path in layer.paths_mut().iter_mut() {
+        for latents in [&mut path.left, &mut path.right] {
+            for latent in latents {
+                *latent = if *latent >= 0.0 {
+                    f16::from_f32(*latent).max(f16::MIN_POSITIVE).to_f32()
+                } else {
+                    f16::from_f32(*latent).min(-f16::MIN_POSITIVE).to_f32()
+                };
+            }
+        }
+    }
+}
+
+/// Rounds scales to values that the file can hold.
+pub(super) fn round_scales(layer: &LearningLayer, scales: ScaleType) {
+    for path in layer.paths_mut().iter_mut() {
+        for scale in path.arrays_mut().skip(2) {
+            let mut values: Vec<f64> = scale.iter().map(|&v| f64::from(v)).collect();
+            let weights: Vec<f64> = values.iter().map(|v| v * v).collect();
+            round_values(&mut values, &weights, scales);
+            scale.iter_mut().zip(values).for_each(|(to, from)| *to = from as f32);
+        }
+    }
+}
+
+/// Adds a tuned matrix to a unit.
+pub(super) fn save(mut unit: UnitData, tuned: &Tuned) -> UnitData {
+    let name = &tuned.name;
+    for (index, path) in tuned.layer.paths().iter().enumerate() {
+        let key = |part: &str| format!("{name}.{index}.{part}");
+        unit = unit
+            .with_bytes(key("left"), halves(&path.left))
+            .with_bytes(key("right"), halves(&path.right))
+            .with_f32(key("row"), path.row.clone())
+            .with_f32(key("column"), path.column.clone());
+        if let Some(latent) = &path.latent {
+            unit = unit.with_f32(key("latent"), latent.clone());
+        }
+    }
+    match &tuned.inputs {
+        Some(inputs) => unit.with_f32(format!("{name}.inputs"), inputs.clone()),
+        None => unit,
+    }
+}
+
+/// The matrix that was saved.
+pub(super) fn load(unit: &UnitData, plan: &LayerPlan) -> Result<Tuned> {
+    let shape = &plan.shape;
+    let paths = paths_of(unit, &plan.name, shape)?;
+    Ok(Tuned {
+        name: plan.name.clone(),
+        layer: LearningLayer::new((shape.rows, shape.cols), shape.rank, paths)?,
+        inputs: unit.f32(&format!("{}.inputs", plan.name)).map(<[f32]>::to_vec),
+    })
+}
+
+/// The figures of a tuned block.
+pub(super) fn report(unit: &UnitData) -> Result<BlockReport> {
+    serde_json::from_value(unit.meta.clone()).map_err(|_| damaged("report"))
+}
+
+fn paths_of(unit: &UnitData, name: &str, shape: &FactorShape) -> Result<Vec<PathValues>> {
+    (0..shape.paths)
+        .map(|index| {
+            let key = |part: &str| format!("{name}.{index}.{part}");
+            Ok(PathValues {
+                left: latents(unit, &key("left"), shape.rows * shape.rank)?,
+                right: latents(unit, &key("right"), shape.rank * shape.cols)?,
+                row: scale(unit, &key("row"), shape.rows)?,
+                latent: shape
+                    .middle_scale
+                    .then(|| scale(unit, &key("latent"), shape.rank))
+                    .transpose()?,
+                column: scale(unit, &key("column"), shape.cols)?,
+            })
+        })
+        .collect()
+}
+
+fn scale(unit: &UnitData, key: &str, length: usize) -> Result<Vec<f32>> {
+    let values = unit.f32(key).filter(|values| values.len() == length);
+    values.map(<[f32]>::to_vec).ok_or_else(|| damaged(key))
+}
+
+fn latents(unit: &UnitData, key: &str, length: usize) -> Result<Vec<f32>> {
+    let bytes = unit.bytes(key).filter(|bytes| bytes.len() == 2 * length);
+    bytes.map(singles).ok_or_else(|| damaged(key))
+}
+
+/// The slot in which a distillation's layers lie.
+pub(super) fn slot(unit: &UnitData) -> u64 {
+    unit.meta.get("slot").and_then(Value::as_u64).unwrap_or(0) & 1
+}
+
+/// Name of a layer's unit in a slot.
+pub(super) fn slot_name(id: &str, slot: u64, layer: &str) -> String {
+    format!("{id}-{slot}-{layer}")
+}
+
+/// What a distillation is besides its layers.
+pub(super) fn session(session: &Session<'_>, slot: u64) -> UnitData {
+    UnitData::new(json!({
+        "slot": slot,
+        "step": session.step,
+        "before": session.before,
+        "best": session.best.divergence,
+    }))
+}
+
+/// A layer in the middle of a distillation: its values, its moments rounded to bfloat16 (here and
+/// in memory), and its best state.
+pub(super) fn save_learning<'m>(
+    tuned: &Tuned,
+    moments: &mut impl Iterator<Item = [&'m mut Vec<f32>; 2]>,
+    best: &[PackedPath],
+    signs: bool,
+) -> UnitData {
+    let mut unit = save(UnitData::default(), tuned);
+    for index in 0..arrays(&tuned.layer, signs) {
+        let Some(pair) = moments.next() else { break };
+        for (order, values) in pair.into_iter().enumerate() {
+            let rounded: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
+            values.iter_mut().zip(&rounded).for_each(|(to, from)| *to = from.to_f32());
+            let bytes = rounded.iter().flat_map(|v| v.to_le_bytes()).collect();
+            unit = unit.with_bytes(format!("moment.{index}.{order}"), bytes);
+        }
+    }
+    for (index, path) in best.iter().enumerate() {
+        let key = |part: &str| format!("best.{index}.{part}");
+        unit = unit
+            .with_bytes(key("left"), path.left.bytes.to_vec())
+            .with_bytes(key("right"), path.right.bytes.to_vec())
+            .with_f32(key("row"), path.row.clone())
+            .with_f32(key("column"), path.column.clone());
+        if let Some(latent) = &path.latent {
+            unit = unit.with_f32(key("latent"), latent.clone());
+        }
+    }
+    unit
+}
+
+/// Arrays of a layer that have moments.
+fn arrays(layer: &LearningLayer, signs: bool) -> usize {
+    let fixed = if signs { 0 } else { 2 };
+    layer.paths().iter().map(|path| path.arrays().count() - fixed).sum()
+}
+
+/// A distillation as it was saved last.
+pub(super) fn resume<'d>(
+    task: &'d Distillation<'d>,
+    unit: &UnitData,
+    plans: &[&LayerPlan],
+    id: &str,
+    store: &UnitStore,
+) -> Result<Session<'d>> {
+    let number = |key: &str| unit.meta.get(key).and_then(Value::as_f64).ok_or(damaged(key));
+    let step = unit.meta.get("step").and_then(Value::as_u64).ok_or(damaged("step"))?;
+    let mut best = Best { divergence: number("best")?, layers: Vec::new() };
+    let mut moments = Vec::new();
+    for (plan, layer) in plans.iter().zip(task.layers) {
+        let name = slot_name(id, slot(unit), &plan.name);
+        let unit = store.load(&name)?.ok_or_else(|| damaged(&name))?;
+        *layer.paths_mut() = paths_of(&unit, &plan.name, &plan.shape)?;
+        for index in 0.. {
+            let Some(first) = unit.bytes(&format!("moment.{index}.0")) else { break };
+            let second = unit.bytes(&format!("moment.{index}.1")).ok_or(damaged("moments"))?;
+            moments.push([wide(first), wide(second)]);
+        }
+        best.layers.push(best_of(&unit, &plan.shape)?);
+    }
+    let mut session = task.resume(usize::try_from(step).unwrap_or(0), number("before")?, best);
+    let mut places = session.adam.moments_mut();
+    for saved in moments {
+        let place = places.next().ok_or(damaged("moments"))?;
+        for (to, from) in place.into_iter().zip(saved) {
+            if to.len() != from.len() {
+                return Err(damaged("moments"));
+            }
+            *to = from;
+        }
+    }
+    drop(places);
+    Ok(session)
+}
+
+fn best_of(unit: &UnitData, shape: &FactorShape) -> Result<Vec<PackedPath>> {
+    (0..shape.paths)
+        .map(|index| {
+            let key = |part: &str| format!("best.{index}.{part}");
+            let bits = |part: &str, rows, cols| {
+                let bytes = unit.bytes(&key(part)).ok_or_else(|| damaged(&key(part)))?;
+                BitMatrix::new(rows, cols, SharedBytes::from_vec(bytes.to_vec()))
+            };
+            Ok(PackedPath {
+                left: bits("left", shape.rows, shape.rank)?,
+                right: bits("right", shape.rank, shape.cols)?,
+                row: scale(unit, &key("row"), shape.rows)?,
+                latent: shape
+                    .middle_scale
+                    .then(|| scale(unit, &key("latent"), shape.rank))
+                    .transpose()?,
+                column: scale(unit, &key("column"), shape.cols)?,
+            })
+        })
+        .collect()
+}
+
+fn damaged(what: &str) -> Error {
+    Error::Checkpoint(format!("the checkpoint of a tuned layer has no {what}"))
+}
+
+fn halves(values: &[f32]) -> Vec<u8> {
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
+}
+
+fn singles(bytes: &[u8]) -> Vec<f32> {
+    let (pairs, _) = bytes.as_chunks::<2>();
+    pairs.iter().map(|pair| f16::from_le_bytes(*pair).to_f32()).collect()
+}
+
+fn wide(bytes: &[u8]) -> Vec<f32> {
+    let (pairs, _) = bytes.as_chunks::<2>();
+    pairs.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect()
+}

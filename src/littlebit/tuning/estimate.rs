@@ -1,0 +1,237 @@
+//! What recovery will cost in time and memory, from operation counts and a short measurement.
+
+use std::time::{Duration, Instant};
+
+use super::Recipe;
+use crate::linalg::products::{Operand, multiply};
+use crate::littlebit::plan::CompressionPlan;
+use crate::littlebit::report::StageEstimate;
+use crate::source::ModelConfig;
+
+/// What recovery needs besides the solver.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecoveryEstimate {
+    /// Its stages in order.
+    pub stages: Vec<StageEstimate>,
+    /// Working memory, bytes.
+    pub memory_bytes: u64,
+}
+
+/// Time of a stage over that of its products alone: attention, norms, optimizer, waiting. Measured
+/// on two cores with SmolLM2-135M at one bit per weight (65 ms for a step of 512 tokens in a block,
+/// 1.7 s for one of the whole model, 0.35 s for 13,000 tokens through a block), where each stage
+/// comes within a quarter of it.
+const OVERHEAD: f64 = 1.6;
+
+/// Sequences that input statistics are measured on.
+const STATISTICS_SEQUENCES: usize = 64;
+
+/// Times that held-out text is looked at: while a block is tuned, while the model is distilled.
+const LOOKS: (f64, f64) = (5.0, 11.0);
+
+/// What backpropagation keeps for a token of a block whose tokens have 576 values, bytes.
+const GRAPH_BYTES: f64 = 48.0 * 1024.0;
+
+/// Bytes of a sign that learns: value, gradient and two moments.
+const SIGN_BYTES: u64 = 16;
+
+/// Estimates a recipe on a machine that does `flops_per_second` on all threads (see [`calibrate`]).
+#[must_use]
+pub fn estimate(
+    plan: &CompressionPlan,
+    config: &ModelConfig,
+    recipe: &Recipe,
+    flops_per_second: f64,
+) -> RecoveryEstimate {
+    let (mut weights, mut signs) = (0.0, 0.0);
+    for shape in plan.layers().map(|layer| layer.shape) {
+        weights += shape.rows as f64 * shape.cols as f64;
+        signs += (shape.paths * shape.rank * (shape.rows + shape.cols)) as f64;
+    }
+    let head = config.vocab_size as f64 * config.hidden_size as f64;
+    let (sequences, length) = recipe.text_of(config.max_positions);
+    let tokens = (sequences * length) as f64;
+    let held_out = (recipe.text.held_out * length) as f64;
+    let (blocks, whole) = (&recipe.blocks, &recipe.distillation);
+
+    let refreshed = if blocks.refresh_statistics {
+        (recipe.text.sequences.min(STATISTICS_SEQUENCES) * length) as f64
+    } else {
+        0.0
+    };
+    // The original on its chain and, for statistics, on the other one; the compressed blocks.
+    let chains = 2.0 * weights * (tokens + refreshed) + 2.0 * signs * tokens;
+    let step = (blocks.batch * length) as f64;
+    let absorption = 6.0 * weights * step * blocks.absorption_steps as f64;
+    let looks = if blocks.steps > 0 { LOOKS.0 * held_out } else { 0.0 };
+    let tuning = signs * (6.0 * step * blocks.steps as f64 + 2.0 * looks);
+
+    let mut stages = vec![("activations", chains), ("tuning", absorption + tuning)];
+    if whole.steps > 0 {
+        let step = (whole.batch * length) as f64;
+        let teacher = if whole.hidden_weight > 0.0 { 2.0 * weights } else { 0.0 };
+        let learning = (6.0 * signs + 4.0 * head + teacher) * step * whole.steps as f64;
+        let looking = (2.0 * signs + 2.0 * head) * LOOKS.1 * held_out;
+        stages.push(("opinions", 2.0 * head * tokens));
+        stages.push(("distillation", learning + looking));
+    }
+    let stages = stages
+        .into_iter()
+        .map(|(stage, flops)| StageEstimate { stage, seconds: OVERHEAD * flops / flops_per_second })
+        .collect();
+    RecoveryEstimate { stages, memory_bytes: memory(config, recipe, signs as u64) }
+}
+
+/// Working memory of a recipe for layers of `signs` signs, bytes.
+fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
+    let hidden = config.hidden_size as u64;
+    let (sequences, length) = recipe.text_of(config.max_positions);
+    let chains = 2 * 4 * (sequences * length) as u64 * hidden;
+    let graph = |batch: usize, blocks: usize| {
+        (GRAPH_BYTES * hidden as f64 / 576.0) as u64 * (batch * length * blocks) as u64
+    };
+    let layers = config.num_layers.max(1);
+    let distillation = if recipe.distillation.steps > 0 {
+        // The head in f32, and a token and a probability for each opinion.
+        let head = 4 * config.vocab_size as u64 * hidden;
+        let opinions = 8 * (sequences * length) as u64 * recipe.distillation.top_k as u64;
+        let learning = if recipe.distillation.signs { SIGN_BYTES } else { 4 };
+        head + opinions + graph(recipe.distillation.batch, layers) + learning * signs
+    } else {
+        0
+    };
+    // The blocks that are done keep their values.
+    let block = SIGN_BYTES * signs / layers as u64 + 4 * signs;
+    chains + distillation.max(block + graph(recipe.blocks.batch, 1))
+}
+
+/// Operations per second of products on all threads, from up to a tenth of a second of work.
+#[must_use]
+pub fn calibrate() -> f64 {
+    const SHAPE: (usize, usize, usize) = (512, 576, 1536);
+    const TIME: Duration = Duration::from_millis(80);
+    let (m, k, n) = SHAPE;
+    let (a, b) = (vec![0.5; m * k], vec![0.25; k * n]);
+    let mut out = vec![0.0; m * n];
+    let mut product = || multiply(&mut out, Operand::new(&a, m, k), Operand::new(&b, k, n), false);
+    // The first one also finds the processor asleep and the memory unmapped.
+    product();
+    let started = Instant::now();
+    let mut count = 0.0;
+    while started.elapsed() < TIME {
+        product();
+        count += 1.0;
+    }
+    count * 2.0 * (m * k * n) as f64 / started.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::littlebit::plan::{PlanRequest, headers_from_config, plan};
+    use crate::littlebit::tuning::Effort;
+    use crate::source::config::{Architecture, RopeConfig, RopeScaling};
+
+    /// SmolLM2-135M.
+    fn model() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            class_name: "LlamaForCausalLM".into(),
+            hidden_size: 576,
+            intermediate_size: 1536,
+            num_layers: 30,
+            num_heads: 9,
+            num_kv_heads: 3,
+            head_dim: 64,
+            vocab_size: 49_152,
+            max_positions: 8192,
+            rms_norm_eps: 1e-5,
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            sliding_window: None,
+            tie_word_embeddings: true,
+            torch_dtype: "bfloat16".into(),
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        }
+    }
+
+    fn estimated(recipe: &Recipe) -> RecoveryEstimate {
+        let request = PlanRequest { target_bpw: 1.0, ..PlanRequest::default() };
+        let plan = plan(&headers_from_config(&model()), &request).unwrap();
+        estimate(&plan, &model(), recipe, 350e9)
+    }
+
+    fn seconds(recipe: &Recipe, stage: &str) -> f64 {
+        let stages = estimated(recipe).stages;
+        stages.iter().find(|s| s.stage == stage).map_or(0.0, |s| s.seconds)
+    }
+
+    #[test]
+    fn stages_cost_what_was_measured() {
+        // The machine of the measurements does about 350 billion operations per second.
+        let mut recipe = Recipe::of(Effort::Balanced);
+        let near = |estimate: f64, measured: f64| {
+            assert!((0.75..1.33).contains(&(estimate / measured)), "{estimate} s, {measured} s");
+        };
+        let mut without = recipe.clone();
+        without.blocks.steps = 0;
+        recipe.text.held_out = 1;
+        let steps = (30 * recipe.blocks.steps) as f64;
+        near(seconds(&recipe, "tuning") / steps, 0.065);
+        near(seconds(&recipe, "distillation") / recipe.distillation.steps as f64, 1.7);
+        assert!(seconds(&without, "tuning") < 1e-12);
+        // 0.35 s per block and pass for 13,000 tokens; two passes, and the statistics.
+        let tokens = (257 * 512 + 32 * 512) as f64;
+        near(seconds(&recipe, "activations"), 2.0 * 30.0 * 0.35 * tokens / 13_000.0);
+    }
+
+    #[test]
+    fn knobs_cost_what_they_should() {
+        let base = Recipe::of(Effort::Fast);
+        let mut twice = base.clone();
+        twice.blocks.batch *= 2;
+        twice.distillation.batch *= 2;
+        twice.text.held_out = 0;
+        let mut once = base.clone();
+        once.text.held_out = 0;
+        for stage in ["tuning", "distillation"] {
+            let ratio = seconds(&twice, stage) / seconds(&once, stage);
+            assert!((ratio - 2.0).abs() < 1e-9, "{stage} {ratio}");
+        }
+        let more = |change: &dyn Fn(&mut Recipe)| {
+            let mut changed = base.clone();
+            change(&mut changed);
+            let total = |recipe| estimated(recipe).stages.iter().map(|s| s.seconds).sum::<f64>();
+            total(&changed) - total(&base)
+        };
+        assert!(more(&|r| r.blocks.absorption_steps = 10) > 0.0);
+        assert!(more(&|r| r.distillation.hidden_weight = 1.0) > 0.0);
+        assert!(more(&|r| r.blocks.refresh_statistics = false) < 0.0);
+        assert!(more(&|r| r.distillation.steps = 0) < 0.0);
+        // Beyond the model's context sequences do not grow.
+        assert!(more(&|r| r.text.length = 100_000) > 0.0);
+        let (mut long, mut longer) = (base.clone(), base.clone());
+        (long.text.length, longer.text.length) = (8192, 100_000);
+        assert_eq!(estimated(&long), estimated(&longer));
+    }
+
+    #[test]
+    fn memory_is_the_larger_stage_and_both_chains() {
+        let mut recipe = Recipe::of(Effort::Balanced);
+        let chains = 2 * 272 * 512 * 576 * 4;
+        let all = estimated(&recipe).memory_bytes;
+        // 106 million signs, 48 KiB for each of 512 tokens of 30 blocks.
+        let distillation = 16 * 106_000_000 + 512 * 30 * 48 * 1024;
+        assert!(all > chains + distillation, "{all}");
+        assert!((all as f64) < 1.2 * (chains + distillation) as f64, "{all}");
+        recipe.distillation.steps = 0;
+        let blocks = estimated(&recipe).memory_bytes;
+        assert!(blocks > chains && blocks < all / 2, "{blocks}");
+    }
+
+    #[test]
+    fn calibration_measures_something_plausible() {
+        let rate = calibrate();
+        assert!(rate > 1e8 && rate < 1e15, "{rate:e}");
+    }
+}

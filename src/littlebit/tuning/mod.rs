@@ -1,0 +1,86 @@
+//! Recovery: factorized layers learn to do what the original did.
+//!
+//! Two chains of activations run through the model side by side, block by block: the original's,
+//! and that of the compressed blocks so far. Each block is factorized with the statistics of the
+//! compressed chain and tuned until it gives what the original block gives on the original chain.
+//! Then the whole model learns the original's predictions.
+
+pub mod adam;
+pub mod block;
+pub mod chains;
+pub mod dense;
+pub mod distillation;
+pub mod estimate;
+pub mod knobs;
+pub mod layer;
+pub mod loss;
+pub mod packed;
+pub mod recipe;
+
+#[cfg(test)]
+mod tests;
+
+pub use recipe::{Effort, Recipe};
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::inference::Block;
+use crate::littlebit::solve::Solution;
+use layer::{Learning, LearningLayer, PathValues};
+
+/// A solved matrix as a layer that can learn.
+pub(crate) fn learning_layer(
+    dims: (usize, usize),
+    rank: usize,
+    solution: Solution,
+) -> Result<LearningLayer> {
+    let paths = solution
+        .paths
+        .into_iter()
+        .map(|path| PathValues {
+            left: path.left,
+            right: path.right,
+            row: path.row_scale,
+            latent: path.latent_scale,
+            column: path.column_scale,
+        })
+        .collect();
+    LearningLayer::new(dims, rank, paths)
+}
+
+/// Puts the layers in the place of a block's, in the order of
+/// [`BLOCK_LINEARS`](crate::source::config::BLOCK_LINEARS).
+pub(crate) fn install(block: &mut Block, layers: &[LearningLayer]) {
+    for (projection, layer) in block.projections_mut().into_iter().zip(layers) {
+        projection.layer = Box::new(layer.clone());
+    }
+}
+
+/// Says what all of the layers learn.
+pub(crate) fn set_learning(layers: &[LearningLayer], learning: Learning) {
+    layers.iter().for_each(|layer| layer.set_learning(learning));
+}
+
+/// The values of all layers, to come back to.
+pub(crate) fn snapshot(layers: &[LearningLayer]) -> Vec<Vec<PathValues>> {
+    layers.iter().map(|layer| layer.paths().clone()).collect()
+}
+
+/// Puts a snapshot back.
+pub(crate) fn restore(layers: &[LearningLayer], snapshot: &[Vec<PathValues>]) {
+    for (layer, paths) in layers.iter().zip(snapshot) {
+        layer.paths_mut().clone_from(paths);
+    }
+}
+
+/// Rows of several sequences as one tensor, `[sequences · tokens, hidden]`.
+pub(crate) fn rows<'a>(
+    sequences: impl IntoIterator<Item = &'a [f32]>,
+    hidden: usize,
+) -> Result<Tensor> {
+    let mut values = Vec::new();
+    sequences.into_iter().for_each(|sequence| values.extend_from_slice(sequence));
+    let tokens = values.len() / hidden;
+    Ok(Tensor::from_vec(values, (tokens, hidden), &candle_core::Device::Cpu)?)
+}

@@ -1,0 +1,458 @@
+//! Everything that decides what recovery does: the knobs behind `--effort`, as a recipe file has
+//! them.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::adam::Estimator;
+use super::knobs;
+use crate::{Error, Result};
+
+/// How much time recovery may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// Factorization only.
+    None,
+    /// Blocks are tuned shortly, then the scales of the whole model.
+    Fast,
+    /// Blocks are tuned, then signs and scales of the whole model.
+    #[default]
+    Balanced,
+    /// The same for several times as long.
+    Max,
+}
+
+impl Effort {
+    /// All of them, from the least to the most.
+    pub const ALL: [Self; 4] = [Self::None, Self::Fast, Self::Balanced, Self::Max];
+
+    /// Name on the command line and in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Fast => "fast",
+            Self::Balanced => "balanced",
+            Self::Max => "max",
+        }
+    }
+
+    /// The effort of that name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|effort| effort.name() == name)
+    }
+}
+
+/// A recipe. Lengths are tokens, rates are relative to the mean magnitude of what they move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Recipe {
+    /// What is read.
+    pub text: TextRecipe,
+    /// Tuning of one block after the other.
+    pub blocks: BlockRecipe,
+    /// Distillation of the whole model.
+    pub distillation: DistillationRecipe,
+}
+
+/// What recovery reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TextRecipe {
+    /// Sequences to learn from.
+    pub sequences: usize,
+    /// Sequences to decide with, which nothing learns from.
+    pub held_out: usize,
+    /// Tokens of a sequence, at most the model's context.
+    pub length: usize,
+}
+
+/// Tuning of one block after the other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlockRecipe {
+    /// Whether input statistics are measured again on what the compressed blocks before give.
+    pub refresh_statistics: bool,
+    /// Steps that the dense weights of a block learn before it is factorized.
+    pub absorption_steps: usize,
+    /// Learning rate of the dense weights, relative to each matrix's root mean square.
+    pub absorption_rate: f32,
+    /// Steps that signs and scales learn.
+    pub steps: usize,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Learning rate of the latents behind the signs.
+    pub sign_rate: f32,
+    /// Learning rate of the scales.
+    pub scale_rate: f32,
+    /// Derivative of the sign function.
+    pub estimator: Estimator,
+    /// Whether each token's error counts relative to its own norm.
+    pub relative_loss: bool,
+}
+
+/// Distillation of the whole model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DistillationRecipe {
+    /// Steps.
+    pub steps: usize,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Whether signs learn too.
+    pub signs: bool,
+    /// Learning rate of the latents behind the signs.
+    pub sign_rate: f32,
+    /// Learning rate of the scales.
+    pub scale_rate: f32,
+    /// Derivative of the sign function.
+    pub estimator: Estimator,
+    /// Most likely tokens of the original that are compared one by one; the rest counts as one.
+    pub top_k: usize,
+    /// Weight of the mean squared error of the blocks' outputs (LittleBit: 10).
+    pub hidden_weight: f32,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self::of(Effort::default())
+    }
+}
+
+impl Default for TextRecipe {
+    fn default() -> Self {
+        Recipe::default().text
+    }
+}
+
+impl Default for BlockRecipe {
+    fn default() -> Self {
+        Recipe::default().blocks
+    }
+}
+
+impl Default for DistillationRecipe {
+    fn default() -> Self {
+        Recipe::default().distillation
+    }
+}
+
+impl Recipe {
+    /// The recipe of an effort.
+    #[must_use]
+    pub fn of(effort: Effort) -> Self {
+        let (sequences, block_steps, steps) = match effort {
+            Effort::None => (0, 0, 0),
+            Effort::Fast => (128, 100, 300),
+            Effort::Balanced => (256, 200, 1500),
+            Effort::Max => (512, 400, 6000),
+        };
+        Self {
+            text: TextRecipe { sequences, held_out: sequences.min(16), length: 512 },
+            blocks: BlockRecipe {
+                refresh_statistics: true,
+                absorption_steps: 0,
+                absorption_rate: 1e-3,
+                steps: block_steps,
+                batch: 1,
+                sign_rate: 0.02,
+                scale_rate: 1e-3,
+                estimator: Estimator::Identity,
+                relative_loss: true,
+            },
+            distillation: DistillationRecipe {
+                steps,
+                batch: 1,
+                signs: true,
+                sign_rate: 0.006,
+                scale_rate: 1e-3,
+                estimator: Estimator::Identity,
+                top_k: 64,
+                hidden_weight: 0.0,
+            },
+        }
+    }
+
+    /// Whether anything is learned step by step.
+    #[must_use]
+    pub fn learns(&self) -> bool {
+        self.blocks.absorption_steps + self.blocks.steps + self.distillation.steps > 0
+    }
+
+    /// Sequences that are read and their length for a model whose context is `context` tokens.
+    #[must_use]
+    pub fn text_of(&self, context: usize) -> (usize, usize) {
+        (self.text.sequences + self.text.held_out, self.text.length.min(context.max(2)))
+    }
+
+    /// What is read and how often, for a model whose context is `context` tokens: `256 sequences of
+    /// 512 tokens; 200 steps per block (102,400 tokens), 1,500 of the whole model (768,000)`.
+    #[must_use]
+    pub fn summary(&self, context: usize) -> String {
+        let (_, length) = self.text_of(context);
+        let (blocks, whole) = (&self.blocks, &self.distillation);
+        format!(
+            "{} sequences of {length} tokens; {} steps per block ({} tokens), {} of the whole \
+             model ({})",
+            grouped(self.text.sequences),
+            grouped(blocks.steps),
+            grouped(blocks.steps * blocks.batch * length),
+            grouped(whole.steps),
+            grouped(whole.steps * whole.batch * length)
+        )
+    }
+
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the key and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        knobs::check(&self.table()?)?;
+        if self.learns() && self.text.held_out == 0 {
+            return Err(Error::InvalidArgument(
+                "text.held-out = 0: must be at least 1 unless blocks.absorption-steps, \
+                 blocks.steps and distillation.steps are all 0"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The text of a recipe file with every knob.
+    ///
+    /// # Errors
+    /// None that can happen to a recipe that [`check`](Self::check) accepts.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::General(format!("the recipe as TOML: {e}")))
+    }
+
+    /// The same as a table.
+    ///
+    /// # Errors
+    /// As [`to_toml`](Self::to_toml).
+    pub fn table(&self) -> Result<Table> {
+        // By way of the text, where an f32 has no more digits than it needs.
+        toml::from_str(&self.to_toml()?)
+            .map_err(|e| Error::General(format!("the recipe as TOML: {e}")))
+    }
+
+    /// Reads the text of a recipe file: single knobs in place of those of an effort, which is
+    /// `effort`, else the one that the text names at its top, else the default. With
+    /// [`Effort::None`] there is no recipe, and the text must not set a knob.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the key and what is allowed.
+    pub fn parse(text: &str, effort: Option<Effort>) -> Result<(Effort, Option<Self>)> {
+        let mut given: Table = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |s| text[..s.start].matches('\n').count() + 1);
+            Error::InvalidArgument(format!("line {line}: {}", error.message()))
+        })?;
+        let named = given.remove("effort").map(|value| {
+            value.as_str().and_then(Effort::of_name).ok_or_else(|| {
+                let names = Effort::ALL.map(Effort::name).join("\", \"");
+                Error::InvalidArgument(format!("effort = {value}: must be one of \"{names}\""))
+            })
+        });
+        let effort = effort.or(named.transpose()?).unwrap_or_default();
+        knobs::check(&given)?;
+        if effort == Effort::None {
+            return match given.keys().next() {
+                None => Ok((effort, None)),
+                Some(table) => Err(Error::InvalidArgument(format!(
+                    "[{table}] has no effect: with effort \"none\" nothing is recovered"
+                ))),
+            };
+        }
+        let mut merged = Self::of(effort).table()?;
+        for (table, entries) in given {
+            if let (Some(Value::Table(to)), Value::Table(from)) = (merged.get_mut(&table), entries)
+            {
+                to.extend(from);
+            }
+        }
+        let recipe: Self = merged
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::InvalidArgument(e.message().into()))?;
+        recipe.check()?;
+        Ok((effort, Some(recipe)))
+    }
+
+    /// Reads a recipe file, see [`parse`](Self::parse).
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`] if it is not there, [`Error::InvalidArgument`] with the file, the
+    /// key and what is allowed.
+    pub fn open(path: &Path, effort: Option<Effort>) -> Result<(Effort, Option<Self>)> {
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::ModelNotFound {
+                message: format!("{} does not exist", path.display()),
+                suggestion: "Check the path given to --recipe".into(),
+            },
+            std::io::ErrorKind::InvalidData => {
+                Error::InvalidArgument(format!("{}: not UTF-8 text", path.display()))
+            }
+            _ => Error::io(path, error),
+        })?;
+        Self::parse(&text, effort).map_err(|error| match error {
+            Error::InvalidArgument(message) => {
+                Error::InvalidArgument(format!("{}: {message}", path.display()))
+            }
+            other => other,
+        })
+    }
+}
+
+/// `1,500`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut groups: Vec<&str> = Vec::new();
+    let mut rest = digits.as_str();
+    while rest.len() > 3 {
+        let (front, group) = rest.split_at(rest.len() - 3);
+        groups.push(group);
+        rest = front;
+    }
+    groups.push(rest);
+    groups.reverse();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::littlebit::tuning::knobs::KNOBS;
+
+    fn parsed(text: &str) -> Recipe {
+        Recipe::parse(text, None).unwrap().1.unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        match Recipe::parse(text, None) {
+            Err(error @ Error::InvalidArgument(_)) => error.to_string(),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_list_of_knobs_is_the_recipe() {
+        let table = Recipe::default().table().unwrap();
+        let keys: Vec<(&str, &str)> = table
+            .iter()
+            .flat_map(|(t, entries)| {
+                entries.as_table().unwrap().keys().map(move |k| (t.as_str(), k.as_str()))
+            })
+            .collect();
+        let mut known: Vec<_> = KNOBS.iter().map(|knob| (knob.table, knob.key)).collect();
+        known.sort_unstable();
+        let mut found = keys;
+        found.sort_unstable();
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn every_effort_passes_its_own_check_and_comes_back_from_its_text() {
+        for effort in [Effort::Fast, Effort::Balanced, Effort::Max] {
+            let recipe = Recipe::of(effort);
+            recipe.check().unwrap();
+            let text = recipe.to_toml().unwrap();
+            let (name, back) = Recipe::parse(&text, Some(effort)).unwrap();
+            assert_eq!((name, back.unwrap()), (effort, recipe), "{text}");
+            assert!(!text.contains("0000"), "no digits of a widened f32: {text}");
+        }
+        assert_eq!(Effort::of_name("max"), Some(Effort::Max));
+        assert_eq!(Effort::of_name("most"), None);
+    }
+
+    #[test]
+    fn a_file_replaces_single_knobs() {
+        let recipe = parsed("effort = 'fast'\n[blocks]\nsteps = 7\nscale-rate = 1\n");
+        let mut expected = Recipe::of(Effort::Fast);
+        expected.blocks.steps = 7;
+        expected.blocks.scale_rate = 1.0;
+        assert_eq!(recipe, expected);
+        assert_eq!(parsed(""), Recipe::default());
+        let smooth = parsed("[distillation]\nestimator = 'smooth-sign'\nsigns = false");
+        assert_eq!(smooth.distillation.estimator, Estimator::SmoothSign);
+        assert!(!smooth.distillation.signs);
+    }
+
+    #[test]
+    fn the_command_line_has_the_last_word_on_the_effort() {
+        let text = "effort = 'max'\n[text]\nlength = 64";
+        assert_eq!(Recipe::parse(text, None).unwrap().0, Effort::Max);
+        let (effort, recipe) = Recipe::parse(text, Some(Effort::Fast)).unwrap();
+        assert_eq!(effort, Effort::Fast);
+        let recipe = recipe.unwrap();
+        assert_eq!((recipe.text.length, recipe.text.sequences), (64, 128));
+        assert_eq!(Recipe::parse("effort = 'none'", None).unwrap(), (Effort::None, None));
+        assert_eq!(
+            Recipe::parse("effort = 'max'", Some(Effort::None)).unwrap(),
+            (Effort::None, None)
+        );
+        let message = Recipe::parse(text, Some(Effort::None)).unwrap_err().to_string();
+        assert!(message.contains("[text]") && message.contains("none"), "{message}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_key_and_range() {
+        for (text, words) in [
+            ("[blocks]\nstep = 1", &["blocks.step", "absorption-steps"][..]),
+            ("[block]\nsteps = 1", &["`block`", "[blocks]"]),
+            ("sequences = 4", &["`sequences`", "[text]"]),
+            ("text = 4", &["`text`", "table"]),
+            ("effort = 'much'", &["\"much\"", "balanced"]),
+            ("effort = 3", &["effort = 3", "balanced"]),
+            ("[text]\nsequences = 0", &["text.sequences = 0", "1 to 65536"]),
+            ("[text]\nsequences = 1.5", &["text.sequences = 1.5", "whole number"]),
+            ("[text]\nsequences = '9'", &["text.sequences = \"9\"", "whole number"]),
+            ("[text]\nheld-out = -1", &["text.held-out = -1", "0 to"]),
+            ("[text]\nheld-out = 0", &["text.held-out = 0", "at least 1"]),
+            ("[text]\nlength = 1", &["text.length = 1", "2 to"]),
+            ("[blocks]\nbatch = 0", &["blocks.batch = 0", "1 to"]),
+            ("[blocks]\nsign-rate = 0", &["blocks.sign-rate = 0", "above 0"]),
+            ("[blocks]\nsign-rate = 1e-60", &["blocks.sign-rate", "above 0"]),
+            ("[blocks]\nsign-rate = nan", &["blocks.sign-rate = nan", "above 0"]),
+            ("[blocks]\nscale-rate = -0.5", &["blocks.scale-rate = -0.5", "above 0"]),
+            ("[blocks]\nrelative-loss = 1", &["blocks.relative-loss = 1", "true or false"]),
+            ("[blocks]\nestimator = 'tanh'", &["\"tanh\"", "\"smooth-sign\""]),
+            ("[distillation]\ntop-k = 0", &["distillation.top-k = 0", "1 to"]),
+            ("[distillation]\nhidden-weight = inf", &["hidden-weight = inf", "from 0"]),
+            ("[text]\nlength = \n", &["line 2"]),
+            ("[text]\nlength = 8\nlength = 9", &["line 3", "duplicate"]),
+        ] {
+            let message = refusal(text);
+            assert!(words.iter().all(|word| message.contains(word)), "{text}: {message}");
+        }
+        // Nothing learns, so nothing has to decide.
+        let still = "[text]\nheld-out = 0\n[blocks]\nsteps = 0\n[distillation]\nsteps = 0";
+        assert!(!parsed(still).learns());
+    }
+
+    #[test]
+    fn recipes_made_in_code_are_checked_too() {
+        let mut recipe = Recipe::default();
+        recipe.blocks.sign_rate = f32::NAN;
+        assert!(recipe.check().unwrap_err().to_string().contains("blocks.sign-rate"));
+        let mut recipe = Recipe::default();
+        recipe.text.sequences = 0;
+        assert!(recipe.check().unwrap_err().to_string().contains("text.sequences"));
+        assert_eq!(Recipe::default().text_of(256), (272, 256));
+    }
+
+    #[test]
+    fn a_summary_counts_steps_and_tokens() {
+        let mut recipe = Recipe::of(Effort::Max);
+        recipe.distillation.batch = 2;
+        assert_eq!(
+            recipe.summary(usize::MAX),
+            "512 sequences of 512 tokens; 400 steps per block (204,800 tokens), 6,000 of the whole \
+             model (6,144,000)"
+        );
+        assert!(recipe.summary(100).contains("of 100 tokens; 400 steps per block (40,000 tokens)"));
+        assert_eq!(grouped(0), "0");
+    }
+}
