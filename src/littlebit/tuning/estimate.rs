@@ -17,10 +17,9 @@ pub struct RecoveryEstimate {
     pub memory_bytes: u64,
 }
 
-/// Time of a stage over that of its products alone: attention, norms, optimizer, waiting. Measured
-/// on two cores with SmolLM2-135M at one bit per weight (65 ms for a step of 512 tokens in a block,
-/// 1.7 s for one of the whole model, 0.35 s for 13,000 tokens through a block), where each stage
-/// comes within a quarter of it.
+/// Time of a stage over that of its products alone: attention, norms, optimizer, waiting. From
+/// SmolLM2-135M at one bit per weight on two cores (about 65 ms for a step of 512 tokens in a block,
+/// 2 s for one of the whole model). Small models wait more and take up to twice the estimate.
 const OVERHEAD: f64 = 1.6;
 
 /// Sequences that input statistics are measured on.
