@@ -1,6 +1,7 @@
 //! One transformer block: attention and MLP, each behind a norm and added to what came in.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::attention::{self, Geometry};
 use super::cache::{Cached, LayerCache};
@@ -117,12 +118,72 @@ impl Block {
         }
     }
 
+    /// Runs one more token of each of many sequences, `x` `[sequences, hidden]`, all of them at
+    /// the position of `positions`. `keys` and `values` hold what each sequence has seen,
+    /// `[tokens, kv_heads · head_dim]`, and get the new rows.
+    pub(super) fn step(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        seen: &mut [(Vec<f32>, Vec<f32>)],
+    ) -> Result<Tensor> {
+        let (keys_width, queries_width) = (self.geometry.key_width(), self.geometry.query_width());
+        let attend = |query: &[f32], key: &[f32], value: &Tensor| {
+            let mut attended = vec![0.0; query.len()];
+            with_f32(value, |value| {
+                attended
+                    .par_chunks_exact_mut(queries_width)
+                    .zip(query.par_chunks_exact(queries_width))
+                    .zip(key.par_chunks_exact(keys_width).zip(value.par_chunks_exact(keys_width)))
+                    .zip(seen)
+                    .for_each(|(((out, query), (key, value)), (keys, values))| {
+                        keys.extend_from_slice(key);
+                        values.extend_from_slice(value);
+                        let (keys, values) = (Cached::Single(keys), Cached::Single(values));
+                        let span = (1, positions.start);
+                        out.copy_from_slice(&attention::fused(
+                            &self.geometry,
+                            span,
+                            query,
+                            keys,
+                            values,
+                        ));
+                    });
+            })?;
+            Ok(attended)
+        };
+        in_pool(|| self.fused_with(x, positions, None, attend))
+    }
+
     fn fused<'o>(
         &self,
         x: &Tensor,
         positions: &Positions,
         cache: Option<&mut LayerCache>,
+        observer: Option<&mut (dyn Observer + 'o)>,
+    ) -> Result<Tensor> {
+        let (geometry, span) = (&self.geometry, positions.span());
+        let attend = |query: &[f32], key: &[f32], value: &Tensor| match cache {
+            Some(cache) => {
+                with_f32(value, |value| cache.append(key, value))??;
+                let (keys, values) = cache.slices()?;
+                Ok(attention::fused(geometry, span, query, keys, values))
+            }
+            None => with_f32(value, |value| {
+                let (keys, values) = (Cached::Single(key), Cached::Single(value));
+                attention::fused(geometry, span, query, keys, values)
+            }),
+        };
+        self.fused_with(x, positions, observer, attend)
+    }
+
+    /// Fused execution around `attend`, which gets rotated queries and keys, and the values.
+    fn fused_with<'o>(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
         mut observer: Option<&mut (dyn Observer + 'o)>,
+        attend: impl FnOnce(&[f32], &[f32], &Tensor) -> Result<Vec<f32>>,
     ) -> Result<Tensor> {
         let geometry = &self.geometry;
         let normed = self.input_norm.fused(x)?;
@@ -141,22 +202,7 @@ impl Block {
             positions.fused(&mut query, geometry.heads, |_| {});
             positions.fused(&mut key, geometry.kv_heads, |_| {});
         }
-        let attended = match cache {
-            Some(cache) => {
-                with_f32(&value, |value| cache.append(&key, value))??;
-                let (keys, values) = cache.slices()?;
-                attention::fused(geometry, positions.span(), &query, keys, values)
-            }
-            None => with_f32(&value, |value| {
-                attention::fused(
-                    geometry,
-                    positions.span(),
-                    &query,
-                    Cached::Single(&key),
-                    Cached::Single(value),
-                )
-            })?,
-        };
+        let attended = attend(&query, &key, &value)?;
         let attended =
             Tensor::from_vec(attended, (positions.tokens(), geometry.query_width()), x.device())?;
         observe(&mut observer, &[&self.output], &attended)?;

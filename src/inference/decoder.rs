@@ -175,6 +175,25 @@ impl Decoder {
         hidden
     }
 
+    /// One more token of each of many sequences that are all as long: hidden states as
+    /// [`hidden`](Self::hidden) gives them, `[sequences, hidden]`. `seen` has an entry per block,
+    /// with the keys and values of each sequence, and is continued. On the CPU only.
+    pub(super) fn step(
+        &self,
+        tokens: &[u32],
+        seen: &mut [Vec<(Vec<f32>, Vec<f32>)>],
+        position: usize,
+    ) -> Result<Tensor> {
+        let positions = self.positions(tokens.len(), 1, position);
+        in_pool(|| {
+            let mut x = self.embed(tokens)?;
+            for (block, seen) in self.blocks.iter().zip(seen) {
+                x = block.step(&x, &positions, seen)?;
+            }
+            self.final_norm(&x)
+        })
+    }
+
     /// Logits of any rows of hidden states: `[rows, hidden]` to f32 `[rows, vocab]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         if self.device.is_cpu() {

@@ -15,6 +15,7 @@ pub mod slices;
 pub(crate) mod tracked;
 pub mod vector;
 pub mod weights;
+pub mod writing;
 
 pub use block::{Block, Execution, Observer};
 pub use cache::{CacheType, KvCache};

@@ -196,6 +196,10 @@ pub struct StageEstimate {
 pub struct RecoveryReport {
     /// Sequences that were learned from.
     pub sequences: usize,
+    /// Those of them that the original wrote, for lack of text.
+    pub written_sequences: usize,
+    /// Those of them that blocks were tuned on; the others are for the distillation alone.
+    pub block_sequences: usize,
     /// Sequences that decided which state is kept.
     pub held_out_sequences: usize,
     /// Tokens of a sequence.

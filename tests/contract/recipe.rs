@@ -96,8 +96,8 @@ fn a_recipe_is_followed_and_written_into_the_file() {
     assert_eq!(report.compressed_size_bytes, size);
     let err = stderr(&output);
     for words in [
-        "Recovery: fast (64 sequences of 16 tokens; 2 steps per block (32 tokens), 2 of the whole \
-         model (32))",
+        "Recovery: fast (64 sequences of 16 tokens, 64 for blocks; 2 steps per block (32 tokens), 2 \
+         of the whole model (32))",
         "Estimated time: ",
     ] {
         assert!(err.contains(words), "{words} in\n{err}");

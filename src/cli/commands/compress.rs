@@ -88,6 +88,7 @@ fn recovery(args: &CompressArgs) -> Result<(Effort, Option<Recipe>)> {
     };
     if let (Some(recipe), Some(samples)) = (&mut recipe, args.calibration_samples) {
         recipe.text.sequences = samples;
+        recipe.distillation.sequences = samples;
     }
     Ok((effort, recipe))
 }

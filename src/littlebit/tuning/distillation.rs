@@ -61,6 +61,15 @@ pub struct Best {
     pub layers: Vec<Vec<PackedPath>>,
 }
 
+/// What a look at the model shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Look {
+    /// Mean loss of the steps since the last look.
+    pub learning: f64,
+    /// Held-out divergence, nats per token.
+    pub held_out: f64,
+}
+
 /// A distillation under way.
 #[derive(Debug)]
 pub struct Session<'a> {
@@ -186,9 +195,10 @@ impl Session<'_> {
         self.step >= self.task.recipe.steps
     }
 
-    /// Learns until the model is looked at next; gives its held-out divergence.
-    pub fn advance(&mut self, mut after_step: impl FnMut() -> Result<()>) -> Result<f64> {
+    /// Learns until the model is looked at next.
+    pub fn advance(&mut self, mut after_step: impl FnMut() -> Result<()>) -> Result<Look> {
         let recipe = self.task.recipe;
+        let (mut losses, first) = (0.0, self.step);
         set_learning(self.task.layers, self.task.learning());
         loop {
             let batch = self.draw();
@@ -196,10 +206,11 @@ impl Session<'_> {
             let rates =
                 Rates { signs: share * recipe.sign_rate, scales: share * recipe.scale_rate };
             let (task, adam) = (self.task, &mut self.adam);
-            in_pool(|| {
-                task.loss(&batch, true)?.backward()?;
+            losses += in_pool(|| {
+                let loss = task.loss(&batch, true)?;
+                loss.backward()?;
                 adam.step(rates);
-                Ok::<_, crate::Error>(())
+                Ok::<_, crate::Error>(f64::from(loss.to_scalar::<f32>()?))
             })?;
             self.step += 1;
             after_step()?;
@@ -211,7 +222,7 @@ impl Session<'_> {
         if divergence < self.best.divergence {
             self.best = Best { divergence, layers: self.task.packed() };
         }
-        Ok(divergence)
+        Ok(Look { learning: losses / (self.step - first) as f64, held_out: divergence })
     }
 
     /// Ends with the best state in the layers.

@@ -49,7 +49,8 @@ pub fn estimate(
     }
     let head = config.vocab_size as f64 * config.hidden_size as f64;
     let (sequences, length) = recipe.text_of(config.max_positions);
-    let tokens = (sequences * length) as f64;
+    let tokens = (recipe.on_chains() * length) as f64;
+    let passing = ((sequences - recipe.on_chains()) * length) as f64;
     let held_out = (recipe.text.held_out * length) as f64;
     let (blocks, whole) = (&recipe.blocks, &recipe.distillation);
 
@@ -71,7 +72,7 @@ pub fn estimate(
         let teacher = if whole.hidden_weight > 0.0 { 2.0 * weights } else { 0.0 };
         let learning = (6.0 * signs + 4.0 * head + teacher) * step * whole.steps as f64;
         let looking = (2.0 * signs + 2.0 * head) * LOOKS.1 * held_out;
-        stages.push(("opinions", 2.0 * head * tokens));
+        stages.push(("opinions", 2.0 * head * (tokens + passing) + 2.0 * weights * passing));
         stages.push(("distillation", learning + looking));
     }
     let stages = stages
@@ -85,7 +86,7 @@ pub fn estimate(
 fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
     let hidden = config.hidden_size as u64;
     let (sequences, length) = recipe.text_of(config.max_positions);
-    let chains = 2 * 4 * (sequences * length) as u64 * hidden;
+    let chains = 2 * 4 * (recipe.on_chains() * length) as u64 * hidden;
     let graph = |batch: usize, blocks: usize| {
         (GRAPH_BYTES * hidden as f64 / 576.0) as u64 * (batch * length * blocks) as u64
     };

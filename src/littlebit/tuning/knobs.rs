@@ -43,10 +43,11 @@ const RATE: Allowed = Allowed::Above0(1.0);
 const ESTIMATORS: Allowed = Allowed::Word(&["identity", "smooth-sign"]);
 
 /// Every knob, in the order of the recipe.
-pub static KNOBS: [Knob; 20] = [
+pub static KNOBS: [Knob; 22] = [
     knob("text", "sequences", Allowed::Count(1..=65_536)),
     knob("text", "held-out", Allowed::Count(0..=65_536)),
     knob("text", "length", Allowed::Count(2..=1_048_576)),
+    knob("text", "written", Allowed::Switch),
     knob("blocks", "refresh-statistics", Allowed::Switch),
     knob("blocks", "absorption-steps", STEPS),
     knob("blocks", "absorption-rate", RATE),
@@ -56,6 +57,7 @@ pub static KNOBS: [Knob; 20] = [
     knob("blocks", "scale-rate", RATE),
     knob("blocks", "estimator", ESTIMATORS),
     knob("blocks", "relative-loss", Allowed::Switch),
+    knob("distillation", "sequences", Allowed::Count(0..=1_000_000)),
     knob("distillation", "steps", STEPS),
     knob("distillation", "batch", BATCH),
     knob("distillation", "signs", Allowed::Switch),

@@ -63,12 +63,14 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TextRecipe {
-    /// Sequences to learn from.
+    /// Sequences that blocks learn from.
     pub sequences: usize,
     /// Sequences to decide with, which nothing learns from.
     pub held_out: usize,
     /// Tokens of a sequence, at most the model's context.
     pub length: usize,
+    /// Whether the original writes the sequences that the text lacks.
+    pub written: bool,
 }
 
 /// Tuning of one block after the other.
@@ -99,6 +101,8 @@ pub struct BlockRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DistillationRecipe {
+    /// Sequences to learn from, those of the blocks among them.
+    pub sequences: usize,
     /// Steps.
     pub steps: usize,
     /// Sequences of a step.
@@ -152,7 +156,12 @@ impl Recipe {
             Effort::Max => (512, 400, 6000),
         };
         Self {
-            text: TextRecipe { sequences, held_out: sequences.min(16), length: 512 },
+            text: TextRecipe {
+                sequences,
+                held_out: sequences.min(16),
+                length: 512,
+                written: true,
+            },
             blocks: BlockRecipe {
                 refresh_statistics: true,
                 absorption_steps: 0,
@@ -165,6 +174,8 @@ impl Recipe {
                 relative_loss: true,
             },
             distillation: DistillationRecipe {
+                // Each of them is read once.
+                sequences: steps,
                 steps,
                 batch: 1,
                 signs: true,
@@ -186,18 +197,32 @@ impl Recipe {
     /// Sequences that are read and their length for a model whose context is `context` tokens.
     #[must_use]
     pub fn text_of(&self, context: usize) -> (usize, usize) {
-        (self.text.sequences + self.text.held_out, self.text.length.min(context.max(2)))
+        let whole = &self.distillation;
+        // More than one for each place in a batch would not be read.
+        let whole = whole.sequences.min(whole.steps.saturating_mul(whole.batch));
+        (
+            self.text.sequences.max(whole) + self.text.held_out,
+            self.text.length.min(context.max(2)),
+        )
     }
 
-    /// What is read and how often, for a model whose context is `context` tokens: `256 sequences of
-    /// 512 tokens; 200 steps per block (102,400 tokens), 1,500 of the whole model (768,000)`.
+    /// Those of them that pass through the blocks one by one.
+    #[must_use]
+    pub fn on_chains(&self) -> usize {
+        self.text.sequences + self.text.held_out
+    }
+
+    /// What is read and how often, for a model whose context is `context` tokens: `1,500 sequences
+    /// of 512 tokens, 256 for blocks; 200 steps per block (102,400 tokens), 1,500 of the whole model
+    /// (768,000)`.
     #[must_use]
     pub fn summary(&self, context: usize) -> String {
-        let (_, length) = self.text_of(context);
+        let (sequences, length) = self.text_of(context);
         let (blocks, whole) = (&self.blocks, &self.distillation);
         format!(
-            "{} sequences of {length} tokens; {} steps per block ({} tokens), {} of the whole \
-             model ({})",
+            "{} sequences of {length} tokens, {} for blocks; {} steps per block ({} tokens), {} of \
+             the whole model ({})",
+            grouped(sequences - self.text.held_out),
             grouped(self.text.sequences),
             grouped(blocks.steps),
             grouped(blocks.steps * blocks.batch * length),
@@ -440,7 +465,14 @@ mod tests {
         let mut recipe = Recipe::default();
         recipe.text.sequences = 0;
         assert!(recipe.check().unwrap_err().to_string().contains("text.sequences"));
-        assert_eq!(Recipe::default().text_of(256), (272, 256));
+        // Sequences of the blocks, of the whole model if those are more, and those held out.
+        assert_eq!(Recipe::default().text_of(256), (1516, 256));
+        assert_eq!(Recipe::default().on_chains(), 272);
+        let mut recipe = Recipe::default();
+        (recipe.distillation.steps, recipe.distillation.batch) = (150, 2);
+        assert_eq!(recipe.text_of(256).0, 316);
+        recipe.distillation.steps = 0;
+        assert_eq!(recipe.text_of(256).0, 272);
     }
 
     #[test]
@@ -449,10 +481,11 @@ mod tests {
         recipe.distillation.batch = 2;
         assert_eq!(
             recipe.summary(usize::MAX),
-            "512 sequences of 512 tokens; 400 steps per block (204,800 tokens), 6,000 of the whole \
-             model (6,144,000)"
+            "6,000 sequences of 512 tokens, 512 for blocks; 400 steps per block (204,800 tokens), \
+             6,000 of the whole model (6,144,000)"
         );
-        assert!(recipe.summary(100).contains("of 100 tokens; 400 steps per block (40,000 tokens)"));
+        let short = recipe.summary(100);
+        assert!(short.contains("of 100 tokens, 512 for blocks; 400 steps per block (40,000 tokens)"));
         assert_eq!(grouped(0), "0");
     }
 }

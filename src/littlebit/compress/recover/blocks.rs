@@ -61,7 +61,7 @@ impl Job<'_> {
             Some(_) => InputStatistics::new(),
             None => self.statistics(index, chain)?,
         };
-        pass(&self.teacher, index, &mut self.original, self.windows.length)?;
+        pass(&self.teacher, index, &mut self.original, self.reading.windows.length)?;
         let passed = began.elapsed().as_secs_f64();
         let matrices = if let Some(unit) = &saved {
             plans.iter().map(|plan| state::load(unit, plan)).collect::<Result<Vec<_>>>()?
@@ -69,8 +69,7 @@ impl Job<'_> {
             let weights = self.absorb(index, &plans)?;
             self.factorize_block(&plans, &weights, &statistics)?
         };
-        let projections = self.teacher.block_mut(index).projections_mut();
-        projections.into_iter().zip(stored).for_each(|(p, stored)| p.layer = stored);
+        self.put_back(index, stored);
         let layers: Vec<LearningLayer> = matrices.iter().map(|tuned| tuned.layer.clone()).collect();
         install(self.student.block_mut(index), &layers);
         let solved = began.elapsed().as_secs_f64();
@@ -88,7 +87,7 @@ impl Job<'_> {
             report
         };
         let learned = began.elapsed().as_secs_f64();
-        pass(&self.student, index, &mut self.compressed, self.windows.length)?;
+        pass(&self.student, index, &mut self.compressed, self.reading.windows.length)?;
         self.run.progress.debug(&format!(
             "layer {index}: original {passed:.1} s, solver {:.1} s, tuning {:.1} s, chain {:.1} s",
             solved - passed,
@@ -108,7 +107,7 @@ impl Job<'_> {
     }
 
     /// Decodes the weights of a block of the original; gives the layers that were there.
-    fn decode_block(&mut self, index: usize) -> Result<Vec<Box<dyn LinearLayer>>> {
+    pub(super) fn decode_block(&mut self, index: usize) -> Result<Vec<Box<dyn LinearLayer>>> {
         let mut stored = Vec::new();
         for projection in self.teacher.block_mut(index).projections_mut() {
             let tensor = tensor(self.run, &projection.name)?;
@@ -119,11 +118,17 @@ impl Job<'_> {
         Ok(stored)
     }
 
+    /// Undoes [`Self::decode_block`].
+    pub(super) fn put_back(&mut self, index: usize, stored: Vec<Box<dyn LinearLayer>>) {
+        let projections = self.teacher.block_mut(index).projections_mut();
+        projections.into_iter().zip(stored).for_each(|(p, stored)| p.layer = stored);
+    }
+
     /// What the matrices of a block receive on a chain.
     fn statistics(&self, index: usize, chain: &Activations) -> Result<InputStatistics> {
         let mut statistics = InputStatistics::new();
         if self.run.request.weighting == Weighting::Activation {
-            let positions = self.teacher.positions(1, self.windows.length, 0);
+            let positions = self.teacher.positions(1, self.reading.windows.length, 0);
             for &sequence in self.learn.iter().take(STATISTICS_SEQUENCES) {
                 let x = rows([chain.sequence(sequence)], self.config().hidden_size)?;
                 self.teacher.block(index).forward(&x, &positions, None, Some(&mut statistics))?;
@@ -170,7 +175,7 @@ impl Job<'_> {
             targets: &self.original,
             learn: &self.learn,
             decide: &self.decide,
-            length: self.windows.length,
+            length: self.reading.windows.length,
             hidden: self.config().hidden_size,
         }
     }

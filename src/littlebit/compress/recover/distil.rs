@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
 use super::{Job, Tuned, short, state};
@@ -16,9 +17,12 @@ use crate::littlebit::tuning::layer::LearningLayer;
 use crate::littlebit::tuning::loss::{Head, Opinions};
 use crate::littlebit::tuning::rows;
 
+/// Activations of sequences that pass the original together, bytes.
+const PASSING_BYTES: usize = 128 << 20;
+
 impl Job<'_> {
     /// Distils the whole model. Also gives the number of steps.
-    pub(super) fn distil(&self, tuned: &[Tuned]) -> Result<(Option<DistillationReport>, usize)> {
+    pub(super) fn distil(&mut self, tuned: &[Tuned]) -> Result<(Option<DistillationReport>, usize)> {
         let recipe = &self.recipe.distillation;
         if recipe.steps == 0 {
             return Ok((None, 0));
@@ -26,10 +30,12 @@ impl Job<'_> {
         let run = self.run;
         let layers: Vec<LearningLayer> = tuned.iter().map(|tuned| tuned.layer.clone()).collect();
         let head = Head::new(head_of(run.model)?, self.config().vocab_size);
+        let opinions = self.opinions(&head)?;
+        let learn = self.reading.learn_whole();
         let curriculum = Curriculum {
-            tokens: self.windows.iter().collect(),
-            opinions: self.opinions(&head)?,
-            learn: &self.learn,
+            tokens: self.reading.windows.iter().collect(),
+            opinions,
+            learn: &learn,
             decide: &self.decide,
         };
         let distillation = Distillation {
@@ -54,13 +60,13 @@ impl Job<'_> {
             None => distillation.begin()?,
         };
         while !session.is_done() {
-            let divergence = session.advance(|| {
+            let look = session.advance(|| {
                 progress.advance(1);
                 run.check_stop()
             })?;
             progress.verbose(&format!(
-                "step {}: held-out divergence {divergence:.4} nats per token",
-                session.step
+                "step {}: loss {:.4}, held-out divergence {:.4} nats per token",
+                session.step, look.learning, look.held_out
             ));
             self.save(&id, &mut session, tuned)?;
         }
@@ -76,21 +82,48 @@ impl Job<'_> {
         Ok((Some(report), recipe.steps))
     }
 
-    /// What the original predicts for every sequence: its chain has passed all blocks.
-    fn opinions(&self, head: &Head) -> Result<Vec<Arc<Opinions>>> {
+    /// What the original predicts for every sequence. Its chain has passed all blocks; sequences
+    /// that are not on it pass them here, some at a time.
+    fn opinions(&mut self, head: &Head) -> Result<Vec<Arc<Opinions>>> {
+        let (count, length) = (self.reading.windows.count(), self.reading.windows.length);
+        let (on_chain, hidden) = (self.reading.on_chains(), self.config().hidden_size);
         let progress = self.run.progress;
-        progress.start("Predicting", self.windows.count() as u64, "sequences");
-        let mut opinions = Vec::new();
-        for index in 0..self.windows.count() {
-            self.run.check_stop()?;
-            let x = rows([self.original.sequence(index)], self.config().hidden_size)?;
-            let x = self.teacher.final_norm(&x)?;
-            let count = self.recipe.distillation.top_k;
-            opinions.push(Arc::new(head.opinions(&x, count)?));
-            progress.advance(1);
+        progress.start("Predicting", count as u64, "sequences");
+        let mut opinions = Vec::with_capacity(count);
+        for index in 0..on_chain {
+            let x = rows([self.original.sequence(index)], hidden)?;
+            opinions.push(self.opinion(head, &x)?);
+        }
+        let together = (PASSING_BYTES / (4 * length * hidden)).max(1);
+        let positions = self.teacher.positions(1, length, 0);
+        for first in (on_chain..count).step_by(together) {
+            let tokens = self.reading.windows.iter().skip(first).take(together);
+            let mut passing = tokens
+                .map(|tokens| self.teacher.embed(tokens))
+                .collect::<Result<Vec<_>>>()?;
+            for index in 0..self.config().num_layers {
+                let stored = self.decode_block(index)?;
+                for x in &mut passing {
+                    self.run.check_stop()?;
+                    *x = self.teacher.block(index).forward(x, &positions, None, None)?;
+                }
+                self.put_back(index, stored);
+            }
+            for x in passing {
+                opinions.push(self.opinion(head, &x)?);
+            }
         }
         progress.finish();
         Ok(opinions)
+    }
+
+    /// What the original predicts after its last block gave `x`, `[tokens, hidden]`.
+    fn opinion(&self, head: &Head, x: &Tensor) -> Result<Arc<Opinions>> {
+        self.run.check_stop()?;
+        let x = self.teacher.final_norm(x)?;
+        let opinions = head.opinions(&x, self.recipe.distillation.top_k)?;
+        self.run.progress.advance(1);
+        Ok(Arc::new(opinions))
     }
 
     /// Saves a session: every layer into the slot that the last one did not use, then the unit

@@ -7,14 +7,15 @@
 mod blocks;
 mod distil;
 mod finish;
+mod reading;
 mod state;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::work::Run;
+use reading::Reading;
 use crate::backend::{Backend, memory};
-use crate::calibration::CalibrationWindows;
 use crate::inference::slices::with_f32;
 use crate::inference::{Decoder, Execution};
 use crate::littlebit::plan::{CompressionPlan, LayerPlan};
@@ -31,8 +32,8 @@ struct Job<'a> {
     run: &'a Run<'a>,
     recipe: &'a Recipe,
     layers: Vec<&'a LayerPlan>,
-    windows: CalibrationWindows,
-    /// Sequences to learn from and to decide with.
+    reading: Reading,
+    /// Sequences that blocks learn from, and those to decide with.
     learn: Vec<usize>,
     decide: Vec<usize>,
     /// The original.
@@ -62,12 +63,14 @@ impl Run<'_> {
         let mut job = Job::new(self, plan, recipe)?;
         let (tuned, blocks) = job.blocks()?;
         let (distillation, steps) = job.distil(&tuned)?;
-        let length = job.windows.length as u64;
+        let length = job.reading.windows.length as u64;
         let tokens = |steps: usize, batch: usize| (steps * batch) as u64 * length;
         let report = RecoveryReport {
-            sequences: job.learn.len(),
+            sequences: job.reading.windows.count() - job.decide.len(),
+            written_sequences: job.reading.written,
+            block_sequences: job.learn.len(),
             held_out_sequences: job.decide.len(),
-            sequence_length: job.windows.length,
+            sequence_length: job.reading.windows.length,
             tokens_per_block: tokens(recipe.blocks.steps, recipe.blocks.batch),
             distillation_tokens: tokens(steps, recipe.distillation.batch),
             blocks,
@@ -99,52 +102,30 @@ impl Run<'_> {
 
 impl<'a> Job<'a> {
     fn new(run: &'a Run<'a>, plan: &'a CompressionPlan, recipe: &'a Recipe) -> Result<Self> {
-        let config = &run.model.config;
-        let length = recipe.text.length.min(config.max_positions);
-        let wanted = recipe.text.sequences + recipe.text.held_out;
-        let windows = CalibrationWindows::sample(
-            &run.text.calibration,
-            run.tokenizer,
-            wanted,
-            length,
-            run.request.solver.seed,
-        )?;
-        let count = windows.count();
-        if count < wanted {
-            run.warn(format!(
-                "{} gives {count} of {wanted} sequences of {length} tokens",
-                run.text.name
-            ));
-        }
-        if count < 2 {
-            return Err(Error::Calibration(format!(
-                "{} gives {count} sequences of {length} tokens; recovery needs one to learn from \
-                 and one to decide with",
-                run.text.name
-            )));
-        }
-        let (learn, decide) = divide(count, recipe.text.held_out);
-        let values = length * config.hidden_size;
         let host = Backend::cpu();
+        let mut teacher = Decoder::new(run.model, &host)?;
+        let reading = Reading::new(run, recipe, &teacher)?;
+        let count = reading.on_chains();
+        let values = reading.windows.length * run.model.config.hidden_size;
         if !run.backend.device.is_cpu() {
             run.warn("recovery runs on the processor; the solver runs on the GPU".into());
         }
         let scratch = run.scratch(2 * 4 * count * values);
+        teacher.set_execution(Execution::Tracked)?;
         let mut job = Self {
             run,
             recipe,
             layers: plan.layers().collect(),
-            learn,
-            decide,
-            teacher: Decoder::new(run.model, &host)?,
+            learn: reading.learn(),
+            decide: reading.decide(),
             student: Decoder::new(run.model, &host)?,
             original: Activations::new(count, values, scratch.as_deref())?,
             compressed: Activations::new(count, values, scratch.as_deref())?,
-            windows,
+            teacher,
+            reading,
         };
-        job.teacher.set_execution(Execution::Tracked)?;
         job.student.set_execution(Execution::Tracked)?;
-        for (index, tokens) in job.windows.iter().enumerate() {
+        for (index, tokens) in job.reading.windows.iter().take(count).enumerate() {
             let x = job.teacher.embed(tokens)?;
             with_f32(&x, |x| job.original.set(index, x))??;
             with_f32(&x, |x| job.compressed.set(index, x))??;

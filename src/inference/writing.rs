@@ -1,0 +1,105 @@
+//! Text that a model writes by itself: many sequences at once, so that weights are read once for a
+//! token of each.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::decoder::Decoder;
+use super::slices::{in_pool, with_f32};
+use super::vector::kernels;
+use crate::{Error, Result};
+
+/// Continues each of `prompts`, which are of one length, to `length` tokens by drawing from what
+/// the model predicts (temperature 1, nothing cut off). Each sequence has a stream of random
+/// numbers of its own, so it does not depend on what is written beside it. Gives
+/// `[prompts, length]` tokens. On the CPU only.
+///
+/// `after_token` is called after each token of all sequences and can stop it all.
+///
+/// # Errors
+/// If prompts are empty, of several lengths or longer than `length`, or the model computes
+/// something that is not a number.
+pub fn continue_all(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    length: usize,
+    seed: u64,
+    mut after_token: impl FnMut() -> Result<()>,
+) -> Result<Vec<u32>> {
+    let given = prompts.first().map_or(0, Vec::len);
+    if given == 0 || given > length || prompts.iter().any(|prompt| prompt.len() != given) {
+        return Err(Error::General(format!("prompts to continue to {length} tokens do not fit")));
+    }
+    let mut texts: Vec<Vec<u32>> = prompts.to_vec();
+    let mut random: Vec<ChaCha8Rng> = (0..prompts.len() as u64)
+        .map(|index| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            random.set_stream(index);
+            random
+        })
+        .collect();
+    let mut seen = vec![vec![(Vec::new(), Vec::new()); prompts.len()]; decoder.blocks().len()];
+    for position in 0..length - 1 {
+        let tokens: Vec<u32> = texts.iter().map(|text| text[position]).collect();
+        let hidden = decoder.step(&tokens, &mut seen, position)?;
+        if position + 1 >= given {
+            let vocabulary = decoder.config().vocab_size;
+            let logits = decoder.logits(&hidden)?;
+            let mut logits = with_f32(&logits, <[f32]>::to_vec)?;
+            let draws: Vec<Option<u32>> = in_pool(|| {
+                logits
+                    .par_chunks_exact_mut(vocabulary)
+                    .zip(&mut random)
+                    .map(|(logits, random)| draw(logits, random.random()))
+                    .collect()
+            });
+            for (text, token) in texts.iter_mut().zip(draws) {
+                text.push(token.ok_or_else(|| {
+                    Error::General("the model computes logits that are not finite numbers".into())
+                })?);
+            }
+        }
+        after_token()?;
+    }
+    Ok(texts.concat())
+}
+
+/// The token at `share` (0 to 1) of the probabilities laid end to end. The logits are used up.
+fn draw(logits: &mut [f32], share: f32) -> Option<u32> {
+    let largest = (kernels().max)(logits);
+    let sum = (kernels().exp_sum)(logits, largest);
+    if !sum.is_finite() {
+        return None;
+    }
+    let mut rest = share * sum;
+    let mut last = 0;
+    for (token, &weight) in logits.iter().enumerate() {
+        if weight > 0.0 {
+            last = token;
+            if rest < weight {
+                break;
+            }
+            rest -= weight;
+        }
+    }
+    Some(last as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::draw;
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_they_are_likely() {
+        // Probabilities 1/8, 1/2, 0, 3/8.
+        let logits = [1.0f32.ln(), 4.0f32.ln(), f32::NEG_INFINITY, 3.0f32.ln()];
+        let at = |share| draw(&mut logits.clone(), share).unwrap();
+        for (share, token) in [(0.0f32, 0), (0.124, 0), (0.126, 1), (0.624, 1), (0.626, 3)] {
+            assert_eq!(at(share), token, "{share}");
+        }
+        assert_eq!(at(1.0), 3);
+        assert_eq!(draw(&mut [0.0, f32::NAN], 0.5), None);
+        assert_eq!(draw(&mut [f32::INFINITY, 0.0], 0.5), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! What recovery reads: sequences of the calibration text, and where that is too short, sequences
+//! that the original writes.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::divide;
+use crate::calibration::CalibrationWindows;
+use crate::checkpoint::UnitData;
+use crate::inference::{Decoder, writing};
+use crate::littlebit::compress::work::Run;
+use crate::littlebit::tuning::Recipe;
+use crate::{Error, Result};
+
+/// Sequences that are written at a time.
+const TOGETHER: usize = 64;
+
+/// The original continues passages of the text of this share of a sequence.
+const PROMPT_SHARE: usize = 16;
+
+/// Name of the checkpoint unit with what was written.
+const WRITTEN: &str = "written-text";
+
+/// Sequences in the order of their use: those that the blocks learn from, those that are held out,
+/// and those that only the distillation learns from.
+pub(super) struct Reading {
+    /// All sequences.
+    pub(super) windows: CalibrationWindows,
+    /// How many the blocks learn from.
+    pub(super) blocks: usize,
+    /// How many are held out: all of them from the text.
+    pub(super) held_out: usize,
+    /// How many the original wrote.
+    pub(super) written: usize,
+}
+
+impl Reading {
+    /// Takes what the recipe asks for from the text; `original` writes what it lacks.
+    ///
+    /// # Errors
+    /// [`Error::Calibration`] if the text has less than two sequences.
+    pub(super) fn new(run: &Run<'_>, recipe: &Recipe, original: &Decoder) -> Result<Self> {
+        let (wanted, length) = recipe.text_of(run.model.config.max_positions);
+        let seed = run.request.solver.seed;
+        let text =
+            CalibrationWindows::sample(&run.text.calibration, run.tokenizer, wanted, length, seed)?;
+        let count = text.count();
+        if count < 2 {
+            return Err(Error::Calibration(format!(
+                "{} gives {count} sequences of {length} tokens; recovery needs one to learn from \
+                 and one to decide with",
+                run.text.name
+            )));
+        }
+        let (learn, decide) = divide(count, recipe.text.held_out);
+        let sequence = |index: usize| &text.tokens[index * length..(index + 1) * length];
+        let missing = wanted.saturating_sub(count);
+        let written = match (missing, recipe.text.written) {
+            (0, _) => Vec::new(),
+            (_, false) => {
+                run.warn(format!(
+                    "{} gives {count} of {wanted} sequences of {length} tokens",
+                    run.text.name
+                ));
+                Vec::new()
+            }
+            _ => {
+                run.progress.note(&format!(
+                    "{} gives {count} of {wanted} sequences of {length} tokens: the original \
+                     writes the others",
+                    run.text.name
+                ));
+                let passages: Vec<&[u32]> = learn.iter().map(|&index| sequence(index)).collect();
+                write(run, original, &passages, missing)?
+            }
+        };
+        // Evenly from the whole text, for the blocks; what was written makes up the number.
+        let blocks = recipe.text.sequences.min(learn.len() + written.len() / length);
+        let (first, rest): (Vec<usize>, Vec<usize>) = (0..learn.len()).partition(|at| {
+            let many = blocks.min(learn.len());
+            (at + 1) * many / learn.len() > at * many / learn.len()
+        });
+        let (more, others) = written.split_at((blocks - first.len()) * length);
+        let mut tokens = Vec::with_capacity((count + missing) * length);
+        first.iter().for_each(|&at| tokens.extend_from_slice(sequence(learn[at])));
+        tokens.extend_from_slice(more);
+        decide.iter().for_each(|&index| tokens.extend_from_slice(sequence(index)));
+        rest.iter().for_each(|&at| tokens.extend_from_slice(sequence(learn[at])));
+        tokens.extend_from_slice(others);
+        Ok(Self {
+            windows: CalibrationWindows { tokens, length },
+            blocks,
+            held_out: decide.len(),
+            written: written.len() / length,
+        })
+    }
+
+    /// Sequences on the chains: the first ones.
+    pub(super) fn on_chains(&self) -> usize {
+        self.blocks + self.held_out
+    }
+
+    /// Sequences that the blocks learn from.
+    pub(super) fn learn(&self) -> Vec<usize> {
+        (0..self.blocks).collect()
+    }
+
+    /// Sequences to decide with.
+    pub(super) fn decide(&self) -> Vec<usize> {
+        (self.blocks..self.on_chains()).collect()
+    }
+
+    /// Sequences that the whole model learns from.
+    pub(super) fn learn_whole(&self) -> Vec<usize> {
+        (0..self.blocks).chain(self.on_chains()..self.windows.count()).collect()
+    }
+}
+
+/// `count` sequences of `original`, each of which continues the beginning of a piece of `passages`,
+/// which are of one length. They are kept in the checkpoint.
+fn write(run: &Run<'_>, original: &Decoder, passages: &[&[u32]], count: usize) -> Result<Vec<u32>> {
+    let length = passages[0].len();
+    let unit = run.store.load(WRITTEN)?;
+    if let Some(bytes) = unit.as_ref().and_then(|unit| unit.bytes("tokens"))
+        && bytes.len() == 4 * count * length
+    {
+        return Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect());
+    }
+    let seed = run.request.solver.seed;
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let given = (length / PROMPT_SHARE).max(1);
+    let prompts: Vec<Vec<u32>> = (0..count)
+        .map(|index| {
+            let passage = passages[index % passages.len()];
+            // The first sequences begin as the passage does, with the leading token if there is one.
+            let round = index / passages.len();
+            let start = if round == 0 { 0 } else { random.random_range(0..=length - given) };
+            passage[start..start + given].to_vec()
+        })
+        .collect();
+    let progress = run.progress;
+    progress.start("Writing", (count.div_ceil(TOGETHER) * (length - 1)) as u64, "tokens of each");
+    let mut tokens = Vec::with_capacity(count * length);
+    for (index, prompts) in prompts.chunks(TOGETHER).enumerate() {
+        let seed = seed ^ (index as u64 + 1).wrapping_mul(0xc2b2_ae3d);
+        tokens.extend(writing::continue_all(original, prompts, length, seed, || {
+            progress.advance(1);
+            run.check_stop()
+        })?);
+    }
+    progress.finish();
+    let bytes = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+    run.store.save(WRITTEN, UnitData::default().with_bytes("tokens", bytes))?;
+    Ok(tokens)
+}
