@@ -88,7 +88,49 @@ fn draw(logits: &mut [f32], share: f32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::draw;
+    use super::*;
+    use crate::backend::Backend;
+    use crate::source::open_local;
+    use std::path::Path;
+
+    /// Against the graph without a cache: the same numbers are drawn from what it predicts.
+    #[test]
+    fn what_is_written_is_drawn_from_what_the_model_predicts() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+        let model = open_local(&folder).unwrap();
+        let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..5).map(|i| vec![3 * i + 40, 7 * i + 60, 70]).collect();
+        let length = 24;
+        let mut calls = 0;
+        let count = |calls: &mut usize| {
+            *calls += 1;
+            Ok(())
+        };
+        let texts = continue_all(&decoder, &prompts, length, 11, || count(&mut calls)).unwrap();
+        assert_eq!((texts.len(), calls), (5 * length, length - 1));
+        let vocabulary = decoder.config().vocab_size;
+        for (index, text) in texts.chunks_exact(length).enumerate() {
+            assert_eq!(text[..3], prompts[index]);
+            let logits = decoder.logits(&decoder.hidden(text, 1, None, None).unwrap()).unwrap();
+            let mut logits = with_f32(&logits, <[f32]>::to_vec).unwrap();
+            let mut random = ChaCha8Rng::seed_from_u64(11);
+            random.set_stream(index as u64);
+            for (at, logits) in logits.chunks_exact_mut(vocabulary).enumerate().skip(2) {
+                let drawn = draw(logits, random.random());
+                assert_eq!(drawn, text.get(at + 1).copied().or(drawn), "{index} at {at}");
+            }
+        }
+        // Not changed by what is written beside it.
+        let alone = continue_all(&decoder, &prompts[..1], length, 11, || Ok(())).unwrap();
+        assert_eq!(alone, texts[..length]);
+        assert_ne!(continue_all(&decoder, &prompts[..1], length, 12, || Ok(())).unwrap(), alone);
+        // Refused, or stopped by the caller.
+        let unequal = [vec![1], vec![1, 2]];
+        assert!(continue_all(&decoder, &unequal, length, 1, || Ok(())).is_err());
+        assert!(continue_all(&decoder, &prompts, 2, 1, || Ok(())).is_err());
+        let stop = || Err(Error::Interrupted { resume: None });
+        assert!(continue_all(&decoder, &prompts, length, 1, stop).is_err());
+    }
 
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_likely() {

@@ -31,8 +31,14 @@ fn arguments<'a>(model: &'a str, name: &'a str, more: &[&'a str]) -> Vec<&'a str
 fn workspace() -> Workspace {
     let workspace = Workspace::new();
     std::fs::write(workspace.path("recipe.toml"), RECIPE).unwrap();
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/models/corpus/calibration.txt");
+    let text = std::fs::read_to_string(corpus).unwrap();
+    std::fs::write(workspace.path("short.txt"), &text[..12_000]).unwrap();
     workspace
 }
+
+/// Without validation, on a text so short that the model itself writes a part of what is read.
+const SHORT: [&str; 3] = ["--skip-validation", "--calibration-data", "short.txt"];
 
 fn perplexity(report: &Value) -> f64 {
     report["quality_metrics"]["perplexity_compressed"].as_f64().unwrap()
@@ -84,11 +90,37 @@ fn threads_do_not_change_a_bit_of_the_result() {
         workspace.succeed(&arguments(
             model,
             name,
-            &["--threads", threads, "--skip-validation", "--no-checkpoints"],
+            &[&SHORT[..], &["--threads", threads, "--no-checkpoints"]].concat(),
         ));
     }
     let bytes = |name: &str| std::fs::read(workspace.path(&format!("{name}.littlebit"))).unwrap();
     assert!(bytes("one") == bytes("three"));
+}
+
+#[test]
+fn the_model_writes_what_the_text_lacks() {
+    let workspace = workspace();
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    let recovery = |more: &[&str]| -> (Value, String) {
+        let output = workspace.succeed(&arguments(model, "m", &[&SHORT[..], more].concat()));
+        let report: Value = json(&output);
+        (report["recovery"].clone(), String::from_utf8(output.stderr).unwrap())
+    };
+    let quick = RECIPE.replace("steps = 40", "steps = 1").replace("steps = 60", "steps = 20");
+    std::fs::write(workspace.path("recipe.toml"), &quick).unwrap();
+    let (with, err) = recovery(&[]);
+    let (all, written) = (with["sequences"].as_u64().unwrap(), &with["written_sequences"]);
+    assert_eq!((all, with["block_sequences"].as_u64()), (64, Some(64)), "--calibration-samples");
+    let written = written.as_u64().unwrap();
+    assert!(written > 0 && written < 64, "{written}");
+    assert!(err.contains("the original writes the others"), "{err}");
+    let quick = quick.replace("[text]", "[text]\nwritten = false");
+    std::fs::write(workspace.path("recipe.toml"), quick).unwrap();
+    let (without, err) = recovery(&[]);
+    assert_eq!(without["written_sequences"], 0);
+    assert_eq!(without["sequences"].as_u64().unwrap(), all - written);
+    assert!(err.contains("short.txt gives"), "{err}");
 }
 
 #[test]
@@ -97,7 +129,7 @@ fn killed_recoveries_end_with_the_same_bytes() {
     let model = tiny_model();
     let model = model.to_str().unwrap();
     let began = Instant::now();
-    workspace.succeed(&arguments(model, "m", &["--skip-validation"]));
+    workspace.succeed(&arguments(model, "m", &SHORT));
     let whole = began.elapsed();
     let file = workspace.path("m.littlebit");
     let expected = std::fs::read(&file).unwrap();
@@ -105,7 +137,7 @@ fn killed_recoveries_end_with_the_same_bytes() {
     let mut killed = 0;
     for attempt in 0..8_u32 {
         let mut child = workspace
-            .command(&arguments(model, "m", &["--skip-validation"]))
+            .command(&arguments(model, "m", &SHORT))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -122,6 +154,6 @@ fn killed_recoveries_end_with_the_same_bytes() {
         }
     }
     assert!(killed > 0, "no run lived long enough to be killed");
-    workspace.succeed(&arguments(model, "m", &["--skip-validation"]));
+    workspace.succeed(&arguments(model, "m", &SHORT));
     assert!(std::fs::read(&file).unwrap() == expected, "other bytes after {killed} kills");
 }

@@ -152,8 +152,8 @@ impl Recipe {
         let (sequences, block_steps, steps) = match effort {
             Effort::None => (0, 0, 0),
             Effort::Fast => (128, 100, 300),
-            Effort::Balanced => (256, 200, 1500),
-            Effort::Max => (512, 400, 6000),
+            Effort::Balanced => (256, 200, 2500),
+            Effort::Max => (512, 400, 10_000),
         };
         Self {
             text: TextRecipe {
@@ -212,9 +212,9 @@ impl Recipe {
         self.text.sequences + self.text.held_out
     }
 
-    /// What is read and how often, for a model whose context is `context` tokens: `1,500 sequences
-    /// of 512 tokens, 256 for blocks; 200 steps per block (102,400 tokens), 1,500 of the whole model
-    /// (768,000)`.
+    /// What is read and how often, for a model whose context is `context` tokens: `2,500 sequences
+    /// of 512 tokens, 256 for blocks; 200 steps per block (102,400 tokens), 2,500 of the whole model
+    /// (1,280,000)`.
     #[must_use]
     pub fn summary(&self, context: usize) -> String {
         let (sequences, length) = self.text_of(context);
@@ -466,7 +466,7 @@ mod tests {
         recipe.text.sequences = 0;
         assert!(recipe.check().unwrap_err().to_string().contains("text.sequences"));
         // Sequences of the blocks, of the whole model if those are more, and those held out.
-        assert_eq!(Recipe::default().text_of(256), (1516, 256));
+        assert_eq!(Recipe::default().text_of(256), (2516, 256));
         assert_eq!(Recipe::default().on_chains(), 272);
         let mut recipe = Recipe::default();
         (recipe.distillation.steps, recipe.distillation.batch) = (150, 2);
@@ -481,8 +481,8 @@ mod tests {
         recipe.distillation.batch = 2;
         assert_eq!(
             recipe.summary(usize::MAX),
-            "6,000 sequences of 512 tokens, 512 for blocks; 400 steps per block (204,800 tokens), \
-             6,000 of the whole model (6,144,000)"
+            "10,000 sequences of 512 tokens, 512 for blocks; 400 steps per block (204,800 tokens), \
+             10,000 of the whole model (10,240,000)"
         );
         let short = recipe.summary(100);
         assert!(short.contains("of 100 tokens, 512 for blocks; 400 steps per block (40,000 tokens)"));

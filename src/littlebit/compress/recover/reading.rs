@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// Sequences that are written at a time.
 const TOGETHER: usize = 64;
 
+/// Tokens up to which a text is made longer. Twice through as much is not learned by heart.
+const ENOUGH_TOKENS: usize = 1 << 20;
+
 /// The original continues passages of the text of this share of a sequence.
 const PROMPT_SHARE: usize = 16;
 
@@ -54,7 +57,8 @@ impl Reading {
         }
         let (learn, decide) = divide(count, recipe.text.held_out);
         let sequence = |index: usize| &text.tokens[index * length..(index + 1) * length];
-        let missing = wanted.saturating_sub(count);
+        let enough = if recipe.text.written { ENOUGH_TOKENS / length } else { wanted };
+        let missing = wanted.min(enough).saturating_sub(count);
         let written = match (missing, recipe.text.written) {
             (0, _) => Vec::new(),
             (_, false) => {
@@ -66,9 +70,10 @@ impl Reading {
             }
             _ => {
                 run.progress.note(&format!(
-                    "{} gives {count} of {wanted} sequences of {length} tokens: the original \
-                     writes the others",
-                    run.text.name
+                    "{} gives {count} of {} sequences of {length} tokens: the original writes \
+                     the others",
+                    run.text.name,
+                    count + missing
                 ));
                 let passages: Vec<&[u32]> = learn.iter().map(|&index| sequence(index)).collect();
                 write(run, original, &passages, missing)?
