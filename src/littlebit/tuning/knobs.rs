@@ -43,7 +43,7 @@ const RATE: Allowed = Allowed::Above0(1.0);
 const ESTIMATORS: Allowed = Allowed::Word(&["identity", "smooth-sign"]);
 
 /// Every knob, in the order of the recipe.
-pub static KNOBS: [Knob; 22] = [
+pub static KNOBS: [Knob; 23] = [
     knob("text", "sequences", Allowed::Count(1..=65_536)),
     knob("text", "held-out", Allowed::Count(0..=65_536)),
     knob("text", "length", Allowed::Count(2..=1_048_576)),
@@ -51,6 +51,7 @@ pub static KNOBS: [Knob; 22] = [
     knob("blocks", "refresh-statistics", Allowed::Switch),
     knob("blocks", "absorption-steps", STEPS),
     knob("blocks", "absorption-rate", RATE),
+    knob("blocks", "interleaved", Allowed::Switch),
     knob("blocks", "steps", STEPS),
     knob("blocks", "batch", BATCH),
     knob("blocks", "sign-rate", RATE),

@@ -83,6 +83,8 @@ pub struct BlockRecipe {
     pub absorption_steps: usize,
     /// Learning rate of the dense weights, relative to each matrix's root mean square.
     pub absorption_rate: f32,
+    /// Whether matrices are factorized and tuned one after the other instead of together.
+    pub interleaved: bool,
     /// Steps that signs and scales learn.
     pub steps: usize,
     /// Sequences of a step.
@@ -156,16 +158,12 @@ impl Recipe {
             Effort::Max => (512, 400, 10_000),
         };
         Self {
-            text: TextRecipe {
-                sequences,
-                held_out: sequences.min(16),
-                length: 512,
-                written: true,
-            },
+            text: TextRecipe { sequences, held_out: sequences.min(16), length: 512, written: true },
             blocks: BlockRecipe {
                 refresh_statistics: true,
                 absorption_steps: 0,
                 absorption_rate: 1e-3,
+                interleaved: false,
                 steps: block_steps,
                 batch: 1,
                 sign_rate: 0.02,
@@ -200,10 +198,7 @@ impl Recipe {
         let whole = &self.distillation;
         // More than one for each place in a batch would not be read.
         let whole = whole.sequences.min(whole.steps.saturating_mul(whole.batch));
-        (
-            self.text.sequences.max(whole) + self.text.held_out,
-            self.text.length.min(context.max(2)),
-        )
+        (self.text.sequences.max(whole) + self.text.held_out, self.text.length.min(context.max(2)))
     }
 
     /// Those of them that pass through the blocks one by one.
@@ -485,7 +480,9 @@ mod tests {
              10,000 of the whole model (10,240,000)"
         );
         let short = recipe.summary(100);
-        assert!(short.contains("of 100 tokens, 512 for blocks; 400 steps per block (40,000 tokens)"));
+        assert!(
+            short.contains("of 100 tokens, 512 for blocks; 400 steps per block (40,000 tokens)")
+        );
         assert_eq!(grouped(0), "0");
     }
 }

@@ -63,8 +63,13 @@ impl Job<'_> {
         };
         pass(&self.teacher, index, &mut self.original, self.reading.windows.length)?;
         let passed = began.elapsed().as_secs_f64();
+        let mut interleaved = None;
         let matrices = if let Some(unit) = &saved {
             plans.iter().map(|plan| state::load(unit, plan)).collect::<Result<Vec<_>>>()?
+        } else if self.recipe.blocks.interleaved {
+            let (matrices, report) = self.interleave(index, &plans, &statistics)?;
+            interleaved = Some(report);
+            matrices
         } else {
             let weights = self.absorb(index, &plans)?;
             self.factorize_block(&plans, &weights, &statistics)?
@@ -76,7 +81,10 @@ impl Job<'_> {
         let report = if let Some(unit) = &saved {
             state::report(unit)?
         } else {
-            let report = self.tune_block(index, &layers)?;
+            let report = match interleaved {
+                Some(report) => report,
+                None => self.tune_block(index, &layers)?,
+            };
             let mut unit = UnitData::new(serde_json::to_value(report).unwrap_or_default());
             for (plan, tuned) in plans.iter().zip(&matrices) {
                 state::round_scales(&tuned.layer, plan.shape.scales);
@@ -169,7 +177,7 @@ impl Job<'_> {
         Ok(layers.iter().map(|layer| layer.weight().clone()).collect())
     }
 
-    fn lesson(&self) -> Lesson<'_> {
+    pub(super) fn lesson(&self) -> Lesson<'_> {
         Lesson {
             inputs: &self.compressed,
             targets: &self.original,
@@ -232,7 +240,7 @@ impl Job<'_> {
             .collect()
     }
 
-    fn solve_one(
+    pub(super) fn solve_one(
         &self,
         plan: &LayerPlan,
         weight: &[f32],
@@ -247,7 +255,7 @@ impl Job<'_> {
 }
 
 /// Mean squares of what a matrix receives, where they were measured.
-fn inputs_of(statistics: &InputStatistics, plan: &LayerPlan) -> Option<Vec<f32>> {
+pub(super) fn inputs_of(statistics: &InputStatistics, plan: &LayerPlan) -> Option<Vec<f32>> {
     let layer = statistics.layers.get(&plan.name)?;
     Some(layer.mean_squares().into_iter().map(|v| v as f32).collect())
 }

@@ -22,7 +22,10 @@ const PASSING_BYTES: usize = 128 << 20;
 
 impl Job<'_> {
     /// Distils the whole model. Also gives the number of steps.
-    pub(super) fn distil(&mut self, tuned: &[Tuned]) -> Result<(Option<DistillationReport>, usize)> {
+    pub(super) fn distil(
+        &mut self,
+        tuned: &[Tuned],
+    ) -> Result<(Option<DistillationReport>, usize)> {
         let recipe = &self.recipe.distillation;
         if recipe.steps == 0 {
             return Ok((None, 0));
@@ -98,9 +101,8 @@ impl Job<'_> {
         let positions = self.teacher.positions(1, length, 0);
         for first in (on_chain..count).step_by(together) {
             let tokens = self.reading.windows.iter().skip(first).take(together);
-            let mut passing = tokens
-                .map(|tokens| self.teacher.embed(tokens))
-                .collect::<Result<Vec<_>>>()?;
+            let mut passing =
+                tokens.map(|tokens| self.teacher.embed(tokens)).collect::<Result<Vec<_>>>()?;
             for index in 0..self.config().num_layers {
                 let stored = self.decode_block(index)?;
                 for x in &mut passing {

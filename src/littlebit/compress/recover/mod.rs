@@ -7,6 +7,7 @@
 mod blocks;
 mod distil;
 mod finish;
+mod interleave;
 mod reading;
 mod state;
 
@@ -14,7 +15,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::work::Run;
-use reading::Reading;
 use crate::backend::{Backend, memory};
 use crate::inference::slices::with_f32;
 use crate::inference::{Decoder, Execution};
@@ -26,6 +26,7 @@ use crate::littlebit::tuning::layer::LearningLayer;
 use crate::source::ModelConfig;
 use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
+use reading::Reading;
 
 /// The two models, their activations, and what they read.
 struct Job<'a> {

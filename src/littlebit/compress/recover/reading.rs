@@ -129,7 +129,12 @@ fn write(run: &Run<'_>, original: &Decoder, passages: &[&[u32]], count: usize) -
     if let Some(bytes) = unit.as_ref().and_then(|unit| unit.bytes("tokens"))
         && bytes.len() == 4 * count * length
     {
-        return Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect());
+        return Ok(bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| u32::from_le_bytes(*bytes))
+            .collect());
     }
     let seed = run.request.solver.seed;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
