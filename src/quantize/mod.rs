@@ -1,0 +1,3 @@
+//! Quantization to other formats than `.littlebit`.
+
+pub mod gguf;
