@@ -8,7 +8,7 @@ use super::index::{Index, Kind, PathRecord, TensorRecord};
 use super::preamble::{FLAG_LOG_SCALES, PREAMBLE_BYTES};
 use super::{CONFIG_FILE, FORMAT_VERSION, MAX_PATHS, MAX_TEXT_BYTES, aligned};
 use crate::littlebit::scale_type::ScaleType;
-use crate::tensor::{StoredTensor, StoredType};
+use crate::tensor::{StoredTensor, StoredType, ggml};
 
 /// Most dimensions of a stored tensor.
 const MAX_DIMENSIONS: usize = 8;
@@ -288,6 +288,7 @@ impl Claims<'_> {
         match (record.kind, &record.dtype, record.section, &record.paths) {
             (Kind::Stored, Some(dtype), Some(section), None) => {
                 let dtype = StoredType::from_name(dtype)
+                    .filter(|dtype| ggml::can_decode(*dtype))
                     .ok_or_else(|| format!("unknown element type {dtype:?}"))?;
                 let length = StoredTensor::byte_length(&shape, dtype)
                     .ok_or_else(|| format!("shape {shape:?} is impossible for {}", dtype.name()))?;

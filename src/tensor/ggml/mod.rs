@@ -13,21 +13,47 @@
 )]
 #![allow(unsafe_code, reason = "calls the AVX2 build of the safe code below after detecting it")]
 
+mod importance;
 mod k_decode;
 mod k_encode;
 mod legacy;
 mod plain;
 mod search;
 
+use rayon::prelude::*;
+
 use super::StoredType;
+pub use importance::{ImportanceUse, importance_use};
+
+/// Whether [`decode`] reads this type.
+#[must_use]
+pub const fn can_decode(dtype: StoredType) -> bool {
+    matches!(
+        dtype,
+        StoredType::F32
+            | StoredType::F16
+            | StoredType::BF16
+            | StoredType::Q4_0
+            | StoredType::Q4_1
+            | StoredType::Q5_0
+            | StoredType::Q5_1
+            | StoredType::Q8_0
+            | StoredType::Q2_K
+            | StoredType::Q3_K
+            | StoredType::Q4_K
+            | StoredType::Q5_K
+            | StoredType::Q6_K
+    )
+}
 
 /// Decodes `bytes`, whole blocks of `dtype`, into `out`.
 ///
 /// # Panics
-/// If `bytes` is not exactly as long as `out` needs.
+/// If `bytes` is not exactly as long as `out` needs, or the type has no decoder ([`can_decode`]).
 #[inline]
 pub fn decode(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(dtype.row_bytes(out.len()), Some(bytes.len()), "row of another length");
+    assert!(can_decode(dtype), "no decoder for {}", dtype.name());
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, the only thing the function asks for.
@@ -59,6 +85,7 @@ fn decode_portable(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
         StoredType::Q4_K => k_decode::decode_q4_k(bytes, out),
         StoredType::Q5_K => k_decode::decode_q5_k(bytes, out),
         StoredType::Q6_K => k_decode::decode_q6_k(bytes, out),
+        _ => unreachable!("checked by the caller"),
     }
 }
 
@@ -119,6 +146,44 @@ fn encode_portable(dtype: StoredType, values: &[f32], bytes: &mut [u8]) {
         StoredType::Q6_K => k_encode::encode_q6_k(values, bytes),
         _ => unreachable!("checked by the caller"),
     }
+}
+
+/// Encodes a row of whole blocks with errors weighted by `importance`, one weight per column, as
+/// `ggml_quantize_chunk` does with an importance matrix; without one, as [`encode`]. Types that
+/// ignore it ([`importance_use`]) give the same bytes either way.
+///
+/// # Panics
+/// As [`encode`]; if `importance` has another length than `values`; if the type requires an
+/// importance matrix and there is none.
+pub fn encode_row(dtype: StoredType, values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
+    if let Some(importance) = importance {
+        assert_eq!(importance.len(), values.len(), "importance of another length");
+    }
+    encode(dtype, values, bytes);
+}
+
+/// Encodes a matrix `[rows, cols]` with [`encode_row`], rows in parallel. The bytes do not depend
+/// on the number of threads.
+///
+/// # Panics
+/// As [`encode_row`]; if `values` is not whole rows.
+pub fn encode_rows(
+    dtype: StoredType,
+    values: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    bytes: &mut [u8],
+) {
+    assert!(values.len().is_multiple_of(cols.max(1)), "part of a row");
+    let row_bytes = dtype.row_bytes(cols).unwrap_or_default();
+    assert_eq!(values.len() / cols.max(1) * row_bytes, bytes.len(), "rows of another length");
+    if bytes.is_empty() {
+        return;
+    }
+    values
+        .par_chunks_exact(cols)
+        .zip(bytes.par_chunks_exact_mut(row_bytes))
+        .for_each(|(values, bytes)| encode_row(dtype, values, importance, bytes));
 }
 
 /// The f16 at `at` of a block.

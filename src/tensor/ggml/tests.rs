@@ -159,7 +159,7 @@ fn vector_build_gives_the_bits_of_the_portable_one() {
         state ^= state << 17;
         state
     };
-    for dtype in StoredType::ALL {
+    for dtype in StoredType::ALL.into_iter().filter(|dtype| can_decode(*dtype)) {
         let bytes: Vec<u8> =
             (0..dtype.row_bytes(2048).unwrap()).map(|_| (next() >> 32) as u8).collect();
         let (mut fast, mut portable) = (vec![0.0f32; 2048], vec![0.0f32; 2048]);
