@@ -245,7 +245,9 @@ impl Error {
             Self::Checkpoint(_) => {
                 "Run with the options of the interrupted run, or start over without --resume".into()
             }
-            Self::UnsupportedConversion(_) => "See `llm-quantize convert --help`".into(),
+            Self::UnsupportedConversion(_) => {
+                "See `llm-quantize quantize --help` for what can be written".into()
+            }
             Self::Cancelled(_) => "Pass --force to go on without the question".into(),
             Self::Imatrix { .. } => {
                 "Give the importance matrix of this very model, made by llama-imatrix (GGUF or .dat)"

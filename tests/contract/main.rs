@@ -5,6 +5,7 @@
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
 //! - `errors`: every exit code, provoked by a real cause
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
+//! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
 //! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
 //! - `recovery`: tuning and distillation after factorization
 //! - `resume`: checkpoints, kills, Ctrl-C
@@ -17,6 +18,8 @@ mod compress;
 mod docs;
 mod errors;
 mod inspect;
+mod quantize;
+mod quantize_resume;
 mod recipe;
 mod recovery;
 mod resume;

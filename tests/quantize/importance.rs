@@ -101,10 +101,8 @@ fn gguf_sums_are_divided_by_counts() {
 #[test]
 fn dat_values_are_divided_by_calls() {
     let folder = tempfile::tempdir().unwrap();
-    let entries = [
-        ("blk.0.attn_q.weight", 4, vec![4.0, 8.0]),
-        ("blk.1.attn_q.weight", 0, vec![3.0, 5.0]),
-    ];
+    let entries =
+        [("blk.0.attn_q.weight", 4, vec![4.0, 8.0]), ("blk.1.attn_q.weight", 0, vec![3.0, 5.0])];
     let whole = dat(&entries, Some((12, "wiki.train.raw")));
     let matrix = ImportanceMatrix::open(&put(folder.path(), "m.gguf", &whole)).unwrap();
     assert_eq!(matrix.columns("blk.0.attn_q.weight", 1, 2).unwrap().unwrap(), [1.0, 2.0]);

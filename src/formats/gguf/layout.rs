@@ -48,6 +48,12 @@ pub struct LayoutFile {
 }
 
 impl LayoutFile {
+    /// Everything before the tensor data, padding included.
+    #[must_use]
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
     /// The path of this file when the whole is to be written to `target`.
     #[must_use]
     pub fn path(&self, target: &Path) -> PathBuf {

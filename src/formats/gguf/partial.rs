@@ -240,16 +240,13 @@ fn take_over(
     let mut finished = 0;
     let mut whole = true;
     for (path, planned) in parts.iter().zip(layout.files()) {
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|e| Error::io(path, e))?;
+        let mut file =
+            File::options().read(true).write(true).open(path).map_err(|e| Error::io(path, e))?;
         let mut hash = Sha256::new();
         let mut length = 0;
         if whole {
-            (length, hash, finished) =
-                verify(layout, planned, &mut file, recorded, finished).map_err(|e| Error::io(path, e))?;
+            (length, hash, finished) = verify(layout, planned, &mut file, recorded, finished)
+                .map_err(|e| Error::io(path, e))?;
             whole = finished == planned.tensors.end;
         }
         let mut start = || {

@@ -232,7 +232,7 @@ fn write_files(mut files: Vec<OpenFile>, pieces: &Receiver<Vec<u8>>) -> Result<V
 }
 
 /// Reads a file back and compares it with its plan.
-fn check(path: &Path, layout: &FileLayout, planned: &LayoutFile) -> Result<()> {
+pub(super) fn check(path: &Path, layout: &FileLayout, planned: &LayoutFile) -> Result<()> {
     let file = GgufFile::open(path)?;
     let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     let wrong = |what: String| Err(Error::General(format!("read back with {what}")));

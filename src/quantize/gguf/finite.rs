@@ -43,7 +43,7 @@ pub fn first_non_finite(tensor: &GgufTensor) -> Result<Option<NonFinite>> {
                 values.resize(range.len() * cols, 0.0f32);
                 tensor.read_rows(range.clone(), values)?;
                 let at = values.iter().position(|value| !value.is_finite());
-                Result::Ok(at.map(|at| (range.start * cols + at, values[at])))
+                Ok::<_, crate::Error>(at.map(|at| (range.start * cols + at, values[at])))
             })
             .filter_map(Result::transpose)
             .find_first(|_| true)

@@ -155,12 +155,7 @@ impl GgmlType {
     pub const fn needs_importance(self) -> bool {
         matches!(
             self,
-            Self::IQ1_S
-                | Self::IQ1_M
-                | Self::IQ2_XXS
-                | Self::IQ2_XS
-                | Self::IQ2_S
-                | Self::IQ3_XXS
+            Self::IQ1_S | Self::IQ1_M | Self::IQ2_XXS | Self::IQ2_XS | Self::IQ2_S | Self::IQ3_XXS
         )
     }
 }

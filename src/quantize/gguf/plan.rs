@@ -128,8 +128,7 @@ pub(super) fn assemble(
         let important = kind != tensor.source_type
             && importance_of(request.importance.as_ref(), tensor)?.is_some();
         let target = decision.kind.filter(|_| kind != tensor.source_type);
-        if !important
-            && target.is_some_and(|kind| mix::needs_importance(&tensor.name, kind, level))
+        if !important && target.is_some_and(|kind| mix::needs_importance(&tensor.name, kind, level))
         {
             lacking_importance.push(tensor.name.clone());
         }
@@ -174,9 +173,10 @@ fn kind_to_write(
     allow_requantize: bool,
 ) -> Result<StoredType> {
     let Some(kind) = decision.kind else { return Ok(tensor.source_type) };
-    let stored = kind.layout().stored.filter(|&stored| {
-        stored == tensor.source_type || ggml::can_encode(stored)
-    });
+    let stored = kind
+        .layout()
+        .stored
+        .filter(|&stored| stored == tensor.source_type || ggml::can_encode(stored));
     let Some(stored) = stored else {
         return Err(Error::UnsupportedConversion(format!(
             "{} would be {}, a type that this version cannot write (choose another level, or another \
@@ -215,11 +215,7 @@ fn prevailing(model: &GgufModel, tensors: &[PlannedWork]) -> Level {
 }
 
 /// The metadata of the file: the model's and what was done to it.
-fn metadata(
-    model: &GgufModel,
-    request: &QuantizeRequest,
-    level: Level,
-) -> IndexMap<String, Value> {
+fn metadata(model: &GgufModel, request: &QuantizeRequest, level: Level) -> IndexMap<String, Value> {
     let mut metadata = model.metadata.clone();
     let mut set = |key: &str, value: Value| {
         // What the user set with --override-kv stays.

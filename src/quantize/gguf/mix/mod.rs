@@ -142,8 +142,7 @@ pub fn plan_types(
 fn decide(mix: &mut Mix<'_>, tensor: &TensorFacts<'_>, overrides: &Overrides) -> Decision {
     let (name, columns) = (tensor.name, tensor.shape.last().copied().unwrap_or(1));
     let role = role(name);
-    if !may_be_quantized(name, tensor.shape)
-        || (overrides.leave_output && name == "output.weight")
+    if !may_be_quantized(name, tensor.shape) || (overrides.leave_output && name == "output.weight")
     {
         return Decision::KEPT;
     }

@@ -17,7 +17,7 @@ pub struct Pattern {
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// `--tensor-type`, in the order given.
-    patterns: Vec<Pattern>,
+    pub(super) patterns: Vec<Pattern>,
     /// `--output-tensor-type`; also for embeddings that serve as the output matrix.
     pub output: Option<GgmlType>,
     /// `--token-embedding-type`.
@@ -63,7 +63,9 @@ impl Overrides {
     pub fn unused<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<&str> {
         self.patterns
             .iter()
-            .filter(|pattern| !names.clone().any(|name| pattern.regex.is_match(name).unwrap_or(false)))
+            .filter(|pattern| {
+                !names.clone().any(|name| pattern.regex.is_match(name).unwrap_or(false))
+            })
             .map(|pattern| pattern.text.as_str())
             .collect()
     }

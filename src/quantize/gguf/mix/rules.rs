@@ -44,12 +44,7 @@ pub(super) struct Rule {
     pub(super) to: GgmlType,
 }
 
-const fn rule(
-    role: Role,
-    levels: &'static [Level],
-    when: &'static [When],
-    to: GgmlType,
-) -> Rule {
+const fn rule(role: Role, levels: &'static [Level], when: &'static [When], to: GgmlType) -> Rule {
     Rule { role, levels, when, to }
 }
 
@@ -85,9 +80,31 @@ const LIFTED_OUTPUT: &[L] = &[
 ];
 /// Levels other than the tiny ones.
 const LARGER: &[L] = &[
-    L::Q4_0, L::Q4_1, L::Q5_0, L::Q5_1, L::Q8_0, L::Q2_K, L::Q2_K_S, L::Q3_K_S, L::Q3_K_M,
-    L::Q3_K_L, L::Q4_K_S, L::Q4_K_M, L::Q5_K_S, L::Q5_K_M, L::Q6_K, L::IQ3_XXS, L::IQ3_XS,
-    L::IQ3_S, L::IQ3_M, L::IQ4_NL, L::IQ4_XS, L::TQ1_0, L::TQ2_0, L::Q1_0, L::Q2_0,
+    L::Q4_0,
+    L::Q4_1,
+    L::Q5_0,
+    L::Q5_1,
+    L::Q8_0,
+    L::Q2_K,
+    L::Q2_K_S,
+    L::Q3_K_S,
+    L::Q3_K_M,
+    L::Q3_K_L,
+    L::Q4_K_S,
+    L::Q4_K_M,
+    L::Q5_K_S,
+    L::Q5_K_M,
+    L::Q6_K,
+    L::IQ3_XXS,
+    L::IQ3_XS,
+    L::IQ3_S,
+    L::IQ3_M,
+    L::IQ4_NL,
+    L::IQ4_XS,
+    L::TQ1_0,
+    L::TQ2_0,
+    L::Q1_0,
+    L::Q2_0,
 ];
 
 /// Types of the output matrix and of embeddings that are shared with it; elsewhere Q6_K, and Q8_0

@@ -6,7 +6,12 @@ fn facts(layers: usize, heads: usize, kv_heads: usize, experts: usize) -> ModelF
 }
 
 /// A model's matrices in file order, all of `columns` columns.
-fn tensors(layers: usize, columns: usize, untied: bool, experts: bool) -> Vec<(String, Vec<usize>)> {
+fn tensors(
+    layers: usize,
+    columns: usize,
+    untied: bool,
+    experts: bool,
+) -> Vec<(String, Vec<usize>)> {
     let mut out = vec![];
     if untied {
         out.push(("output.weight".to_owned(), vec![512, columns]));
@@ -203,9 +208,8 @@ fn importance_is_needed_where_llama_quantize_needs_it() {
 fn a_text_fused_matrix_follows_the_values() {
     // phi3: attn_qkv follows the rule of attn_v.
     let model = ModelFacts { architecture: "phi3".into(), ..facts(32, 32, 32, 0) };
-    let tensors: Vec<_> = (0..32)
-        .map(|layer| (format!("blk.{layer}.attn_qkv.weight"), vec![512, 256]))
-        .collect();
+    let tensors: Vec<_> =
+        (0..32).map(|layer| (format!("blk.{layer}.attn_qkv.weight"), vec![512, 256])).collect();
     let plan = decide_all(&model, &tensors, Level::Q4_K_M, false, &Overrides::default());
     assert_eq!(kind_of(&plan, "blk.0.attn_qkv.weight"), Some(Q6_K));
     assert_eq!(kind_of(&plan, "blk.4.attn_qkv.weight"), Some(Q4_K));
