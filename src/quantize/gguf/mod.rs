@@ -2,6 +2,7 @@
 
 mod finite;
 mod from_gguf;
+mod hf;
 pub mod model;
 mod tensor;
 
