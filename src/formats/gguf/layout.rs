@@ -136,7 +136,7 @@ fn padded(bytes: u64, alignment: usize) -> u64 {
 
 /// ggml's entry for a type.
 pub(super) fn tensor_type(kind: StoredType) -> Result<&'static TensorType> {
-    let found = TENSOR_TYPES.iter().find(|entry| entry.stored == Some(kind));
+    let found = TENSOR_TYPES.iter().find(|entry| entry.name == kind.name());
     found.ok_or_else(|| Error::General(format!("GGUF has no number for type {}", kind.name())))
 }
 

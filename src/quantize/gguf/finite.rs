@@ -38,12 +38,12 @@ pub fn first_non_finite(tensor: &GgufTensor) -> Result<Option<NonFinite>> {
     for part in (0..steps).step_by(STEPS_PER_PART) {
         let found = (part..steps.min(part + STEPS_PER_PART))
             .into_par_iter()
-            .map_init(Vec::new, |values, number| {
+            .map_init(Vec::new, |values, number| -> Result<Option<(usize, f32)>> {
                 let range = number * step..rows.min((number + 1) * step);
                 values.resize(range.len() * cols, 0.0f32);
                 tensor.read_rows(range.clone(), values)?;
                 let at = values.iter().position(|value| !value.is_finite());
-                Ok::<_, crate::Error>(at.map(|at| (range.start * cols + at, values[at])))
+                Ok(at.map(|at| (range.start * cols + at, values[at])))
             })
             .filter_map(Result::transpose)
             .find_first(|_| true)

@@ -7,6 +7,7 @@ pub mod execute;
 mod finite;
 mod from_gguf;
 pub mod ggml_type;
+mod hf;
 pub mod level;
 pub mod mix;
 pub mod model;

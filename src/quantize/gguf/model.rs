@@ -4,8 +4,8 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use super::from_gguf;
 use super::tensor::GgufTensor;
+use super::{from_gguf, hf};
 use crate::formats::detect::{self, PathKind};
 use crate::formats::gguf::Value;
 use crate::{Error, Result};
@@ -83,7 +83,8 @@ pub fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
             return Err(Error::model_not_found(format!("no model at {}", path.display())));
         }
         PathKind::Gguf => from_gguf::open(path, options)?,
-        PathKind::Directory | PathKind::LittleBit | PathKind::SafeTensors | PathKind::Unknown => {
+        PathKind::Directory => hf::open(path, options)?,
+        PathKind::LittleBit | PathKind::SafeTensors | PathKind::Unknown => {
             return Err(Error::Unsupported {
                 message: format!("{} is no model that can become a GGUF file", path.display()),
                 suggestion: "Give a Hugging Face directory, a hub id or a GGUF file".to_owned(),

@@ -139,7 +139,8 @@ impl GgufTensor {
     /// memory beyond `out` but for vectors.
     ///
     /// # Errors
-    /// [`Error::General`] if `out` has another length or the range is outside of the tensor.
+    /// [`Error::General`] if `out` has another length or the range is outside of the tensor,
+    /// [`Error::Unsupported`] if values of this type cannot be decoded.
     pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let cols = self.cols();
         if rows.end > self.rows() || rows.start > rows.end || out.len() != rows.len() * cols {
@@ -148,6 +149,13 @@ impl GgufTensor {
                 self.name,
                 out.len()
             )));
+        }
+        if !ggml::can_decode(self.source_type) {
+            return Err(Error::Unsupported {
+                message: format!("{} has type {}", self.name, self.source_type.name()),
+                suggestion: "Its values cannot be read, only copied: use a model of another type"
+                    .to_owned(),
+            });
         }
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
             let (part, row) = self.place(row);
