@@ -83,12 +83,20 @@ impl StoredType {
         if columns.is_multiple_of(values) { (columns / values).checked_mul(bytes) } else { None }
     }
 
-    /// The type with blocks of 32 that llama.cpp writes instead of one with blocks of 256 where
+    /// The type with blocks of 32 that llama.cpp writes instead of one with larger blocks where
     /// rows do not fill those.
     #[must_use]
     pub const fn narrower(self) -> Option<Self> {
         match self {
-            Self::Q2_K | Self::Q3_K => Some(Self::Q4_0),
+            Self::IQ1_S
+            | Self::IQ1_M
+            | Self::IQ2_XXS
+            | Self::IQ2_XS
+            | Self::IQ2_S
+            | Self::IQ3_XXS
+            | Self::IQ3_S
+            | Self::IQ4_XS => Some(Self::IQ4_NL),
+            Self::Q2_0 | Self::Q2_K | Self::Q3_K | Self::TQ1_0 | Self::TQ2_0 => Some(Self::Q4_0),
             Self::Q4_K => Some(Self::Q5_0),
             Self::Q5_K => Some(Self::Q5_1),
             Self::Q6_K => Some(Self::Q8_0),
