@@ -133,6 +133,58 @@ impl LlamaCpp {
         assert_eq!(status, 0, "llama_model_quantize failed");
     }
 
+    /// Whether the library can load a model, and the token ids of texts by its tokenizer, special
+    /// tokens around them as the file says.
+    pub(crate) fn token_ids(&self, model: &Path, texts: &[&str]) -> Option<Vec<Vec<u32>>> {
+        let path = c_path(model);
+        // SAFETY: the signatures are those of llama.h; the buffer has room for as many tokens as it
+        // says, and a text is passed with its length.
+        unsafe {
+            let llama = &self.llama;
+            let load: Symbol<unsafe extern "C" fn(*const c_char, Opaque) -> *mut c_void> =
+                llama.get(b"llama_model_load_from_file").unwrap();
+            let model = load(path.as_ptr(), self.defaults(b"llama_model_default_params"));
+            if model.is_null() {
+                return None;
+            }
+            let get_vocab: Symbol<unsafe extern "C" fn(*const c_void) -> *const c_void> =
+                llama.get(b"llama_model_get_vocab").unwrap();
+            let tokenize: Symbol<
+                unsafe extern "C" fn(
+                    *const c_void,
+                    *const c_char,
+                    i32,
+                    *mut i32,
+                    i32,
+                    bool,
+                    bool,
+                ) -> i32,
+            > = llama.get(b"llama_tokenize").unwrap();
+            let vocab = get_vocab(model);
+            let ids = texts
+                .iter()
+                .map(|text| {
+                    let mut buffer = vec![0i32; text.len() + 8];
+                    let count = tokenize(
+                        vocab,
+                        text.as_ptr().cast(),
+                        i32::try_from(text.len()).unwrap(),
+                        buffer.as_mut_ptr(),
+                        i32::try_from(buffer.len()).unwrap(),
+                        true,
+                        true,
+                    );
+                    buffer.truncate(usize::try_from(count).unwrap());
+                    buffer.into_iter().map(|id| u32::try_from(id).unwrap()).collect()
+                })
+                .collect();
+            let free: Symbol<unsafe extern "C" fn(*mut c_void)> =
+                llama.get(b"llama_model_free").unwrap();
+            free(model);
+            Some(ids)
+        }
+    }
+
     /// Logits of every token, `[tokens][vocab]`.
     pub(crate) fn logits(
         &self,

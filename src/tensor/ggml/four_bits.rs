@@ -6,7 +6,7 @@ use half::f16;
 use super::half_at;
 use super::lanes::{LANES, Lane, Lanes, Mask, spread};
 use super::search::{GROUP_EPSILON, nearest};
-use super::search_lanes::{sums_of_squares, weigh};
+use super::search_lanes::{squares, sums_of_squares, weigh};
 
 const SUPER: usize = 256;
 
@@ -104,34 +104,37 @@ fn fit_levels<V: Lanes>(values: &[Lane<f32>; 32], weights: &[Lane<f32>; 32]) -> 
         largest = largest.replace(larger, x.abs());
         extreme = extreme.replace(larger, x);
     }
-    let sums = |inverse: V| {
-        let (mut cross, mut square) = (zero, zero);
-        for i in 0..32 {
-            let (x, w) = (V::load(&values[i]), V::load(&weights[i]));
-            let scaled = inverse * x;
-            let mut level = V::splat(lowest);
-            for below in 0..15 {
-                let above = V::splat(middle(below)).less_or_equal(scaled);
-                level = level.replace(above, V::splat(f32::from(LEVELS[below + 1])));
-            }
-            let weighted = w * level;
-            cross = cross + weighted * x;
-            square = square + weighted * level;
-        }
-        (cross, square)
-    };
     let first = V::splat(1.0) / ((zero - extreme) / V::splat(lowest));
-    let (cross, square) = sums(first);
+    let (cross, square) = sums(values, weights, first);
     let mut scale = zero.replace(square.greater(zero), cross / square);
     let mut best = scale * cross;
     for shift in -TRIES..=TRIES {
-        let (cross, square) = sums(V::splat(shift as f32 + lowest) / extreme);
+        let (cross, square) = sums(values, weights, V::splat(shift as f32 + lowest) / extreme);
         let better = square.greater(zero).and((cross * cross).greater(best * square));
         let fitted = cross / square;
         scale = scale.replace(better, fitted);
         best = best.replace(better, fitted * cross);
     }
     scale.replace(largest.less(V::splat(GROUP_EPSILON)), zero).store()
+}
+
+/// `Σ w·x·l` and `Σ w·l²` for the levels nearest to `inverse * x`.
+#[inline(always)]
+fn sums<V: Lanes>(values: &[Lane<f32>; 32], weights: &[Lane<f32>; 32], inverse: V) -> (V, V) {
+    let (mut cross, mut square) = (V::zero(), V::zero());
+    for i in 0..32 {
+        let (x, w) = (V::load(&values[i]), V::load(&weights[i]));
+        let scaled = inverse * x;
+        let mut level = V::splat(f32::from(LEVELS[0]));
+        for below in 0..15 {
+            let above = V::splat(middle(below)).less_or_equal(scaled);
+            level = level.replace(above, V::splat(f32::from(LEVELS[below + 1])));
+        }
+        let weighted = w * level;
+        cross = cross + weighted * x;
+        square = square + weighted * level;
+    }
+    (cross, square)
 }
 
 /// Squares of the values, or what [`weigh`] makes of an importance matrix.
@@ -143,7 +146,7 @@ fn weights<V: Lanes>(
 ) -> [Lane<f32>; 32] {
     match importance {
         Some(importance) => weigh::<V, 32>(lanes, &spread(importance), variance).0,
-        None => lanes.map(|x| (V::load(&x) * V::load(&x)).store()),
+        None => squares::<V, 32>(lanes),
     }
 }
 

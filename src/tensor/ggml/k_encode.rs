@@ -89,7 +89,10 @@ pub(super) fn encode_q2_k<V: Lanes>(values: &[f32], importance: Option<&[f32]>, 
                 put_half(block, 80, scales.scale);
                 put_half(block, 82, minima.scale);
             } else {
-                let weights = lanes.map(|x| V::load(&x).abs().store());
+                let mut weights = lanes;
+                for weight in weights.as_flattened_mut() {
+                    *weight = weight.abs();
+                }
                 fit = fit_range::<V, 16>(&lanes, &weights, 3, &PLAIN);
                 let top = [largest(&fit.scale), largest(&fit.negated_minimum)];
                 let [scale, minimum] = top.map(|largest| inverse_factor(largest, 15.0));
@@ -323,7 +326,11 @@ fn weigh_by_magnitude<V: Lanes>(values: &[Lane<f32>; 32]) -> [Lane<f32>; 32] {
         square = square + x * x;
     }
     let typical = (square / V::splat(32.0)).sqrt();
-    values.map(|x| (typical + V::load(&x).abs()).store())
+    let mut weights = [[0.0; LANES]; 32];
+    for i in 0..32 {
+        weights[i] = (typical + V::load(&values[i]).abs()).store();
+    }
+    weights
 }
 
 /// Scales and minima of 6 bits in 12 bytes, as `scale_and_minimum` of the decoders reads them.
@@ -348,7 +355,7 @@ pub(super) fn encode_q6_k<V: Lanes>(values: &[f32], importance: Option<&[f32]>, 
         let lanes = spread(groups);
         let weights = match importance {
             Some(importance) => spread(importance[index * SUPER..][..SUPER].as_chunks::<16>().0),
-            None => lanes.map(|x| (V::load(&x) * V::load(&x)).store()),
+            None => search_lanes::squares::<V, 16>(&lanes),
         };
         let fit = search_lanes::fit_symmetric::<V, 16>(&lanes, &weights, 32);
         let extreme = farthest(&fit.scale);

@@ -63,23 +63,14 @@ pub(super) fn fit_range<V: Lanes, const G: usize>(
     low = low.replace(low.greater(zero), zero);
     let has_range = low.less(high);
 
-    let error = |levels: &[V; G], scale: V, minimum: V| {
-        let mut error = zero;
-        for i in 0..G {
-            let difference = scale * levels[i] + minimum - V::load(&values[i]);
-            let size = if candidates.absolute { difference.abs() } else { difference * difference };
-            error = error + V::load(&weights[i]) * size;
-        }
-        error
-    };
-
     let mut levels = [zero; G];
     let mut inverse = V::splat(top as f32) / (high - low);
     for i in 0..G {
         levels[i] = (inverse * (V::load(&values[i]) - low)).nearest(0, top);
     }
     let (mut scale, mut minimum, mut offset) = (V::splat(1.0) / inverse, low, low);
-    let mut best = error(&levels, scale, minimum);
+    let absolute = candidates.absolute;
+    let mut best = range_error(values, weights, &levels, scale, minimum, absolute);
     for i in 0..=candidates.last {
         let stretched = candidates.first + candidates.step * i as f32 + top as f32;
         // Candidates are laid out from the minimum found so far.
@@ -104,7 +95,7 @@ pub(super) fn fit_range<V: Lanes, const G: usize>(
         let positive = shifted.greater(zero);
         let fitted = fitted.replace(positive, sum_xl / sum_l2);
         let shifted = shifted.replace(positive, zero);
-        let candidate = error(&levels, fitted, shifted);
+        let candidate = range_error(values, weights, &levels, fitted, shifted, absolute);
         let better = candidate.less(best).and(possible);
         best = best.replace(better, candidate);
         scale = scale.replace(better, fitted);
@@ -118,6 +109,25 @@ pub(super) fn fit_range<V: Lanes, const G: usize>(
         inverse: zero.replace(has_range, inverse).store(),
         offset: zero.replace(has_range, offset).store(),
     }
+}
+
+/// Weighted error of levels with a scale and a minimum.
+#[inline(always)]
+fn range_error<V: Lanes, const G: usize>(
+    values: &[Lane<f32>; G],
+    weights: &[Lane<f32>; G],
+    levels: &[V; G],
+    scale: V,
+    minimum: V,
+    absolute: bool,
+) -> V {
+    let mut error = V::zero();
+    for i in 0..G {
+        let difference = scale * levels[i] + minimum - V::load(&values[i]);
+        let size = if absolute { difference.abs() } else { difference * difference };
+        error = error + V::load(&weights[i]) * size;
+    }
+    error
 }
 
 /// Groups on grids `-half..half`.
@@ -165,25 +175,15 @@ pub(super) fn fit_symmetric<V: Lanes, const G: usize>(
 ) -> SymmetricFit {
     let zero = V::zero();
     let (extreme, largest) = extreme::<V, G>(values);
-    let sums = |inverse: V| {
-        let (mut cross, mut square) = (zero, zero);
-        for i in 0..G {
-            let (x, w) = (V::load(&values[i]), V::load(&weights[i]));
-            let level = (inverse * x).nearest(-half, half - 1);
-            cross = cross + w * x * level;
-            square = square + w * level * level;
-        }
-        (cross, square)
-    };
     // The unshifted candidate comes first and is kept whatever its error is.
     let mut inverse = V::splat(-(half as f32)) / extreme;
-    let (cross, square) = sums(inverse);
+    let (cross, square) = symmetric_sums(values, weights, inverse, half);
     let mut scale = cross / square;
     scale = scale.replace(square.equal(zero), zero);
     let mut best = scale * cross;
     for step in (-9..=9).filter(|&step| step != 0) {
         let tried = V::splat(-(half as f32 + 0.1 * step as f32)) / extreme;
-        let (cross, square) = sums(tried);
+        let (cross, square) = symmetric_sums(values, weights, tried, half);
         let better = square.greater(zero).and((cross * cross).greater(best * square));
         let fitted = cross / square;
         scale = scale.replace(better, fitted);
@@ -195,6 +195,24 @@ pub(super) fn fit_symmetric<V: Lanes, const G: usize>(
         scale: scale.replace(empty, zero).store(),
         inverse: inverse.replace(empty, zero).store(),
     }
+}
+
+/// `Σ w·x·l` and `Σ w·l²` for the levels that `inverse` gives.
+#[inline(always)]
+fn symmetric_sums<V: Lanes, const G: usize>(
+    values: &[Lane<f32>; G],
+    weights: &[Lane<f32>; G],
+    inverse: V,
+    half: i32,
+) -> (V, V) {
+    let (mut cross, mut square) = (V::zero(), V::zero());
+    for i in 0..G {
+        let (x, w) = (V::load(&values[i]), V::load(&weights[i]));
+        let level = (inverse * x).nearest(-half, half - 1);
+        cross = cross + w * x * level;
+        square = square + w * level * level;
+    }
+    (cross, square)
 }
 
 /// Symmetric grid `-half..half` with values weighted by their squares: starting from the largest
@@ -248,8 +266,11 @@ pub(super) fn descend_symmetric<V: Lanes, const G: usize>(
     }
     let empty = largest.less(V::splat(GROUP_EPSILON));
     let scale = zero.replace(square.greater(zero), cross / square).replace(empty, zero);
-    let from_half = |level: V| (level + V::splat(half as f32)).replace(empty, zero).store();
-    (scale.store(), levels.map(from_half))
+    let mut from_half = [[0.0; LANES]; G];
+    for i in 0..G {
+        from_half[i] = (levels[i] + V::splat(half as f32)).replace(empty, zero).store();
+    }
+    (scale.store(), from_half)
 }
 
 /// Sums of the squares of up to [`LANES`] blocks of `N` values, each in order.
@@ -289,4 +310,14 @@ pub(super) fn weigh<V: Lanes, const G: usize>(
         weights[i] = weight.store();
     }
     (weights, sum.store())
+}
+
+/// Weights of values without an importance matrix: their squares.
+#[inline(always)]
+pub(super) fn squares<V: Lanes, const G: usize>(values: &[Lane<f32>; G]) -> [Lane<f32>; G] {
+    let mut weights = [[0.0; LANES]; G];
+    for i in 0..G {
+        weights[i] = (V::load(&values[i]) * V::load(&values[i])).store();
+    }
+    weights
 }

@@ -32,8 +32,17 @@ pub(super) fn parts(name: &str, parameters: u64) -> NameParts {
     if name.contains(' ') || words.is_empty() {
         return NameParts::default();
     }
-    let kinds: Vec<Part> =
+    let mut kinds: Vec<Part> =
         words.iter().enumerate().map(|(i, word)| kind(word, i == 0, parameters)).collect();
+    // A size in words counts only where there is none in numbers.
+    let in_numbers = |word: &str| word.contains(|c: char| c.is_ascii_digit());
+    if kinds.iter().zip(&words).any(|(kind, word)| *kind == Part::Size && in_numbers(word)) {
+        for (kind, word) in kinds.iter_mut().zip(&words) {
+            if *kind == Part::Size && !in_numbers(word) {
+                *kind = Part::Plain;
+            }
+        }
+    }
     let plain_start = |(kind, word): (&Part, &&str)| match kind {
         Part::Version => true,
         Part::Plain => word.starts_with(char::is_alphabetic),
@@ -51,12 +60,17 @@ pub(super) fn parts(name: &str, parameters: u64) -> NameParts {
             .collect();
         (!kept.is_empty()).then(|| kept.join("-"))
     };
-    NameParts {
+    let mut parts = NameParts {
         basename: join(&|i| i < base),
         version: join(&|i| i >= base && kinds[i] == Part::Version),
         size_label: join(&|i| i >= rest && kinds[i] == Part::Size),
         finetune: join(&|i| i >= rest && matches!(kinds[i], Part::Plain | Part::Finetune)),
+    };
+    if parts.version.is_none() && parts.size_label.is_none() && parts.finetune.is_none() {
+        // One word says too little.
+        parts.basename = None;
     }
+    parts
 }
 
 fn kind(word: &str, first: bool, parameters: u64) -> Part {
@@ -88,7 +102,8 @@ fn kind(word: &str, first: bool, parameters: u64) -> Part {
         if let Some(stated) = stated_parameters(&lower) {
             // The number of active ones, or of a mixture's experts, is not that of all.
             let mixture = lower.starts_with('a') || lower.contains('x');
-            let near = stated > parameters as f64 * 7.0 / 8.0;
+            let difference = (stated - parameters as f64).abs();
+            let near = difference <= parameters as f64 * 7.0 / 8.0;
             return if mixture || parameters == 0 || near { Part::Size } else { Part::Plain };
         }
         if matches!(lower.as_str(), "chat" | "instruct" | "vision" | "lora") {
@@ -188,7 +203,9 @@ mod tests {
             ("Mixtral-8x7B-v0.1", 46_702_792_704, ["Mixtral", "v0.1", "8x7B", ""]),
             ("SmolLM2-135M-Instruct", 134_515_008, ["SmolLM2", "", "135M", "Instruct"]),
             ("gemma-3-4b-it", 3_880_099_328, ["gemma", "3", "4B", "it"]),
-            ("tiny", 1_000_000, ["tiny", "", "", ""]),
+            ("Phi-3-mini-4k-instruct", 3_821_079_552, ["Phi", "3", "mini", "4k-instruct"]),
+            ("SmolLM2-1.7B-large", 1_711_376_384, ["SmolLM2", "", "1.7B", "large"]),
+            ("tiny", 1_000_000, [""; 4]),
         ] {
             let parts = parts(name, parameters);
             let got = [parts.basename, parts.version, parts.size_label, parts.finetune]

@@ -45,7 +45,10 @@ pub(super) fn collect(
     if let Some(norm) = checkpoint.take("model.norm.weight", Some(&[sizes.hidden]))? {
         list.push(edited("output_norm.weight", norm, class.kind.norm_edit(), sizes));
     }
-    if !tied && let Some(head) = checkpoint.take("lm_head.weight", Some(&[rows, sizes.hidden]))? {
+    // Without an embedding there is nothing to compare the head with; that one is named as missing.
+    let head_shape = [rows, sizes.hidden];
+    let head_shape = (rows > 0).then_some(&head_shape[..]);
+    if !tied && let Some(head) = checkpoint.take("lm_head.weight", head_shape)? {
         list.push(GgufTensor::new("output.weight", head));
     }
     let (modules, experts) = (class.kind.modules(), class.kind.experts());
