@@ -1,12 +1,11 @@
 //! `quantize`: documents, refusals, and what is written.
 
-use std::path::Path;
-
 use serde::Deserialize;
 
 use llm_quantize::formats::gguf::{GgufFile, Value};
 
 use super::common::{Workspace, fails, json, stderr, stdout, tiny_model};
+use super::handmade::Handmade;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,96 +81,7 @@ struct Importance {
     sha256: String,
 }
 
-/// A GGUF model of three blocks in F16 with rows of 256, written out by hand: deterministic noise,
-/// and enough of it that a run can be interrupted.
-pub(super) struct Handmade {
-    pub(super) layers: usize,
-    pub(super) width: usize,
-    /// Makes this tensor's first value NaN.
-    pub(super) broken: Option<&'static str>,
-}
-
-impl Handmade {
-    pub(super) fn write(&self, path: &Path) {
-        let (width, inner) = (self.width, self.width * 2);
-        let mut tensors = vec![
-            ("output_norm.weight".to_owned(), vec![width]),
-            ("token_embd.weight".to_owned(), vec![300, width]),
-        ];
-        for layer in 0..self.layers {
-            for (name, shape) in [
-                ("attn_k", vec![width / 2, width]),
-                ("attn_norm", vec![width]),
-                ("attn_output", vec![width, width]),
-                ("attn_q", vec![width, width]),
-                ("attn_v", vec![width / 2, width]),
-                ("ffn_down", vec![width, inner]),
-                ("ffn_gate", vec![inner, width]),
-                ("ffn_norm", vec![width]),
-                ("ffn_up", vec![inner, width]),
-            ] {
-                tensors.push((format!("blk.{layer}.{name}.weight"), shape));
-            }
-        }
-        let mut out = b"GGUF".to_vec();
-        let text = |text: &str, out: &mut Vec<u8>| {
-            out.extend((text.len() as u64).to_le_bytes());
-            out.extend(text.as_bytes());
-        };
-        out.extend(3u32.to_le_bytes());
-        out.extend((tensors.len() as u64).to_le_bytes());
-        out.extend(7u64.to_le_bytes());
-        for (key, value) in [("general.architecture", "llama"), ("general.name", "Handmade")] {
-            text(key, &mut out);
-            out.extend(8u32.to_le_bytes());
-            text(value, &mut out);
-        }
-        for (key, value) in [
-            ("llama.block_count", self.layers),
-            ("llama.embedding_length", width),
-            ("llama.attention.head_count", 4),
-            ("llama.attention.head_count_kv", 2),
-            ("llama.context_length", 128),
-        ] {
-            text(key, &mut out);
-            out.extend(4u32.to_le_bytes());
-            out.extend((value as u32).to_le_bytes());
-        }
-        let mut offset = 0u64;
-        for (name, shape) in &tensors {
-            text(name, &mut out);
-            out.extend((shape.len() as u32).to_le_bytes());
-            shape.iter().rev().for_each(|&d| out.extend((d as u64).to_le_bytes()));
-            let (kind, bytes) = if shape.len() == 1 { (0u32, 4) } else { (1, 2) };
-            out.extend(kind.to_le_bytes());
-            out.extend(offset.to_le_bytes());
-            offset += (shape.iter().product::<usize>() as u64 * bytes).next_multiple_of(32);
-        }
-        out.resize(out.len().next_multiple_of(32), 0);
-        let mut state = 1u64;
-        let mut noise = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.1
-        };
-        for (name, shape) in &tensors {
-            for i in 0..shape.iter().product::<usize>() {
-                let mut value = noise();
-                if i == 0 && self.broken == Some(name.as_str()) {
-                    value = f32::NAN;
-                }
-                if shape.len() == 1 {
-                    out.extend((1.0 + value).to_le_bytes());
-                } else {
-                    out.extend(half::f16::from_f32(value).to_le_bytes());
-                }
-            }
-            out.resize(out.len().next_multiple_of(32), 0);
-        }
-        std::fs::write(path, out).unwrap();
-    }
-}
-
-pub(super) const SMALL: Handmade = Handmade { layers: 3, width: 256, broken: None };
+const SMALL: Handmade = Handmade { layers: 3, width: 256, broken: None };
 
 #[test]
 fn the_plan_is_what_is_written() {

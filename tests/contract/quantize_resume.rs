@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::common::{Workspace, fails, stderr};
-use super::quantize::Handmade;
+use super::handmade::Handmade;
 
 const MODEL: Handmade = Handmade { layers: 10, width: 512, broken: None };
 const RUN: [&str; 8] = ["quantize", "m.gguf", "gguf", "-q", "Q4_K_M", "-n", "out", "--threads=1"];
@@ -87,7 +87,7 @@ fn ctrl_c_keeps_the_work_and_damage_is_noticed() {
     let (workspace, expected, _) = reference();
     let output = interrupt(&workspace);
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("--resume .checkpoint"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--resume ./.checkpoint"), "{}", stderr(&output));
     assert!(!workspace.path("out.gguf").exists());
     let part = parts(&workspace).pop().unwrap();
     let kept = std::fs::read(&part).unwrap();

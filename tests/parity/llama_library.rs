@@ -42,6 +42,18 @@ struct Batch {
     logits: *mut i8,
 }
 
+/// `llama_model_imatrix_data`.
+#[repr(C)]
+struct Importance {
+    name: *const c_char,
+    data: *const f32,
+    size: usize,
+}
+
+/// Where `llama_model_quantize_params` has the pointer to the importance matrix: after four numbers
+/// and six flags.
+const IMPORTANCE: usize = 24;
+
 /// The library.
 pub(crate) struct LlamaCpp {
     llama: Library,
@@ -119,11 +131,41 @@ impl LlamaCpp {
 
     /// Writes the model `from` to `to` with all matrices as `file_type`.
     pub(crate) fn write(&self, from: &Path, to: &Path, file_type: i32) {
+        self.quantize(from, to, file_type, &[]);
+    }
+
+    /// Quantizes the model `from` to `to`: the level of `file_type`, with the importance of columns
+    /// by tensor name if there is any.
+    pub(crate) fn quantize(
+        &self,
+        from: &Path,
+        to: &Path,
+        file_type: i32,
+        importance: &[(String, Vec<f32>)],
+    ) {
         let mut parameters = self.defaults(b"llama_model_quantize_default_params");
         parameters.set(4, file_type);
         parameters.0[16] = 1; // allow_requantize
+        let names: Vec<CString> =
+            importance.iter().map(|(name, _)| CString::new(name.as_str()).unwrap()).collect();
+        let mut entries: Vec<Importance> = names
+            .iter()
+            .zip(importance)
+            .map(|(name, (_, values))| Importance {
+                name: name.as_ptr(),
+                data: values.as_ptr(),
+                size: values.len(),
+            })
+            .collect();
+        entries.push(Importance { name: std::ptr::null(), data: std::ptr::null(), size: 0 });
+        if !importance.is_empty() {
+            assert_eq!(parameters.0[IMPORTANCE..IMPORTANCE + 8], [0; 8], "another structure");
+            parameters.0[IMPORTANCE..IMPORTANCE + 8]
+                .copy_from_slice(&(entries.as_ptr() as usize).to_ne_bytes());
+        }
         let (from, to) = (c_path(from), c_path(to));
-        // SAFETY: both paths end in zero, and the parameters are the library's own.
+        // SAFETY: both paths end in zero, the parameters are the library's own, and the list of
+        // importances ends in an entry without a name and outlives the call.
         let status = unsafe {
             let quantize: Symbol<
                 unsafe extern "C" fn(*const c_char, *const c_char, *const Opaque) -> u32,

@@ -99,6 +99,10 @@ pub(crate) struct InfoArgs {
     /// Local directory, GGUF file, .littlebit file, or hub id (org/name[@revision])
     pub(crate) model: String,
 
+    /// List every tensor with its type, shape and size
+    #[arg(long)]
+    pub(crate) tensors: bool,
+
     /// Do not read the weights to look for NaN and Inf
     #[arg(long)]
     pub(crate) skip_scan: bool,

@@ -195,7 +195,6 @@ pub fn execute(
         let whole = write_tensor(&mut file, tensor, kind, request, progress)?;
         if !whole || (progress.stop_requested() && number + 1 < model.tensors.len()) {
             file.pause()?;
-            progress.finish();
             return Err(Error::Interrupted {
                 resume: request.resume_command.clone().filter(|_| store.is_some()),
             });
