@@ -13,8 +13,8 @@ use crate::formats::imatrix::ImportanceMatrix;
 use crate::progress::Progress;
 use crate::quantize::gguf::mix::{Overrides, parse_type};
 use crate::quantize::gguf::{
-    Checkpoints, GgufModel, Goal, Level, QuantizeReport, QuantizeRequest, SourceOptions, execute,
-    plan,
+    Checkpoints, GgufModel, Goal, Level, QuantizeReport, QuantizeRequest, SourceOptions,
+    check_config, execute, plan,
 };
 use crate::{Error, Result};
 
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         provenance: !args.file.no_provenance,
         override_kv,
     };
-    let (path, name) = models::locate(&args.model, &args.hub, context, &|_| Ok(()), &progress)?;
+    let (path, name) = models::locate(&args.model, &args.hub, context, &check_config, &progress)?;
     let mut model = crate::quantize::gguf::open(&path, &options)?;
     if let Some(name) = name {
         model.name = name;
@@ -178,23 +178,21 @@ fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal) -> String {
     if stem.ends_with(".gguf") { stem } else { format!("{stem}.gguf") }
 }
 
-/// The files that a model at `path` may lie in, which must not be written over.
+/// The GGUF files that a model at `path` lies in, which must not be written over: the file itself
+/// and the other parts of a split one.
 fn source_files(path: &Path) -> Vec<PathBuf> {
-    let folder = if path.is_dir() { Some(path) } else { path.parent() };
     let mut files = vec![path.to_path_buf()];
-    // Parts of a split model: those of the same stem.
-    let stem = path.file_name().unwrap_or_default().to_string_lossy();
-    let split = stem.rsplit_once("-of-").and_then(|(front, _)| front.rsplit_once('-'));
-    if let Some(entries) = folder.and_then(|folder| std::fs::read_dir(folder).ok()) {
-        let part = |name: &str| {
-            path.is_dir() || split.is_some_and(|(front, _)| name.starts_with(&format!("{front}-")))
-        };
-        files.extend(
-            entries
-                .flatten()
-                .filter(|entry| part(&entry.file_name().to_string_lossy()))
-                .map(|entry| entry.path()),
-        );
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = name
+        .rsplit_once("-of-")
+        .and_then(|(front, count)| Some((front.rsplit_once('-')?.0, format!("-of-{count}"))));
+    if let (Some((stem, end)), Some(folder)) = (part, path.parent()) {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files.extend(entries.map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&format!("{stem}-")) && name.ends_with(&end)
+        }));
     }
     files
 }

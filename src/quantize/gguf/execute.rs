@@ -22,7 +22,7 @@ use crate::{Error, Result};
 const VALUES_PER_TASK: usize = 1 << 15;
 /// Values that are made before they are handed to the disk: the memory of the work is a few times
 /// the bytes of this many.
-const VALUES_PER_SLAB: usize = 1 << 24;
+const VALUES_PER_SLAB: usize = 1 << 23;
 /// Journal of finished tensors in the folder of the run.
 const JOURNAL: &str = "tensors";
 
@@ -56,16 +56,14 @@ pub fn refuse(
     let folder = folder_of(&request.output);
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     space::check_writable(folder)?;
-    let same = |path: &Path| match (path.canonicalize(), request.output.canonicalize()) {
-        (Ok(source), Ok(target)) => source == target,
-        _ => false,
-    };
+    let source: Vec<PathBuf> = source.iter().filter_map(|path| path.canonicalize().ok()).collect();
     for file in plan.layout.files() {
         let target = file.path(&request.output);
         if target.is_dir() {
             return Err(Error::io(target, std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
-        if source.iter().any(|path| *path == target) || source.iter().any(|path| same(path)) {
+        // What does not exist yet is not the source.
+        if target.canonicalize().is_ok_and(|target| source.contains(&target)) {
             return Err(Error::InvalidArgument(format!(
                 "{} is the model itself; choose another --output-dir or --output-name",
                 target.display()

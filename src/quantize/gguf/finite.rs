@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::tensor::GgufTensor;
 use crate::Result;
+use crate::tensor::StoredType;
 
 /// A value that is no number.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +41,9 @@ pub fn first_non_finite(tensor: &GgufTensor) -> Result<Option<NonFinite>> {
             .into_par_iter()
             .map_init(Vec::new, |values, number| -> Result<Option<(usize, f32)>> {
                 let range = number * step..rows.min((number + 1) * step);
+                if raw_is_finite(tensor, range.clone()) {
+                    return Ok(None);
+                }
                 values.resize(range.len() * cols, 0.0f32);
                 tensor.read_rows(range.clone(), values)?;
                 let at = values.iter().position(|value| !value.is_finite());
@@ -63,10 +67,31 @@ pub fn first_non_finite(tensor: &GgufTensor) -> Result<Option<NonFinite>> {
     Ok(None)
 }
 
+/// Whether the stored bytes of rows show without decoding that all values are finite: of types that
+/// hold them one by one, the exponents that stand for NaN and infinity do not occur.
+fn raw_is_finite(tensor: &GgufTensor, rows: std::ops::Range<usize>) -> bool {
+    let Some(bytes) = tensor.raw_rows(rows) else { return false };
+    let halves = |mask: u16| {
+        let (values, _) = bytes.as_chunks::<2>();
+        // No early end: a loop without one is vectorised.
+        !values.iter().fold(false, |bad, v| bad | (u16::from_le_bytes(*v) & mask == mask))
+    };
+    match tensor.source_type {
+        StoredType::F16 => halves(0x7c00),
+        StoredType::BF16 => halves(0x7f80),
+        StoredType::F32 => {
+            let (values, _) = bytes.as_chunks::<4>();
+            let mask = 0x7f80_0000;
+            !values.iter().fold(false, |bad, v| bad | (u32::from_le_bytes(*v) & mask == mask))
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{SharedBytes, StoredTensor, StoredType};
+    use crate::tensor::{SharedBytes, StoredTensor};
 
     fn tensor(values: &[f32], shape: &[usize]) -> GgufTensor {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -83,5 +108,26 @@ mod tests {
         let found = first_non_finite(&tensor(&values, &[3, 500, 700])).unwrap().unwrap();
         assert_eq!(found.index, [1, 71, 423]);
         assert_eq!(found.to_string(), "t is -inf at [1, 71, 423]");
+    }
+
+    #[test]
+    fn every_plain_type_is_searched() {
+        for kind in [StoredType::F32, StoredType::F16, StoredType::BF16] {
+            for bad in [None, Some(f32::NAN), Some(f32::INFINITY), Some(f32::NEG_INFINITY)] {
+                let mut values = vec![60_000.0f32, -0.0, 1e-7, -60_000.0, 5e-5];
+                values.extend(bad);
+                values.push(1.0);
+                let mut bytes = vec![0; kind.row_bytes(values.len()).unwrap()];
+                crate::tensor::ggml::encode(kind, &values, &mut bytes);
+                let stored =
+                    StoredTensor::new(vec![values.len()], kind, SharedBytes::from_vec(bytes));
+                let found = first_non_finite(&GgufTensor::new("t", stored.unwrap())).unwrap();
+                assert_eq!(
+                    found.map(|found| found.index),
+                    bad.map(|_| vec![5]),
+                    "{kind:?} {bad:?}"
+                );
+            }
+        }
     }
 }

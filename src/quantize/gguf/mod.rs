@@ -18,6 +18,7 @@ mod tensor;
 
 pub use finite::{NonFinite, first_non_finite};
 pub use ggml_type::GgmlType;
+pub use hf::check_config;
 pub use level::Level;
 pub use model::{GgufModel, ModelShape, SourceOptions, open};
 pub use plan::QuantizePlan;

@@ -23,16 +23,33 @@ use crate::source::config_json::{Fields, refuse_quantized};
 use crate::source::hf;
 use crate::{Error, Result};
 
+/// Whether a model with that `config.json` can become a GGUF file: asked before its weights are
+/// downloaded.
+///
+/// # Errors
+/// [`Error::Unsupported`] if not, [`Error::ValidationFailed`] if the file is damaged.
+pub fn check_config(path: &Path) -> Result<()> {
+    let missing = || Error::model_not_found(format!("{} is missing", path.display()));
+    let text = hf::read_text(path, hf::MAX_CONFIG)?.ok_or_else(missing)?;
+    let root = parse(&text, path)?;
+    architectures::class(&root)?;
+    refuse_quantized(&root)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
+    match serde_json::from_str(text) {
+        Ok(Json::Object(root)) => Ok(root),
+        Ok(_) => Err(Error::damaged(path, "not a JSON object")),
+        Err(e) => Err(Error::damaged(path, format!("not valid JSON: {e}"))),
+    }
+}
+
 /// Opens a directory.
 pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufModel> {
     let config_path = directory.join("config.json");
     let text = hf::read_text(&config_path, hf::MAX_CONFIG)?
         .ok_or_else(|| hf::without_config(directory))?;
-    let root = match serde_json::from_str(&text) {
-        Ok(Json::Object(root)) => root,
-        Ok(_) => return Err(Error::damaged(&config_path, "not a JSON object")),
-        Err(e) => return Err(Error::damaged(&config_path, format!("not valid JSON: {e}"))),
-    };
+    let root = parse(&text, &config_path)?;
     let class = architectures::class(&root)?;
     refuse_quantized(&root)?;
     let root = with_text_config(root);
