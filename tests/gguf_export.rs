@@ -7,6 +7,9 @@
 //! - `round_trip`: directories against the files made from them: token ids and logits, with our own
 //!   reader and, where the environment names its library, with llama.cpp.
 //!
+//! - `others`: architectures that this crate does not run: llama.cpp on the files against
+//!   candle-transformers on the directories.
+//!
 //! `directories` makes the directories, `export` writes a model at full precision.
 
 #![expect(
@@ -26,7 +29,6 @@ mod export;
 #[path = "gguf_export/general.rs"]
 mod general;
 #[path = "sources/gguf_bytes.rs"]
-#[expect(dead_code, reason = "shared with the tests of the reader")]
 mod gguf_bytes;
 #[cfg(unix)]
 #[path = "gguf_export/llama.rs"]
@@ -35,6 +37,9 @@ mod llama;
 #[path = "parity/llama_library.rs"]
 #[expect(dead_code, reason = "shared with the tests of the decoder")]
 mod llama_library;
+#[cfg(unix)]
+#[path = "gguf_export/others.rs"]
+mod others;
 #[path = "gguf_export/round_trip.rs"]
 mod round_trip;
 #[path = "gguf_export/tokenizers.rs"]

@@ -218,16 +218,20 @@ fn scaled_positions_are_written_as_the_loader_reads_them() {
         "qwen2",
         &with(&[("rope.scaling.type", "linear".into()), ("rope.scaling.factor", 2.5f32.into())]),
     );
+    let yarn = parameters(json!({
+        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "beta_fast": 16,
+        "attention_factor": 1.138_629_436_111_989 * 1.5
+    }));
+    assert!(yarn.warnings.iter().any(|w| w.contains("`beta_fast` 16")), "{:?}", yarn.warnings);
     check_metadata(
-        &parameters(json!({
-            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
-            "beta_fast": 16
-        })),
+        &yarn,
         "qwen2",
         &with(&[
             ("rope.scaling.type", "yarn".into()),
             ("rope.scaling.factor", 4.0f32.into()),
             ("rope.scaling.original_context_length", 1024u32.into()),
+            // On top of 0.1 ln 4 + 1, which llama.cpp applies itself.
+            ("rope.scaling.attn_factor", 1.5f32.into()),
             ("rope.scaling.yarn_beta_fast", 16.0f32.into()),
         ]),
     );
@@ -601,6 +605,9 @@ fn what_would_be_wrong_is_refused() {
     let error = refused(&llama(json!({ "hidden_act": "gelu" })), &whole, "\"gelu\"");
     assert!(matches!(error, Error::Unsupported { .. }));
     refused(&llama(json!({ "quantization_config": { "quant_method": "gptq" } })), &whole, "gptq");
+    let mixture = json!({ "moe_intermediate_size": 32, "norm_topk_prob": false, "num_experts": 3 });
+    let mixture = config("Qwen3MoeForCausalLM", "qwen3_moe", &mixture);
+    refused(&mixture, &whole, "`norm_topk_prob` false");
     refused(&config("FalconForCausalLM", "falcon", &json!({})), &whole, "FalconForCausalLM");
     refused(
         &llama(json!({ "rope_scaling": { "rope_type": "wave", "factor": 2.0 } })),

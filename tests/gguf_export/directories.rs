@@ -132,27 +132,38 @@ pub(crate) fn config(class: &str, model_type: &str, more: &Value) -> Value {
 
 /// Names and shapes of a dense model with separate projections; `extra` per block.
 pub(crate) fn dense(head: bool, extra: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
-    let modules: [(&str, &[usize]); 9] = [
-        ("input_layernorm.weight", &[64]),
-        ("self_attn.q_proj.weight", &[64, 64]),
-        ("self_attn.k_proj.weight", &[32, 64]),
-        ("self_attn.v_proj.weight", &[32, 64]),
-        ("self_attn.o_proj.weight", &[64, 64]),
-        ("post_attention_layernorm.weight", &[64]),
-        ("mlp.gate_proj.weight", &[96, 64]),
-        ("mlp.up_proj.weight", &[96, 64]),
-        ("mlp.down_proj.weight", &[64, 96]),
-    ];
-    model(head, &[&modules[..], extra].concat())
+    model(head, &[&DENSE[..], extra].concat())
 }
+
+/// Modules of a block of a dense model, and their shapes.
+pub(crate) const DENSE: [(&str, &[usize]); 9] = [
+    ("input_layernorm.weight", &[64]),
+    ("self_attn.q_proj.weight", &[64, 64]),
+    ("self_attn.k_proj.weight", &[32, 64]),
+    ("self_attn.v_proj.weight", &[32, 64]),
+    ("self_attn.o_proj.weight", &[64, 64]),
+    ("post_attention_layernorm.weight", &[64]),
+    ("mlp.gate_proj.weight", &[96, 64]),
+    ("mlp.up_proj.weight", &[96, 64]),
+    ("mlp.down_proj.weight", &[64, 96]),
+];
 
 /// Names and shapes of a model with these modules in each of two blocks.
 pub(crate) fn model(head: bool, modules: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
+    model_of(2, head, modules)
+}
+
+/// Names and shapes of a model with these modules in each block.
+pub(crate) fn model_of(
+    blocks: usize,
+    head: bool,
+    modules: &[(&str, &[usize])],
+) -> Vec<(String, Vec<usize>)> {
     let mut list = vec![
         ("model.embed_tokens.weight".to_owned(), vec![ROWS, 64]),
         ("model.norm.weight".to_owned(), vec![64]),
     ];
-    for block in 0..2 {
+    for block in 0..blocks {
         list.extend(
             modules
                 .iter()

@@ -57,6 +57,7 @@ fn a_published_model_says_whose_it_is() {
         ("license.name", "rocket".into()),
         ("base_model.count", 1u32.into()),
         ("base_model.0.name", "Rocket 2 80K".into()),
+        ("base_model.0.version", "2".into()),
         ("base_model.0.organization", "Acme".into()),
         ("base_model.0.repo_url", "https://huggingface.co/acme/Rocket-2-80K".into()),
         ("tags", Array::of_strings(["chat", "text-generation"]).into()),

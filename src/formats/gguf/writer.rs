@@ -172,7 +172,7 @@ impl GgufWriter {
         for OpenFile { file, bytes, hash, .. } in files.into_iter().rev() {
             let path = file.target().to_path_buf();
             file.commit()?;
-            let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            let sha256 = format!("{:x}", hash.finalize());
             written.push(WrittenFile { path, bytes, sha256 });
         }
         written.reverse();

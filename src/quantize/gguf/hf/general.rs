@@ -34,7 +34,8 @@ impl General<'_> {
         self.sampling(&mut set);
 
         let (organization, model) = split_id(self.id);
-        let parts = names::parts(model, self.tensors.iter().map(|t| t.elements() as u64).sum());
+        let parameters = self.tensors.iter().map(|tensor| tensor.elements() as u64).sum();
+        let parts = names::parts(model, parameters);
         let stated = self.card.get("model_name").and_then(|names| names.first().cloned());
         set("name", stated.unwrap_or_else(|| names::title(model)).into());
         let organization = organization.filter(|_| self.provenance);
@@ -49,7 +50,7 @@ impl General<'_> {
             }
         }
         set("size_label", parts.size_label.unwrap_or_else(|| self.size_label()).into());
-        self.card(&mut set);
+        self.card(parameters, &mut set);
         if self.provenance {
             set("quantized_by", concat!("llm-quantize ", env!("CARGO_PKG_VERSION")).into());
             if organization.is_some() {
@@ -60,7 +61,7 @@ impl General<'_> {
         metadata
     }
 
-    fn card(&self, set: &mut impl FnMut(&str, Value)) {
+    fn card(&self, parameters: u64, set: &mut impl FnMut(&str, Value)) {
         let first = |key: &str| self.card.get(key).and_then(|values| values.first().cloned());
         for (key, name) in [
             ("license", "license"),
@@ -76,13 +77,22 @@ impl General<'_> {
             set("base_model.count", (models.len() as u32).into());
         }
         for (number, id) in models.iter().enumerate() {
+            let mut set_model = |key: &str, text: String| {
+                set(&format!("base_model.{number}.{key}"), text.into());
+            };
+            let id = id.strip_prefix("https://huggingface.co/").unwrap_or(id);
+            if id.contains("://") {
+                set_model("repo_url", id.to_owned());
+                continue;
+            }
             let (organization, model) = split_id(id);
-            set(&format!("base_model.{number}.name"), names::title(model).into());
+            set_model("name", names::title(model));
+            if let Some(version) = names::parts(model, parameters).version {
+                set_model("version", version);
+            }
             if let Some(organization) = organization {
-                let title = names::title(organization);
-                set(&format!("base_model.{number}.organization"), title.into());
-                let address = format!("https://huggingface.co/{id}");
-                set(&format!("base_model.{number}.repo_url"), address.into());
+                set_model("organization", names::title(organization));
+                set_model("repo_url", format!("https://huggingface.co/{id}"));
             }
         }
         let mut tags = self.card.get("tags").cloned().unwrap_or_default();

@@ -159,9 +159,9 @@ pub(super) fn title(name: &str) -> String {
         let mut after_letter = false;
         for c in word.chars() {
             if after_letter {
-                out.push(c)
+                out.push(c);
             } else {
-                out.extend(c.to_uppercase())
+                out.extend(c.to_uppercase());
             }
             after_letter = c.is_alphabetic();
         }

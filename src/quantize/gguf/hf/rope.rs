@@ -117,7 +117,7 @@ impl<'a> Rope<'a> {
                 let factors = self.llama3(scaling, sizes)?;
                 parts.tensors.push(vector("rope_freqs.weight", &factors)?);
             }
-            "yarn" => self.yarn(scaling, sizes, &mut parts.metadata)?,
+            "yarn" => self.yarn(scaling, sizes, &mut parts.metadata, warnings)?,
             "longrope" | "su" => {
                 // Lists that do not depend on the length are plain factors.
                 let (long, short) = (list(scaling, "long_factor")?, list(scaling, "short_factor")?);
@@ -166,6 +166,7 @@ impl<'a> Rope<'a> {
         scaling: &Fields,
         sizes: &Sizes,
         metadata: &mut IndexMap<&'static str, Value>,
+        warnings: &mut Vec<String>,
     ) -> Result<()> {
         let original = self.original_context.unwrap_or(sizes.context);
         let factor = match scaling.positive("factor")? {
@@ -176,9 +177,6 @@ impl<'a> Rope<'a> {
         metadata.insert("rope.scaling.factor", Value::from(factor as f32));
         let original = Value::from(original as u32);
         metadata.insert("rope.scaling.original_context_length", original);
-        if let Some(mix) = scaling.positive("extrapolation_factor")? {
-            metadata.insert("rope.scaling.yarn_ext_factor", Value::from(mix as f32));
-        }
         // llama.cpp multiplies with the scale of the paper, which the model's own one replaces.
         let of_paper =
             |mscale: f64| if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
@@ -194,14 +192,20 @@ impl<'a> Rope<'a> {
         };
         if let Some(attention) = attention {
             let more = (attention / of_paper(1.0)) as f32;
-            metadata.insert("rope.scaling.yarn_attn_factor", Value::from(more));
+            metadata.insert("rope.scaling.attn_factor", Value::from(more));
         }
-        for (key, name) in [
-            ("beta_fast", "rope.scaling.yarn_beta_fast"),
-            ("beta_slow", "rope.scaling.yarn_beta_slow"),
+        for (key, name, usual) in [
+            ("extrapolation_factor", "rope.scaling.yarn_ext_factor", 1.0),
+            ("beta_fast", "rope.scaling.yarn_beta_fast", 32.0),
+            ("beta_slow", "rope.scaling.yarn_beta_slow", 1.0),
         ] {
-            if let Some(beta) = scaling.positive(key)? {
-                metadata.insert(name, Value::from(beta as f32));
+            let Some(number) = scaling.positive(key)? else { continue };
+            metadata.insert(name, Value::from(number as f32));
+            if (number - usual).abs() > 1e-6 {
+                warnings.push(format!(
+                    "rotary scaling \"yarn\" with `{key}` {number}: llama.cpp uses {usual} for this \
+                     architecture"
+                ));
             }
         }
         Ok(())

@@ -174,6 +174,12 @@ fn refuse_variants(fields: &Fields, class: Class) -> Result<()> {
         if dense.is_some_and(|list| !list.is_empty()) || step.is_some_and(|step| step > 1) {
             return Err(unsupported(format!("{} with layers without experts", class.name)));
         }
+        // llama.cpp has one rule per architecture, and no key for another.
+        let rescaled = fields.flag("norm_topk_prob", false)?;
+        if rescaled != (class.kind == Kind::Qwen3Moe) {
+            let name = class.name;
+            return Err(unsupported(format!("{name} with `norm_topk_prob` {rescaled}")));
+        }
     }
     let dense = matches!(class.kind, Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3);
     if dense && fields.optional_size("num_local_experts", MAX_COUNT)?.is_some_and(|n| n > 1) {

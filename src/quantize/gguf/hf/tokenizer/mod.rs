@@ -37,20 +37,21 @@ pub(super) fn metadata(
     let mut set = |key: &str, value: Value| {
         metadata.insert(format!("tokenizer.ggml.{key}"), value);
     };
-    let (mut vocabulary, own, merges) = match sentence_piece(&files, kind, rows, warnings)? {
-        Some(SentencePiece { vocabulary, add_space_prefix, special }) => {
+    let (mut vocabulary, own, merges) =
+        if let Some(piece) = sentence_piece(&files, kind, rows, warnings)? {
+            let SentencePiece { vocabulary, add_space_prefix, special } = piece;
             set("model", "llama".into());
             set("pre", pre.unwrap_or("default").into());
-            let prefix = match kind.is_gemma() {
-                true => Some(false),
-                false => files.flag("add_prefix_space").or(add_space_prefix),
+            let prefix = if kind.is_gemma() {
+                Some(false)
+            } else {
+                files.flag("add_prefix_space").or(add_space_prefix)
             };
             if let Some(prefix) = prefix {
                 set("add_space_prefix", prefix.into());
             }
             (vocabulary, special, Vec::new())
-        }
-        None => {
+        } else {
             let (text, root) = byte_level_tokenizer(&files)?;
             set("model", "gpt2".into());
             set("pre", pre::name(&files, (text, root), pre, warnings)?.into());
@@ -59,14 +60,13 @@ pub(super) fn metadata(
                 byte_level::merges(&files, root)?.into_iter().map(byte_level::joined).collect();
             if root["pre_tokenizer"]["add_prefix_space"].as_bool() == Some(true) {
                 warnings.push(
-                    "the tokenizer puts a blank in front of texts, which llama.cpp does not do for \
-                     byte-level vocabularies"
-                        .to_owned(),
-                );
+                "the tokenizer puts a blank in front of texts, which llama.cpp does not do for \
+                 byte-level vocabularies"
+                    .to_owned(),
+            );
             }
             (vocabulary, [None; 4], merges)
-        }
-    };
+        };
     let has_scores = merges.is_empty();
     vocabulary.deduplicate(warnings);
     set("tokens", Array::of_strings(&vocabulary.tokens).into());

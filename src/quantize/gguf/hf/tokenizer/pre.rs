@@ -77,8 +77,7 @@ fn probe_hash(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<String> {
     tokenizer.with_padding(None);
     let encoding = tokenizer.encode_fast(PROBE, true)?;
     let ids: Vec<String> = encoding.get_ids().iter().map(u32::to_string).collect();
-    let hash = Sha256::digest(format!("[{}]", ids.join(", ")));
-    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:x}", Sha256::digest(format!("[{}]", ids.join(", ")))))
 }
 
 /// The first candidate with the same expressions and the same rule about whole words.

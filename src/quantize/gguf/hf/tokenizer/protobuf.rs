@@ -53,11 +53,12 @@ impl<'a> Message<'a> {
         Some(taken)
     }
 
-    /// Number and value of the next field; `Some(None)` at the end, `None` for what is no message.
-    fn next(&mut self) -> Option<Option<(u64, Field<'a>)>> {
-        if self.0.is_empty() {
-            return Some(None);
-        }
+    fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number and value of the next field; `None` for what is no message.
+    fn next(&mut self) -> Option<(u64, Field<'a>)> {
         let key = self.varint()?;
         let field = match key & 7 {
             0 => Field::Number(self.varint()?),
@@ -69,7 +70,7 @@ impl<'a> Message<'a> {
             5 => Field::Fixed32(self.take(4)?.try_into().ok()?),
             _ => return None,
         };
-        Some(Some((key >> 3, field)))
+        Some((key >> 3, field))
     }
 }
 
@@ -83,14 +84,14 @@ pub(super) fn parse(bytes: &[u8]) -> Option<SentencePieceModel> {
         special: [Some(0), Some(1), Some(2), None],
     };
     let mut message = Message(bytes);
-    while let Some((number, field)) = message.next()? {
-        match (number, field) {
+    while !message.is_at_end() {
+        match message.next()? {
             (1, Field::Bytes(bytes)) => model.pieces.push(piece(bytes)?),
             (2, Field::Bytes(bytes)) => trainer(bytes, &mut model)?,
             (3, Field::Bytes(bytes)) => {
                 let mut normalizer = Message(bytes);
-                while let Some((number, field)) = normalizer.next()? {
-                    if let (3, Field::Number(flag)) = (number, field) {
+                while !normalizer.is_at_end() {
+                    if let (3, Field::Number(flag)) = normalizer.next()? {
                         model.add_dummy_prefix = flag != 0;
                     }
                 }
@@ -104,8 +105,8 @@ pub(super) fn parse(bytes: &[u8]) -> Option<SentencePieceModel> {
 fn piece(bytes: &[u8]) -> Option<Piece> {
     let mut piece = Piece { text: String::new(), score: 0.0, kind: 1 };
     let mut message = Message(bytes);
-    while let Some((number, field)) = message.next()? {
-        match (number, field) {
+    while !message.is_at_end() {
+        match message.next()? {
             (1, Field::Bytes(text)) => piece.text = String::from_utf8(text.to_vec()).ok()?,
             (2, Field::Fixed32(score)) => piece.score = f32::from_le_bytes(score),
             (3, Field::Number(kind)) => {
@@ -119,11 +120,11 @@ fn piece(bytes: &[u8]) -> Option<Piece> {
 
 fn trainer(bytes: &[u8], model: &mut SentencePieceModel) -> Option<()> {
     let mut message = Message(bytes);
-    while let Some((number, field)) = message.next()? {
-        match (number, field) {
+    while !message.is_at_end() {
+        match message.next()? {
             // Unigram 1, BPE 2, word 3, char 4.
             (3, Field::Number(kind)) => model.is_bpe = kind == 2,
-            (40..=43, Field::Number(id)) => {
+            (number @ 40..=43, Field::Number(id)) => {
                 model.special[(number - 40) as usize] = u32::try_from(id).ok();
             }
             _ => {}

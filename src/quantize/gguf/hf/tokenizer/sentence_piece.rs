@@ -105,7 +105,7 @@ pub(super) fn from_json(
 }
 
 /// A score for each token that a merge makes: the place of its first merge, from above.
-fn scores<'a>(files: &TokenizerFiles, root: &'a Json) -> Result<HashMap<String, f32>> {
+fn scores(files: &TokenizerFiles, root: &Json) -> Result<HashMap<String, f32>> {
     let mut scores = HashMap::new();
     for (left, right) in merges(files, root)? {
         let place = scores.len() as f32;
