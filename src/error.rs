@@ -66,6 +66,17 @@ pub enum Error {
     /// A question was answered with no, or nobody was there to answer.
     #[error("{0}")]
     Cancelled(String),
+    /// An importance matrix is missing, damaged or of another model.
+    #[error("{}: {message}", path.display())]
+    Imatrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A level has tensors that are worthless without an importance matrix, and none was given.
+    #[error("{0}")]
+    ImatrixRequired(String),
     /// The compressed model writes nonsense.
     #[error("Model output coherence check failed (score: {score:.2})")]
     Coherence {
@@ -130,6 +141,11 @@ impl Error {
         Self::ValidationFailed { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
+    /// An importance matrix that cannot be used.
+    pub fn imatrix(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Imatrix { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
     /// A model that is not there, with the usual hint.
     pub fn model_not_found(message: impl Into<String>) -> Self {
         Self::ModelNotFound {
@@ -151,6 +167,7 @@ impl Error {
             Self::Checkpoint(_) => 7,
             Self::UnsupportedConversion(_) => 8,
             Self::Cancelled(_) => 9,
+            Self::Imatrix { .. } | Self::ImatrixRequired(_) => 10,
             Self::Coherence { .. } => 12,
             Self::Calibration(_) => 15,
             Self::Factorization { .. } => 20,
@@ -177,6 +194,7 @@ impl Error {
             Self::Checkpoint(_) => "CheckpointError",
             Self::UnsupportedConversion(_) => "UnsupportedConversionError",
             Self::Cancelled(_) => "CancelledError",
+            Self::Imatrix { .. } | Self::ImatrixRequired(_) => "ImportanceMatrixError",
             Self::Coherence { .. } => "CoherenceCheckFailed",
             Self::Calibration(_) => "CalibrationDataError",
             Self::Factorization { .. } => "FactorizationFailed",
@@ -227,8 +245,19 @@ impl Error {
             Self::Checkpoint(_) => {
                 "Run with the options of the interrupted run, or start over without --resume".into()
             }
-            Self::UnsupportedConversion(_) => "See `llm-quantize convert --help`".into(),
+            Self::UnsupportedConversion(_) => {
+                "See `llm-quantize quantize --help` for what can be written".into()
+            }
             Self::Cancelled(_) => "Pass --force to go on without the question".into(),
+            Self::Imatrix { .. } => {
+                "Give the importance matrix of this very model, made by llama-imatrix (GGUF or .dat)"
+                    .into()
+            }
+            Self::ImatrixRequired(_) => {
+                "Give --imatrix FILE (made by llama-imatrix), or choose a level that needs none, such \
+                 as Q2_K, Q3_K_S or TQ1_0"
+                    .into()
+            }
             Self::Coherence { .. } => "Compress at a higher --target-bpw".into(),
             Self::Calibration(_) => {
                 "Give a .txt, .json or .jsonl file with a `text` or `messages` field".into()

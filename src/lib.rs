@@ -26,6 +26,7 @@ pub mod inference;
 pub mod linalg;
 pub mod littlebit;
 pub mod progress;
+pub mod quantize;
 pub mod settings;
 pub mod source;
 pub mod tensor;

@@ -24,6 +24,7 @@ mod consistency;
 mod llama_cpp;
 #[cfg(unix)]
 #[path = "parity/llama_library.rs"]
+#[expect(dead_code, reason = "shared with the tests of written GGUF files")]
 mod llama_library;
 #[path = "parity/options.rs"]
 mod options;

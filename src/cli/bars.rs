@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::interrupt;
-use super::output::{Output, Verbosity, clock};
+use super::output::{Output, Verbosity, clock, human_bytes};
 use crate::progress::Progress;
 
 /// Seconds between two plain lines of a stage.
@@ -55,14 +55,18 @@ impl Bars {
     fn plain_line(stage: &Stage) -> String {
         let elapsed = stage.began.elapsed().as_secs();
         let percent = (stage.done * 100).checked_div(stage.total).unwrap_or(100).min(100);
-        let mut text = format!(
-            "{} {percent:3}% {}/{} {} [{} elapsed",
-            stage.name,
-            stage.done,
-            stage.total,
-            stage.unit,
-            clock(elapsed)
-        );
+        let counts = if stage.unit == "bytes" {
+            let rate = stage.done as f64 / stage.began.elapsed().as_secs_f64().max(1e-3);
+            format!(
+                "{}/{} {}/s",
+                human_bytes(stage.done),
+                human_bytes(stage.total),
+                human_bytes(rate as u64)
+            )
+        } else {
+            format!("{}/{} {}", stage.done, stage.total, stage.unit)
+        };
+        let mut text = format!("{} {percent:3}% {counts} [{} elapsed", stage.name, clock(elapsed));
         if stage.done > 0 && stage.done < stage.total {
             let left = stage.began.elapsed().as_secs_f64() / stage.done as f64
                 * (stage.total - stage.done) as f64;

@@ -77,6 +77,19 @@ impl AtomicFile {
         sync_folder(folder_of(&self.target))
     }
 
+    /// Flushes everything to the disk and says where it lies until [`commit`](Self::commit), so
+    /// that it can be checked before it gets the target's name.
+    pub(crate) fn sync(&mut self) -> Result<&Path> {
+        let target = self.target.clone();
+        self.writer()
+            .and_then(|writer| {
+                writer.flush()?;
+                writer.get_ref().sync_all()
+            })
+            .map_err(|e| Error::io(&target, e))?;
+        Ok(&self.temporary)
+    }
+
     fn writer(&mut self) -> io::Result<&mut BufWriter<File>> {
         self.writer.as_mut().ok_or_else(|| io::Error::other("the file is already committed"))
     }

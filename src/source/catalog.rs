@@ -121,7 +121,7 @@ fn carries_nothing(name: &str) -> bool {
 }
 
 /// The first few names and how many more there are.
-pub(super) fn some_of(names: &[&str]) -> String {
+pub(crate) fn some_of(names: &[&str]) -> String {
     const SHOWN: usize = 4;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     match names.len().saturating_sub(SHOWN) {

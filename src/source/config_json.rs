@@ -231,7 +231,7 @@ pub(super) fn unsupported(message: String) -> Error {
     Error::Unsupported { message, suggestion: SUPPORTED.to_owned() }
 }
 
-fn refuse_quantized(root: &Map<String, Value>) -> Result<()> {
+pub(crate) fn refuse_quantized(root: &Map<String, Value>) -> Result<()> {
     let Some(Value::Object(quantization)) = root.get("quantization_config") else {
         return Ok(());
     };
@@ -340,28 +340,28 @@ fn whole(value: &Value) -> Option<u64> {
 }
 
 /// Typed access to a JSON object with messages that name file, key and value.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
     path: &'a Path,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(map: &'a Map<String, Value>, path: &'a Path) -> Self {
+    pub(crate) fn new(map: &'a Map<String, Value>, path: &'a Path) -> Self {
         Self { map, path }
     }
 
     /// Another object of the same file.
-    pub(super) fn with<'b>(&'b self, map: &'b Map<String, Value>) -> Fields<'b> {
+    pub(crate) fn with<'b>(&'b self, map: &'b Map<String, Value>) -> Fields<'b> {
         Fields::new(map, self.path)
     }
 
     /// The value of a key, null included.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key)
     }
 
     /// The object under a key.
-    pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Fields::new(map, self.path))),
@@ -369,11 +369,12 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn damaged(&self, message: String) -> Error {
+    pub(crate) fn damaged(&self, message: String) -> Error {
         Error::damaged(self.path, message)
     }
 
-    fn optional_integer(&self, key: &str, most: u64) -> Result<Option<usize>> {
+    /// A whole number, if there is one.
+    pub(crate) fn optional_integer(&self, key: &str, most: u64) -> Result<Option<usize>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
@@ -387,19 +388,20 @@ impl<'a> Fields<'a> {
     }
 
     /// A positive whole number, if there is one.
-    pub(super) fn optional_size(&self, key: &str, most: u64) -> Result<Option<usize>> {
+    pub(crate) fn optional_size(&self, key: &str, most: u64) -> Result<Option<usize>> {
         match self.optional_integer(key, most)? {
             Some(0) => Err(self.damaged(format!("`{key}` is 0"))),
             other => Ok(other),
         }
     }
 
-    fn size(&self, key: &str, most: u64) -> Result<usize> {
+    /// A positive whole number that must be there.
+    pub(crate) fn size(&self, key: &str, most: u64) -> Result<usize> {
         self.optional_size(key, most)?.ok_or_else(|| self.damaged(format!("`{key}` is missing")))
     }
 
     /// A finite number above zero, if there is one.
-    pub(super) fn positive(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_f64() {
@@ -409,7 +411,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -417,7 +419,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),

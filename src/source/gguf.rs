@@ -74,7 +74,7 @@ fn part_path(path: &Path, stem: &str, number: u16, count: u16) -> PathBuf {
 }
 
 /// The file, or all parts of the set that it belongs to, in order.
-fn open_parts(path: &Path) -> Result<Vec<GgufFile>> {
+pub(crate) fn open_parts(path: &Path) -> Result<Vec<GgufFile>> {
     let file = GgufFile::open(path)?;
     let count = match file.metadata.get("split.count") {
         None | Some(Value::U16(0 | 1)) => return Ok(vec![file]),
@@ -116,7 +116,7 @@ fn open_parts(path: &Path) -> Result<Vec<GgufFile>> {
     Ok(parts)
 }
 
-fn model_name(path: &Path) -> String {
+pub(crate) fn model_name(path: &Path) -> String {
     match split_name(path) {
         Some((stem, _)) => stem,
         None => path

@@ -17,8 +17,8 @@ use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
 
 /// Caps on text files, far above the largest real ones.
-const MAX_CONFIG: u64 = 16 << 20;
-const MAX_TOKENIZER: u64 = 512 << 20;
+pub(crate) const MAX_CONFIG: u64 = 16 << 20;
+pub(crate) const MAX_TOKENIZER: u64 = 512 << 20;
 const MAX_HEADER: usize = 100 << 20;
 
 /// Refuses a model by its `config.json` alone, before its weights are there.
@@ -48,10 +48,7 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
         merge_end_tokens(directory, &generation, &mut parsed, &mut text);
     }
 
-    let mut tensors = IndexMap::new();
-    for shard in shards(directory)? {
-        read_shard(&shard, &mut tensors)?;
-    }
+    let tensors = read_tensors(directory)?;
     let mut weights = IndexMap::with_capacity(tensors.len());
     let mut refused = BTreeMap::new();
     for (name, tensor) in tensors {
@@ -89,7 +86,7 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
 }
 
 /// The text of a file, `None` if there is no such file.
-fn read_text(path: &Path, most: u64) -> Result<Option<String>> {
+pub(crate) fn read_text(path: &Path, most: u64) -> Result<Option<String>> {
     use std::io::Read;
 
     let file = match std::fs::File::open(path) {
@@ -107,7 +104,7 @@ fn read_text(path: &Path, most: u64) -> Result<Option<String>> {
 }
 
 /// A file that the model works without: when it cannot be read, that is a warning.
-fn optional_text(
+pub(crate) fn optional_text(
     directory: &Path,
     name: &str,
     most: u64,
@@ -122,7 +119,7 @@ fn optional_text(
     }
 }
 
-fn without_config(directory: &Path) -> Error {
+pub(crate) fn without_config(directory: &Path) -> Error {
     let names = file_names(directory);
     let with = |suffix: &str| {
         names.iter().filter(|name| name.ends_with(suffix)).map(String::as_str).collect::<Vec<_>>()
@@ -305,8 +302,17 @@ fn without_weights(directory: &Path, names: &BTreeSet<String>) -> Error {
     }
 }
 
+/// All tensors of a directory by name, in file order.
+pub(crate) fn read_tensors(directory: &Path) -> Result<IndexMap<String, ShardTensor>> {
+    let mut tensors = IndexMap::new();
+    for shard in shards(directory)? {
+        read_shard(&shard, &mut tensors)?;
+    }
+    Ok(tensors)
+}
+
 /// A tensor that can be read, or the name of its type.
-type ShardTensor = std::result::Result<StoredTensor, String>;
+pub(crate) type ShardTensor = std::result::Result<StoredTensor, String>;
 
 /// Maps a file and adds its tensors, in the order of their data.
 fn read_shard(path: &Path, tensors: &mut IndexMap<String, ShardTensor>) -> Result<()> {
@@ -444,7 +450,7 @@ fn tokenizer_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Opti
 }
 
 /// `org/name` for a snapshot in the hub's cache, else the directory's own name.
-fn model_name(directory: &Path) -> String {
+pub(crate) fn model_name(directory: &Path) -> String {
     let full = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
     let cached = full.components().rev().find_map(|part| {
         let repository = part.as_os_str().to_str()?.strip_prefix("models--")?;

@@ -52,6 +52,9 @@ const COMPANIONS: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "README.md",
 ];
 /// An index names every tensor once; the largest known ones have some ten megabytes.
 const MAX_INDEX_BYTES: u64 = 256 << 20;

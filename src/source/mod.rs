@@ -12,7 +12,7 @@ mod gguf_tokenizer;
 pub mod hf;
 pub mod hub;
 pub mod names;
-mod pre_tokenizers;
+pub(crate) mod pre_tokenizers;
 mod text_pieces;
 pub mod tokenizer;
 

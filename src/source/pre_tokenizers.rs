@@ -7,19 +7,19 @@
 
 /// A pre-tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PreTokenizer {
+pub(crate) struct PreTokenizer {
     /// Applied in order; the words of GPT-2 are spelled [`GPT2`].
-    pub(super) splits: &'static [&'static str],
+    pub(crate) splits: &'static [&'static str],
     /// A word that is a token as a whole is not merged from its bytes.
-    pub(super) ignore_merges: bool,
+    pub(crate) ignore_merges: bool,
     /// Text starts with the BOS token unless the file says otherwise.
-    pub(super) add_bos: bool,
+    pub(crate) add_bos: bool,
     /// Text is put into Unicode normal form C first.
-    pub(super) nfc: bool,
+    pub(crate) nfc: bool,
 }
 
 /// The words of GPT-2, which the `ByteLevel` pre-tokenizer knows by itself.
-pub(super) const GPT2: &str =
+pub(crate) const GPT2: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 const DIGIT: &str = r"\p{N}";
@@ -117,7 +117,7 @@ pub(super) const DEFAULT: PreTokenizer =
     splits(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]);
 
 /// The pre-tokenizer of that name.
-pub(super) fn by_name(name: &str) -> Option<PreTokenizer> {
+pub(crate) fn by_name(name: &str) -> Option<PreTokenizer> {
     Some(match name {
         "default" => DEFAULT,
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"

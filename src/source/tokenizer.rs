@@ -275,7 +275,7 @@ fn frame(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<(Vec<u32>, Vec
 }
 
 /// A special token of `tokenizer_config.json`: a text, or an object with `content`.
-pub(super) fn special_token(config: &Value, name: &str) -> Option<String> {
+pub(crate) fn special_token(config: &Value, name: &str) -> Option<String> {
     let token = config.get(name)?;
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }

@@ -26,6 +26,20 @@ pub enum StoredType {
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ1_S,
+    IQ1_M,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
+    IQ4_NL,
+    IQ4_XS,
+    TQ1_0,
+    TQ2_0,
+    Q1_0,
+    Q2_0,
+    MXFP4,
 }
 
 impl StoredType {
@@ -45,6 +59,20 @@ impl StoredType {
             Self::Q4_K => (256, 144),
             Self::Q5_K => (256, 176),
             Self::Q6_K => (256, 210),
+            Self::IQ1_S => (256, 50),
+            Self::IQ1_M => (256, 56),
+            Self::IQ2_XXS => (256, 66),
+            Self::IQ2_XS => (256, 74),
+            Self::IQ2_S => (256, 82),
+            Self::IQ3_XXS => (256, 98),
+            Self::IQ3_S => (256, 110),
+            Self::IQ4_NL => (32, 18),
+            Self::IQ4_XS => (256, 136),
+            Self::TQ1_0 => (256, 54),
+            Self::TQ2_0 => (256, 66),
+            Self::Q1_0 => (128, 18),
+            Self::Q2_0 => (64, 18),
+            Self::MXFP4 => (32, 17),
         }
     }
 
@@ -55,12 +83,20 @@ impl StoredType {
         if columns.is_multiple_of(values) { (columns / values).checked_mul(bytes) } else { None }
     }
 
-    /// The type with blocks of 32 that llama.cpp writes instead of one with blocks of 256 where
+    /// The type with blocks of 32 that llama.cpp writes instead of one with larger blocks where
     /// rows do not fill those.
     #[must_use]
     pub const fn narrower(self) -> Option<Self> {
         match self {
-            Self::Q2_K | Self::Q3_K => Some(Self::Q4_0),
+            Self::IQ1_S
+            | Self::IQ1_M
+            | Self::IQ2_XXS
+            | Self::IQ2_XS
+            | Self::IQ2_S
+            | Self::IQ3_XXS
+            | Self::IQ3_S
+            | Self::IQ4_XS => Some(Self::IQ4_NL),
+            Self::Q2_0 | Self::Q2_K | Self::Q3_K | Self::TQ1_0 | Self::TQ2_0 => Some(Self::Q4_0),
             Self::Q4_K => Some(Self::Q5_0),
             Self::Q5_K => Some(Self::Q5_1),
             Self::Q6_K => Some(Self::Q8_0),
@@ -92,11 +128,25 @@ impl StoredType {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::IQ1_S => "IQ1_S",
+            Self::IQ1_M => "IQ1_M",
+            Self::IQ2_XXS => "IQ2_XXS",
+            Self::IQ2_XS => "IQ2_XS",
+            Self::IQ2_S => "IQ2_S",
+            Self::IQ3_XXS => "IQ3_XXS",
+            Self::IQ3_S => "IQ3_S",
+            Self::IQ4_NL => "IQ4_NL",
+            Self::IQ4_XS => "IQ4_XS",
+            Self::TQ1_0 => "TQ1_0",
+            Self::TQ2_0 => "TQ2_0",
+            Self::Q1_0 => "Q1_0",
+            Self::Q2_0 => "Q2_0",
+            Self::MXFP4 => "MXFP4",
         }
     }
 
     /// All types, in the order of the enum.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 27] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -110,6 +160,20 @@ impl StoredType {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::IQ1_S,
+        Self::IQ1_M,
+        Self::IQ2_XXS,
+        Self::IQ2_XS,
+        Self::IQ2_S,
+        Self::IQ3_XXS,
+        Self::IQ3_S,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::Q1_0,
+        Self::Q2_0,
+        Self::MXFP4,
     ];
 
     /// The type of that name, in any case.

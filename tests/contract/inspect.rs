@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::common::{Workspace, json, stdout, tiny_model};
 use super::compress::QualityDocument;
+use super::handmade::Handmade;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -221,6 +222,61 @@ struct InfoDocument {
     torch_dtype: String,
     size_bytes: u64,
     non_finite: Option<Vec<serde_json::Value>>,
+    file_type: Option<String>,
+    tensor_types: Vec<TypeRow>,
+    runtimes: Vec<String>,
+    tensors: Option<Vec<TensorRow>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TypeRow {
+    r#type: String,
+    tensors: usize,
+    weights: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TensorRow {
+    name: String,
+    r#type: String,
+    shape: Vec<usize>,
+    bytes: u64,
+}
+
+/// A GGUF file that this crate has no forward pass for: its level, types and tensors are shown, and
+/// a NaN is found.
+#[test]
+fn info_looks_into_gguf_files_of_any_architecture() {
+    let workspace = Workspace::new();
+    let model = Handmade { layers: 2, width: 256, broken: Some("blk.1.ffn_up.weight") };
+    model.write(&workspace.path("m.gguf"));
+    let bytes = std::fs::read(workspace.path("m.gguf")).unwrap();
+    let at = bytes.windows(5).position(|window| window == b"llama").unwrap();
+    let mut other = bytes.clone();
+    other[at..at + 5].copy_from_slice(b"whale");
+    std::fs::write(workspace.path("other.gguf"), other).unwrap();
+    let info: InfoDocument =
+        json(&workspace.succeed(&["--format", "json", "info", "other.gguf", "--tensors"]));
+    assert_eq!((info.architecture.as_str(), info.format.as_str()), ("whale", "gguf"));
+    assert!(info.file_type.is_none() && info.runtimes[0].starts_with("llama.cpp"));
+    let found = info.non_finite.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0]["tensor"], "blk.1.ffn_up.weight");
+    assert_eq!(found[0]["first_index"], 0);
+    let tensors = info.tensors.unwrap();
+    assert_eq!(tensors.len(), 2 + 2 * 9);
+    let up = tensors.iter().find(|tensor| tensor.name == "blk.1.ffn_up.weight").unwrap();
+    assert_eq!((up.r#type.as_str(), up.bytes), ("F16", 512 * 256 * 2));
+    assert_eq!(up.shape, [512, 256]);
+    assert_eq!(info.tensor_types.len(), 2);
+    let halves = &info.tensor_types[0];
+    assert_eq!((halves.r#type.as_str(), halves.tensors), ("F16", 1 + 2 * 7));
+    assert_eq!(halves.bytes, halves.weights * 2);
+    let text = stdout(&workspace.succeed(&["info", "other.gguf", "--skip-scan"]));
+    assert!(text.contains("Types:") && text.contains("Runs in:"), "{text}");
 }
 
 #[test]

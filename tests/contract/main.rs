@@ -4,7 +4,9 @@
 //! - `common`: a private folder and a way to run the binary
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
 //! - `errors`: every exit code, provoked by a real cause
+//! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
+//! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
 //! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
 //! - `recovery`: tuning and distillation after factorization
 //! - `resume`: checkpoints, kills, Ctrl-C
@@ -16,7 +18,11 @@ mod common;
 mod compress;
 mod docs;
 mod errors;
+#[path = "../quantize/handmade.rs"]
+mod handmade;
 mod inspect;
+mod quantize;
+mod quantize_resume;
 mod recipe;
 mod recovery;
 mod resume;

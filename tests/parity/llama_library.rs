@@ -42,6 +42,18 @@ struct Batch {
     logits: *mut i8,
 }
 
+/// `llama_model_imatrix_data`.
+#[repr(C)]
+struct Importance {
+    name: *const c_char,
+    data: *const f32,
+    size: usize,
+}
+
+/// Where `llama_model_quantize_params` has the pointer to the importance matrix: after four numbers
+/// and six flags.
+const IMPORTANCE: usize = 24;
+
 /// The library.
 pub(crate) struct LlamaCpp {
     llama: Library,
@@ -119,11 +131,41 @@ impl LlamaCpp {
 
     /// Writes the model `from` to `to` with all matrices as `file_type`.
     pub(crate) fn write(&self, from: &Path, to: &Path, file_type: i32) {
+        self.quantize(from, to, file_type, &[]);
+    }
+
+    /// Quantizes the model `from` to `to`: the level of `file_type`, with the importance of columns
+    /// by tensor name if there is any.
+    pub(crate) fn quantize(
+        &self,
+        from: &Path,
+        to: &Path,
+        file_type: i32,
+        importance: &[(String, Vec<f32>)],
+    ) {
         let mut parameters = self.defaults(b"llama_model_quantize_default_params");
         parameters.set(4, file_type);
         parameters.0[16] = 1; // allow_requantize
+        let names: Vec<CString> =
+            importance.iter().map(|(name, _)| CString::new(name.as_str()).unwrap()).collect();
+        let mut entries: Vec<Importance> = names
+            .iter()
+            .zip(importance)
+            .map(|(name, (_, values))| Importance {
+                name: name.as_ptr(),
+                data: values.as_ptr(),
+                size: values.len(),
+            })
+            .collect();
+        entries.push(Importance { name: std::ptr::null(), data: std::ptr::null(), size: 0 });
+        if !importance.is_empty() {
+            assert_eq!(parameters.0[IMPORTANCE..IMPORTANCE + 8], [0; 8], "another structure");
+            parameters.0[IMPORTANCE..IMPORTANCE + 8]
+                .copy_from_slice(&(entries.as_ptr() as usize).to_ne_bytes());
+        }
         let (from, to) = (c_path(from), c_path(to));
-        // SAFETY: both paths end in zero, and the parameters are the library's own.
+        // SAFETY: both paths end in zero, the parameters are the library's own, and the list of
+        // importances ends in an entry without a name and outlives the call.
         let status = unsafe {
             let quantize: Symbol<
                 unsafe extern "C" fn(*const c_char, *const c_char, *const Opaque) -> u32,
@@ -131,6 +173,58 @@ impl LlamaCpp {
             quantize(from.as_ptr(), to.as_ptr(), &raw const parameters)
         };
         assert_eq!(status, 0, "llama_model_quantize failed");
+    }
+
+    /// Whether the library can load a model, and the token ids of texts by its tokenizer, special
+    /// tokens around them as the file says.
+    pub(crate) fn token_ids(&self, model: &Path, texts: &[&str]) -> Option<Vec<Vec<u32>>> {
+        let path = c_path(model);
+        // SAFETY: the signatures are those of llama.h; the buffer has room for as many tokens as it
+        // says, and a text is passed with its length.
+        unsafe {
+            let llama = &self.llama;
+            let load: Symbol<unsafe extern "C" fn(*const c_char, Opaque) -> *mut c_void> =
+                llama.get(b"llama_model_load_from_file").unwrap();
+            let model = load(path.as_ptr(), self.defaults(b"llama_model_default_params"));
+            if model.is_null() {
+                return None;
+            }
+            let get_vocab: Symbol<unsafe extern "C" fn(*const c_void) -> *const c_void> =
+                llama.get(b"llama_model_get_vocab").unwrap();
+            let tokenize: Symbol<
+                unsafe extern "C" fn(
+                    *const c_void,
+                    *const c_char,
+                    i32,
+                    *mut i32,
+                    i32,
+                    bool,
+                    bool,
+                ) -> i32,
+            > = llama.get(b"llama_tokenize").unwrap();
+            let vocab = get_vocab(model);
+            let ids = texts
+                .iter()
+                .map(|text| {
+                    let mut buffer = vec![0i32; text.len() + 8];
+                    let count = tokenize(
+                        vocab,
+                        text.as_ptr().cast(),
+                        i32::try_from(text.len()).unwrap(),
+                        buffer.as_mut_ptr(),
+                        i32::try_from(buffer.len()).unwrap(),
+                        true,
+                        true,
+                    );
+                    buffer.truncate(usize::try_from(count).unwrap());
+                    buffer.into_iter().map(|id| u32::try_from(id).unwrap()).collect()
+                })
+                .collect();
+            let free: Symbol<unsafe extern "C" fn(*mut c_void)> =
+                llama.get(b"llama_model_free").unwrap();
+            free(model);
+            Some(ids)
+        }
     }
 
     /// Logits of every token, `[tokens][vocab]`.

@@ -1,6 +1,7 @@
 //! What can be typed. These structures hold exactly that; checks of values happen in the library.
 
 pub(crate) mod littlebit;
+pub(crate) mod quantize;
 
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::output::{OutputFormat, Verbosity};
 use littlebit::LittlebitCommand;
+use quantize::QuantizeArgs;
 
 /// Make language models small, measure what it cost, run the result.
 #[derive(Debug, Parser)]
@@ -33,6 +35,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Quantize a model to another format, at any level of llama.cpp
+    Quantize(Box<QuantizeArgs>),
     /// Compress below one bit per weight by binary low-rank factorization
     Littlebit {
         #[command(subcommand)]
@@ -94,6 +98,10 @@ pub(crate) enum DeviceArg {
 pub(crate) struct InfoArgs {
     /// Local directory, GGUF file, .littlebit file, or hub id (org/name[@revision])
     pub(crate) model: String,
+
+    /// List every tensor with its type, shape and size
+    #[arg(long)]
+    pub(crate) tensors: bool,
 
     /// Do not read the weights to look for NaN and Inf
     #[arg(long)]

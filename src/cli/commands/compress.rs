@@ -1,7 +1,6 @@
 //! `littlebit compress`.
 
-use std::path::Path;
-
+use super::resume_command;
 use crate::cli::args::littlebit::{
     CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
 };
@@ -182,26 +181,6 @@ fn output_name(args: &CompressArgs, model: &str) -> String {
     if stem.ends_with(".littlebit") { stem.into() } else { format!("{stem}.littlebit") }
 }
 
-/// The command line of this process with `--resume` and the checkpoint directory.
-fn resume_command(directory: &Path) -> String {
-    let mut words: Vec<String> =
-        std::env::args_os().map(|word| quote(&word.to_string_lossy())).collect();
-    if !words.iter().any(|w| w == "--resume" || w.starts_with("--resume=")) {
-        words.extend(["--resume".into(), quote(&directory.to_string_lossy())]);
-    }
-    words.join(" ")
-}
-
-/// A word as a POSIX shell reads it back.
-fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 impl Report for CompressionReport {
     fn human(&self) -> String {
         let planned = self.status == "planned";
@@ -308,18 +287,5 @@ impl CompressionReport {
             ));
         }
         line
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quote;
-
-    #[test]
-    fn words_survive_a_shell() {
-        assert_eq!(quote("--target-bpw=0.5"), "--target-bpw=0.5");
-        assert_eq!(quote("my model"), "'my model'");
-        assert_eq!(quote("it's"), r"'it'\''s'");
-        assert_eq!(quote(""), "''");
     }
 }

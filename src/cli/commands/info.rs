@@ -1,5 +1,7 @@
 //! `info MODEL`: shape, size and health of a model.
 
+use std::path::Path;
+
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -7,8 +9,12 @@ use crate::cli::args::InfoArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, grouped, human_bytes};
 use crate::cli::{Context, Failure, models};
+use crate::formats::detect::{self, PathKind};
+use crate::formats::gguf::GgufFile;
 use crate::progress::Progress;
-use crate::source::{LocalModel, Weight};
+use crate::quantize::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
+use crate::source::{LocalModel, ModelFormat, Weight};
+use crate::{Error, Result, quantize, source};
 
 #[derive(Debug, Serialize)]
 struct InfoReport {
@@ -27,6 +33,14 @@ struct InfoReport {
     size_bytes: u64,
     /// Tensors with NaN or Inf; `null` when the weights were not read.
     non_finite: Option<Vec<NonFinite>>,
+    /// The level that a GGUF file names.
+    file_type: Option<String>,
+    tensor_types: Vec<TypeRow>,
+    /// What can load it.
+    runtimes: Vec<&'static str>,
+    /// With `--tensors`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<TensorRow>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,11 +50,72 @@ struct NonFinite {
     value: String,
 }
 
+#[derive(Debug, Serialize)]
+struct TypeRow {
+    r#type: String,
+    tensors: usize,
+    weights: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct TensorRow {
+    name: String,
+    r#type: String,
+    shape: Vec<usize>,
+    bytes: u64,
+}
+
 pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     let progress = Bars::new(&context.output);
-    let model = models::open(&args.model, &args.hub, context, &progress)?;
-    let non_finite = (!args.skip_scan).then(|| scan(&model, &progress));
-    context.output.result(&InfoReport {
+    let check = |config: &Path| crate::source::hf::check_supported(config);
+    let (path, name) = models::locate(&args.model, &args.hub, context, &check, &progress)?;
+    let is_gguf = detect::path_kind(&path)? == PathKind::Gguf;
+    let mut report = match source::open_local(&path) {
+        Ok(model) => of_model(&model, is_gguf, args, &progress)?,
+        // A GGUF file of an architecture that this crate does not run can still be looked at.
+        Err(Error::Unsupported { .. }) if is_gguf => of_gguf(&path, args, &progress)?,
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(name) = name {
+        report.model_name = name;
+    }
+    context.output.result(&report);
+    Ok(())
+}
+
+/// Of a model that this crate can run.
+fn of_model(
+    model: &LocalModel,
+    is_gguf: bool,
+    args: &InfoArgs,
+    progress: &dyn Progress,
+) -> Result<InfoReport> {
+    model.warnings.iter().for_each(|warning| progress.warn(warning));
+    let tensors = if is_gguf {
+        gguf_tensors(&quantize::gguf::open(&model.path, &SourceOptions::default())?)
+    } else {
+        model
+            .weights
+            .iter()
+            .map(|(name, weight)| TensorRow {
+                name: name.clone(),
+                r#type: match weight {
+                    Weight::Stored(tensor) => tensor.dtype.name().into(),
+                    Weight::Factorized(_) => "binary factors".into(),
+                },
+                shape: weight.shape(),
+                bytes: weight.stored_bytes() as u64,
+            })
+            .collect()
+    };
+    let mut runtimes = vec!["llm-quantize"];
+    match model.format {
+        ModelFormat::Gguf => runtimes.push("llama.cpp and what is built on it"),
+        ModelFormat::HuggingFace => runtimes.push("transformers, vLLM"),
+        ModelFormat::LittleBit => {}
+    }
+    Ok(InfoReport {
         parameter_count: model.parameter_count(),
         size_bytes: model.weight_bytes(),
         path: model.path.display().to_string(),
@@ -53,10 +128,96 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
         vocab_size: model.config.vocab_size,
         max_position_embeddings: model.config.max_positions,
         torch_dtype: model.config.torch_dtype.clone(),
-        model_name: model.name,
+        model_name: model.name.clone(),
+        non_finite: (!args.skip_scan).then(|| scan(model, progress)),
+        file_type: file_type(model.format, &model.path)?,
+        tensor_types: histogram(&tensors),
+        runtimes,
+        tensors: args.tensors.then_some(tensors),
+    })
+}
+
+/// Of a GGUF file of any other architecture.
+fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<InfoReport> {
+    let model = quantize::gguf::open(path, &SourceOptions::default())?;
+    let mut non_finite = None;
+    if !args.skip_scan {
+        progress.start("Scanning", model.tensors.len() as u64, "tensors");
+        let mut found = Vec::new();
+        for tensor in &model.tensors {
+            if let Some(bad) = first_non_finite(tensor)? {
+                let first_index = bad
+                    .index
+                    .iter()
+                    .zip(&tensor.shape)
+                    .fold(0, |flat, (index, size)| flat * size + index);
+                let value = bad.value.to_string();
+                found.push(NonFinite { tensor: bad.tensor, first_index, value });
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        non_finite = Some(found);
+    }
+    let tensors = gguf_tensors(&model);
+    Ok(InfoReport {
+        parameter_count: model.parameters(),
+        size_bytes: model.source_bytes,
+        path: path.display().to_string(),
+        format: ModelFormat::Gguf.name(),
+        architecture: model.architecture.clone(),
+        hidden_size: model.shape.hidden,
+        num_layers: model.shape.layers,
+        num_heads: model.shape.heads,
+        num_key_value_heads: model.shape.kv_heads,
+        vocab_size: model.shape.vocabulary,
+        max_position_embeddings: usize::try_from(model.shape.context).unwrap_or(usize::MAX),
+        torch_dtype: model.source_dtype.clone(),
         non_finite,
-    });
-    Ok(())
+        file_type: file_type(ModelFormat::Gguf, path)?,
+        tensor_types: histogram(&tensors),
+        runtimes: vec!["llama.cpp and what is built on it, if it knows the architecture"],
+        tensors: args.tensors.then_some(tensors),
+        model_name: model.name,
+    })
+}
+
+/// What a GGUF file calls itself.
+fn file_type(format: ModelFormat, path: &Path) -> Result<Option<String>> {
+    if format != ModelFormat::Gguf {
+        return Ok(None);
+    }
+    let number = GgufFile::open(path)?.u32("general.file_type")?;
+    Ok(number.map(|number| {
+        Level::from_file_type(number)
+            .map_or_else(|| format!("unknown ({number})"), |level| level.name().to_owned())
+    }))
+}
+
+fn gguf_tensors(model: &GgufModel) -> Vec<TensorRow> {
+    let row = |tensor: &GgufTensor| TensorRow {
+        name: tensor.name.clone(),
+        r#type: tensor.source_type.name().into(),
+        shape: tensor.shape.clone(),
+        bytes: tensor.source_bytes(),
+    };
+    model.tensors.iter().map(row).collect()
+}
+
+/// How much there is of each type, the largest part first.
+fn histogram(tensors: &[TensorRow]) -> Vec<TypeRow> {
+    let mut rows: Vec<TypeRow> = Vec::new();
+    for tensor in tensors {
+        let at = rows.iter().position(|row| row.r#type == tensor.r#type).unwrap_or_else(|| {
+            rows.push(TypeRow { r#type: tensor.r#type.clone(), tensors: 0, weights: 0, bytes: 0 });
+            rows.len() - 1
+        });
+        rows[at].tensors += 1;
+        rows[at].weights += tensor.shape.iter().map(|&size| size as u64).product::<u64>();
+        rows[at].bytes += tensor.bytes;
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    rows
 }
 
 /// Reads every stored tensor once. Factorized layers hold only signs and scales that were checked
@@ -105,6 +266,21 @@ impl Report for InfoReport {
         row("Context:", format!("{} tokens", self.max_position_embeddings));
         row("Dtype:", self.torch_dtype.clone());
         row("Size:", format!("{} ({})", human_bytes(self.size_bytes), self.format));
+        if let Some(level) = &self.file_type {
+            row("Level:", level.clone());
+        }
+        for (i, count) in self.tensor_types.iter().enumerate() {
+            row(
+                if i == 0 { "Types:" } else { "" },
+                format!(
+                    "{:<14} {:>5} tensors {:>10}",
+                    count.r#type,
+                    count.tensors,
+                    human_bytes(count.bytes)
+                ),
+            );
+        }
+        row("Runs in:", self.runtimes.join("; "));
         row(
             "NaN/Inf:",
             match &self.non_finite {
@@ -118,6 +294,21 @@ impl Report for InfoReport {
                 "  {}: {} at element {}\n",
                 item.tensor, item.value, item.first_index
             ));
+        }
+        if let Some(tensors) = &self.tensors {
+            out.push_str(&format!(
+                "\n{:<44} {:<14} {:<20} {:>14}\n",
+                "Tensor", "Type", "Shape", "Bytes"
+            ));
+            for tensor in tensors {
+                let shape = format!("{:?}", tensor.shape);
+                out.push_str(&format!(
+                    "{:<44} {:<14} {shape:<20} {:>14}\n",
+                    tensor.name,
+                    tensor.r#type,
+                    grouped(tensor.bytes)
+                ));
+            }
         }
         out
     }

@@ -4,6 +4,7 @@ mod compress;
 pub(super) mod generate;
 pub(super) mod info;
 mod littlebit_info;
+pub(super) mod quantize;
 mod validate;
 
 use std::path::Path;
@@ -40,4 +41,37 @@ pub(super) fn man(directory: Option<&Path>) -> Result<(), Failure> {
         Output::print_plain(&String::from_utf8_lossy(&page));
     }
     Ok(())
+}
+
+/// The command line of this process with `--resume` and the checkpoint directory.
+fn resume_command(directory: &Path) -> String {
+    let mut words: Vec<String> =
+        std::env::args_os().map(|word| quote(&word.to_string_lossy())).collect();
+    if !words.iter().any(|w| w == "--resume" || w.starts_with("--resume=")) {
+        words.extend(["--resume".into(), quote(&directory.to_string_lossy())]);
+    }
+    words.join(" ")
+}
+
+/// A word as a POSIX shell reads it back.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quote("--target-bpw=0.5"), "--target-bpw=0.5");
+        assert_eq!(quote("my model"), "'my model'");
+        assert_eq!(quote("it's"), r"'it'\''s'");
+        assert_eq!(quote(""), "''");
+    }
 }

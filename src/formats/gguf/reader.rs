@@ -12,10 +12,10 @@ use crate::formats::detect::GGUF_MAGIC;
 use crate::tensor::{SharedBytes, StoredTensor};
 use crate::{Error, Result};
 
-const DEFAULT_ALIGNMENT: usize = 32;
-const MAX_KEY_BYTES: usize = 65_535;
+pub(super) const DEFAULT_ALIGNMENT: usize = 32;
+pub(super) const MAX_KEY_BYTES: usize = 65_535;
 /// ggml keeps names in 64 bytes with a terminator.
-const MAX_NAME_BYTES: usize = 63;
+pub(super) const MAX_NAME_BYTES: usize = 63;
 const MAX_DIMENSIONS: u32 = 4;
 
 /// A tensor of the directory.

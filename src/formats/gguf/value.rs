@@ -1,4 +1,5 @@
-//! Metadata values. Arrays keep their bytes in the mapped file: a vocabulary is not copied.
+//! Metadata values, read and made. Arrays keep their bytes as the file has them, mapped if they were
+//! read: a vocabulary is not copied.
 
 use crate::tensor::SharedBytes;
 
@@ -116,6 +117,86 @@ impl Value {
             Self::F64(_) => ValueType::F64,
         }
     }
+
+    /// Appends type and value as a file holds them after the key.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend((self.kind() as u32).to_le_bytes());
+        match self {
+            Self::U8(value) => out.push(*value),
+            Self::I8(value) => out.extend(value.to_le_bytes()),
+            Self::U16(value) => out.extend(value.to_le_bytes()),
+            Self::I16(value) => out.extend(value.to_le_bytes()),
+            Self::U32(value) => out.extend(value.to_le_bytes()),
+            Self::I32(value) => out.extend(value.to_le_bytes()),
+            Self::F32(value) => out.extend(value.to_le_bytes()),
+            Self::Bool(value) => out.push(u8::from(*value)),
+            Self::String(value) => encode_string(value.as_bytes(), out),
+            Self::Array(list) => {
+                out.extend((list.element as u32).to_le_bytes());
+                out.extend((list.length as u64).to_le_bytes());
+                out.extend_from_slice(&list.bytes);
+            }
+            Self::U64(value) => out.extend(value.to_le_bytes()),
+            Self::I64(value) => out.extend(value.to_le_bytes()),
+            Self::F64(value) => out.extend(value.to_le_bytes()),
+        }
+    }
+
+    /// The number, if this is an integer of any type that fits.
+    #[must_use]
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::U8(value) => Some(u64::from(*value)),
+            Self::U16(value) => Some(u64::from(*value)),
+            Self::U32(value) => Some(u64::from(*value)),
+            Self::U64(value) => Some(*value),
+            Self::I8(value) => u64::try_from(*value).ok(),
+            Self::I16(value) => u64::try_from(*value).ok(),
+            Self::I32(value) => u64::try_from(*value).ok(),
+            Self::I64(value) => u64::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+
+    /// The text, if this is a string.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Two values are the same if a file would hold the same bytes for them: a NaN equals itself.
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        self.encode(&mut ours);
+        other.encode(&mut theirs);
+        ours == theirs
+    }
+}
+
+/// Appends a length and that many bytes.
+pub(super) fn encode_string(text: &[u8], out: &mut Vec<u8>) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend_from_slice(text);
+}
+
+macro_rules! value_from {
+    ($($source:ty => $variant:ident),* $(,)?) => {$(
+        impl From<$source> for Value {
+            fn from(value: $source) -> Self {
+                Self::$variant(value.into())
+            }
+        }
+    )*};
+}
+
+value_from! {
+    u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, f32 => F32, bool => Bool,
+    u64 => U64, i64 => I64, f64 => F64, String => String, &str => String, Array => Array,
 }
 
 /// A list of values of one type.
@@ -130,6 +211,59 @@ pub struct Array {
 }
 
 impl Array {
+    /// A list of strings, which need not be UTF-8.
+    pub fn of_strings<T: AsRef<[u8]>>(texts: impl IntoIterator<Item = T>) -> Self {
+        let (mut bytes, mut strings) = (Vec::new(), Vec::new());
+        for text in texts {
+            let text = text.as_ref();
+            encode_string(text, &mut bytes);
+            strings.push((bytes.len() - text.len(), text.len()));
+        }
+        Self {
+            element: ValueType::String,
+            length: strings.len(),
+            bytes: SharedBytes::from_vec(bytes),
+            strings,
+        }
+    }
+
+    fn of_numbers<const N: usize>(
+        element: ValueType,
+        numbers: impl Iterator<Item = [u8; N]>,
+    ) -> Self {
+        let bytes: Vec<u8> = numbers.flatten().collect();
+        Self {
+            element,
+            length: bytes.len() / N,
+            bytes: SharedBytes::from_vec(bytes),
+            strings: Vec::new(),
+        }
+    }
+
+    /// A list of f32.
+    #[must_use]
+    pub fn of_f32(numbers: &[f32]) -> Self {
+        Self::of_numbers(ValueType::F32, numbers.iter().map(|n| n.to_le_bytes()))
+    }
+
+    /// A list of i32.
+    #[must_use]
+    pub fn of_i32(numbers: &[i32]) -> Self {
+        Self::of_numbers(ValueType::I32, numbers.iter().map(|n| n.to_le_bytes()))
+    }
+
+    /// A list of u32.
+    #[must_use]
+    pub fn of_u32(numbers: &[u32]) -> Self {
+        Self::of_numbers(ValueType::U32, numbers.iter().map(|n| n.to_le_bytes()))
+    }
+
+    /// A list of truth values.
+    #[must_use]
+    pub fn of_bool(flags: &[bool]) -> Self {
+        Self::of_numbers(ValueType::Bool, flags.iter().map(|flag| [u8::from(*flag)]))
+    }
+
     /// Type of the elements; never an array.
     #[must_use]
     pub fn element(&self) -> ValueType {

@@ -139,7 +139,7 @@ fn level(value: f32, top: i32) -> u8 {
 
 /// Low bits of 32 levels, value `i` beside value `i + 16`.
 #[inline(always)]
-fn put_low_bits(levels: &[u8; 32], bytes: &mut [u8]) {
+pub(super) fn put_low_bits(levels: &[u8; 32], bytes: &mut [u8]) {
     for (i, byte) in bytes.iter_mut().enumerate() {
         *byte = levels[i] & 15 | (levels[i + 16] & 15) << 4;
     }
@@ -147,7 +147,7 @@ fn put_low_bits(levels: &[u8; 32], bytes: &mut [u8]) {
 
 /// The word of fifth bits, then the low bits.
 #[inline(always)]
-fn put_five_bits(levels: &[u8; 32], bytes: &mut [u8]) {
+pub(super) fn put_five_bits(levels: &[u8; 32], bytes: &mut [u8]) {
     let fifth = |word: u32, (i, level): (usize, &u8)| word | u32::from(level >> 4) << i;
     let word = levels.iter().enumerate().fold(0, fifth);
     bytes[..4].copy_from_slice(&word.to_le_bytes());

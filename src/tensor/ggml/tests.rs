@@ -1,15 +1,27 @@
-//! Against ggml's encoders and the decoders of the `gguf` package (tests/fixtures/ggml).
+//! Against ggml's encoders and decoders (tests/fixtures/ggml).
 
 #![expect(clippy::float_cmp, reason = "the claim is that values are equal")]
 
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::*;
 
 const INPUTS: &[u8] = include_bytes!("../../../tests/fixtures/ggml/inputs.bin");
-const BLOCKS: &[u8] = include_bytes!("../../../tests/fixtures/ggml/blocks.bin");
-const MANIFEST: &str = include_str!("../../../tests/fixtures/ggml/manifest.json");
+const IMPORTANCE: &[u8] = include_bytes!("../../../tests/fixtures/ggml/importance.bin");
+const EXPECTED: &str = include_str!("../../../tests/fixtures/ggml/expected.tsv");
+const NAMES: [&str; 11] = [
+    "gauss",
+    "heavy",
+    "outlier",
+    "positive",
+    "zeros_mixed",
+    "constant",
+    "tiny",
+    "ternary",
+    "ties",
+    "real_up",
+    "real_down",
+];
 const ROWS: usize = 4;
 const COLS: usize = 1024;
 
@@ -25,75 +37,82 @@ fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-fn manifest() -> Value {
-    serde_json::from_str(MANIFEST).unwrap()
-}
-
-fn input(manifest: &Value, name: &str) -> Vec<f32> {
-    let index = manifest["inputs"].as_array().unwrap().iter().position(|n| n == name).unwrap();
-    let bytes = &INPUTS[index * ROWS * COLS * 4..][..ROWS * COLS * 4];
+fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-fn encode_rows(dtype: StoredType, values: &[f32]) -> Vec<u8> {
-    let row_bytes = dtype.row_bytes(COLS).unwrap();
-    let mut bytes = vec![0xaa; ROWS * row_bytes];
-    for (row, out) in values.chunks_exact(COLS).zip(bytes.chunks_exact_mut(row_bytes)) {
-        encode(dtype, row, out);
-    }
-    bytes
+/// The first `cols` columns of an input, `[ROWS, cols]`.
+fn input(name: &str, cols: usize) -> Vec<f32> {
+    let index = NAMES.iter().position(|n| *n == name).unwrap();
+    let values = floats(&INPUTS[index * ROWS * COLS * 4..][..ROWS * COLS * 4]);
+    values.chunks_exact(COLS).flat_map(|row| row[..cols].to_vec()).collect()
+}
+
+/// A line of the expected results.
+struct Case {
+    dtype: StoredType,
+    input: &'static str,
+    importance: bool,
+    cols: usize,
+    bytes: &'static str,
+    values: &'static str,
+}
+
+fn cases(what: &str) -> impl Iterator<Item = Case> {
+    EXPECTED.lines().filter_map(move |line| {
+        let fields: Vec<&str> = line.split('\t').collect();
+        (fields[0] == what).then(|| Case {
+            dtype: StoredType::from_name(fields[1]).unwrap(),
+            input: fields[2],
+            importance: fields[3] == "yes",
+            cols: fields[4].parse().unwrap(),
+            bytes: fields[5],
+            values: fields[6],
+        })
+    })
 }
 
 #[test]
-fn encoders_write_the_bytes_of_ggml() {
-    let manifest = manifest();
-    let mut compared = 0;
-    for entry in manifest["entries"].as_array().unwrap() {
-        let dtype = StoredType::from_name(entry["type"].as_str().unwrap()).unwrap();
-        if !can_encode(dtype) {
-            continue;
+fn encoders_and_decoders_agree_with_ggml() {
+    let importance = floats(IMPORTANCE);
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for case in cases("encode").filter(|case| can_encode(case.dtype)) {
+        let values = input(case.input, case.cols);
+        let mut bytes = vec![0xaa; ROWS * case.dtype.row_bytes(case.cols).unwrap()];
+        let importance = case.importance.then_some(&importance[..case.cols]);
+        encode_rows(case.dtype, &values, case.cols, importance, &mut bytes);
+        let mut decoded = vec![f32::NAN; values.len()];
+        decode(case.dtype, &bytes, &mut decoded);
+        if sha256(&bytes) != case.bytes || sha256(&le_bytes(&decoded)) != case.values {
+            let matrix = if case.importance { "with" } else { "without" };
+            wrong.push(format!("{} {} {matrix} {}", case.dtype.name(), case.input, case.cols));
         }
-        let name = entry["input"].as_str().unwrap();
-        let bytes = encode_rows(dtype, &input(&manifest, name));
-        if let Some(at) = entry["offset"].as_u64() {
-            let expected = &BLOCKS[at as usize..][..bytes.len()];
-            let first = bytes.iter().zip(expected).position(|(a, b)| a != b);
-            assert_eq!(first, None, "{name} {}: first differing byte", dtype.name());
-        }
-        assert_eq!(
-            sha256(&bytes),
-            entry["encoded_sha256"].as_str().unwrap(),
-            "{name} {}",
-            dtype.name()
-        );
         compared += 1;
     }
-    assert_eq!(compared, 77, "seven types for eleven inputs");
+    assert!(wrong.is_empty(), "{} of {compared} differ: {wrong:#?}", wrong.len());
+    assert_eq!(compared, 990, "types, inputs and widths with and without importance");
 }
 
 #[test]
-fn decoders_give_the_values_of_the_gguf_package() {
-    let manifest = manifest();
+fn decoders_read_every_code_as_ggml_does() {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8 & 0xbf
+    };
+    let random: Vec<u8> = (0..16 * 210).map(|_| next()).collect();
     let mut compared = 0;
-    for entry in manifest["entries"].as_array().unwrap() {
-        let Some(at) = entry["offset"].as_u64() else { continue };
-        let dtype = StoredType::from_name(entry["type"].as_str().unwrap()).unwrap();
-        let bytes = &BLOCKS[at as usize..][..entry["bytes"].as_u64().unwrap() as usize];
-        let mut values = vec![f32::NAN; ROWS * COLS];
-        decode(dtype, bytes, &mut values);
-        for (value, expected) in values.iter().zip(entry["decoded_start"].as_array().unwrap()) {
-            assert_eq!(*value, expected.as_f64().unwrap() as f32, "{}", dtype.name());
-        }
-        assert_eq!(
-            sha256(&le_bytes(&values)),
-            entry["decoded_sha256"].as_str().unwrap(),
-            "{} of {}",
-            dtype.name(),
-            entry["input"]
-        );
+    for case in cases("decode").filter(|case| can_decode(case.dtype)) {
+        let bytes = &random[..case.dtype.row_bytes(case.cols).unwrap()];
+        assert_eq!(sha256(bytes), case.bytes, "{}: input", case.dtype.name());
+        let mut values = vec![f32::NAN; case.cols];
+        decode(case.dtype, bytes, &mut values);
+        assert_eq!(sha256(&le_bytes(&values)), case.values, "{}", case.dtype.name());
         compared += 1;
     }
-    assert_eq!(compared, 40, "ten types for four inputs");
+    assert_eq!(compared, StoredType::ALL.len() - 3);
 }
 
 /// Every f16 there is, against the definition of the format, at both alignments.
@@ -149,9 +168,10 @@ fn plain_types_survive_a_round_trip() {
     assert_eq!(read, [1.0, 1.0 + 2.0 / 1024.0, f32::INFINITY]);
 }
 
-/// The vector build must not change a bit; NaN and infinities must not panic.
+/// Every build of the encoders and decoders gives the same bytes and values; NaN and infinities
+/// must not panic.
 #[test]
-fn vector_build_gives_the_bits_of_the_portable_one() {
+fn vector_builds_give_the_bits_of_the_portable_one() {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = move || {
         state ^= state << 13;
@@ -159,27 +179,94 @@ fn vector_build_gives_the_bits_of_the_portable_one() {
         state ^= state << 17;
         state
     };
-    for dtype in StoredType::ALL {
-        let bytes: Vec<u8> =
-            (0..dtype.row_bytes(2048).unwrap()).map(|_| (next() >> 32) as u8).collect();
-        let (mut fast, mut portable) = (vec![0.0f32; 2048], vec![0.0f32; 2048]);
-        decode(dtype, &bytes, &mut fast);
-        decode_portable(dtype, &bytes, &mut portable);
-        for (i, (a, b)) in fast.iter().zip(&portable).enumerate() {
-            assert!(
-                a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
-                "{} value {i}: {a} {b}",
-                dtype.name()
-            );
-        }
-        if can_encode(dtype) {
-            let mut values: Vec<f32> =
-                (0..2048).map(|_| (next() as i32) as f32 / 2.0f32.powi(31)).collect();
-            (values[3], values[300], values[700]) = (f32::NAN, f32::INFINITY, 1e38);
-            let (mut fast, mut portable) = (bytes.clone(), bytes.clone());
-            encode(dtype, &values, &mut fast);
-            encode_portable(dtype, &values, &mut portable);
-            assert_eq!(fast, portable, "{}", dtype.name());
+    let mut uniform = move || (next() as i32) as f32 / 2.0f32.powi(31);
+    // A row with an odd number of super-blocks for each kind of value.
+    let cols = 11 * 256;
+    let mut rows: Vec<Vec<f32>> = vec![vec![0.0; cols], vec![-0.37; cols], vec![0.37; cols]];
+    rows.push((0..cols).map(|_| uniform() * 1e-39).collect());
+    rows.push((0..cols).map(|_| uniform() * 1e38).collect());
+    rows.push((0..cols).map(|i| if i % 61 < 30 { 0.0 } else { uniform() }).collect());
+    rows.push(
+        (0..cols).map(|i| uniform().powi(5) * [1.0, 40.0][usize::from(i % 37 == 0)]).collect(),
+    );
+    rows.push((0..cols).map(|_| (uniform() * 8.0).round() / 8.0).collect());
+    let finite = rows.len();
+    let mut broken: Vec<f32> = (0..cols).map(|_| uniform()).collect();
+    (broken[3], broken[300], broken[700], broken[1300]) =
+        (f32::NAN, f32::INFINITY, 1e38, f32::NEG_INFINITY);
+    rows.push(broken);
+    let even: Vec<f32> = (0..cols).map(|_| uniform().abs()).collect();
+    let sparse: Vec<f32> = even.iter().map(|w| if *w < 0.3 { 0.0 } else { *w }).collect();
+    for dtype in StoredType::ALL.into_iter().filter(|dtype| can_encode(*dtype)) {
+        let length = dtype.row_bytes(cols).unwrap();
+        for (r, row) in rows.iter().enumerate() {
+            for importance in [None, Some(&even[..]), Some(&sparse[..])] {
+                if importance.is_none() && importance_use(dtype) == ImportanceUse::Required {
+                    continue;
+                }
+                let mut portable = vec![0xaa; length];
+                encode_with::<lanes::Portable>(dtype, row, importance, &mut portable);
+                let mut used = vec![0x55; length];
+                encode_row(dtype, row, importance, &mut used);
+                #[cfg(target_arch = "x86_64")]
+                if std::is_x86_feature_detected!("avx2") {
+                    let mut bytes = vec![0x55; length];
+                    // SAFETY: the processor has AVX2.
+                    unsafe { encode_avx2(dtype, row, importance, &mut bytes) };
+                    if r < finite {
+                        assert!(bytes == portable, "{} row {r}: AVX2", dtype.name());
+                    }
+                }
+                if r < finite {
+                    assert!(used == portable, "{} row {r}", dtype.name());
+                }
+                let (mut fast, mut slow) = (vec![0.0f32; cols], vec![0.0f32; cols]);
+                decode(dtype, &used, &mut fast);
+                decode_portable(dtype, &used, &mut slow);
+                for (a, b) in fast.iter().zip(&slow) {
+                    assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+                }
+            }
         }
     }
+}
+
+#[test]
+fn importance_is_used_ignored_or_required_as_stated() {
+    let values = input("heavy", COLS);
+    let importance = floats(IMPORTANCE);
+    for dtype in StoredType::ALL.into_iter().filter(|dtype| can_encode(*dtype)) {
+        let row = &values[..COLS];
+        let mut with = vec![0; dtype.row_bytes(COLS).unwrap()];
+        let mut without = with.clone();
+        encode_row(dtype, row, Some(&importance), &mut with);
+        let plain = std::panic::catch_unwind(move || {
+            encode_row(dtype, row, None, &mut without);
+            without
+        });
+        let found = match plain {
+            Err(_) => ImportanceUse::Required,
+            Ok(without) if without == with => ImportanceUse::Ignored,
+            Ok(_) => ImportanceUse::Optional,
+        };
+        assert_eq!(found, importance_use(dtype), "{}", dtype.name());
+    }
+}
+
+#[test]
+fn rows_in_parallel_are_the_rows_one_by_one() {
+    let importance = floats(IMPORTANCE);
+    let values: Vec<f32> = NAMES.iter().flat_map(|name| input(name, COLS)).collect();
+    for dtype in [StoredType::Q4_K, StoredType::Q5_0, StoredType::F16] {
+        let row_bytes = dtype.row_bytes(COLS).unwrap();
+        let mut together = vec![0; values.len() / COLS * row_bytes];
+        encode_rows(dtype, &values, COLS, Some(&importance), &mut together);
+        for (row, bytes) in values.chunks_exact(COLS).zip(together.chunks_exact(row_bytes)) {
+            let mut alone = vec![0; row_bytes];
+            encode_row(dtype, row, Some(&importance), &mut alone);
+            assert!(alone == bytes, "{}", dtype.name());
+        }
+    }
+    encode_rows(StoredType::Q4_K, &[], COLS, None, &mut []);
+    encode_rows(StoredType::F32, &[], 0, None, &mut []);
 }

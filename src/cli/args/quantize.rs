@@ -1,0 +1,156 @@
+//! Arguments of `quantize`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::HubArgs;
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("goal").required(true).args(["quant_level", "target_size", "target_bpw"]))]
+pub(crate) struct QuantizeArgs {
+    /// Model path (HF Hub ID, local directory or GGUF file)
+    pub(crate) model: String,
+
+    /// Output format
+    #[arg(value_enum, value_name = "OUTPUT_FORMAT")]
+    pub(crate) output_format: TargetFormat,
+
+    /// Level: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, Q2_K, IQ4_NL, IQ1_S, TQ1_0,
+    /// … in any case, or 4bit, 8bit, ternary (docs/quantize.md has all)
+    #[arg(long, short = 'q', value_name = "LEVEL")]
+    pub(crate) quant_level: Option<String>,
+
+    /// Output directory
+    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
+    pub(crate) output_dir: PathBuf,
+
+    /// Output filename [default: from model and level]
+    #[arg(long, short = 'n', value_name = "TEXT")]
+    pub(crate) output_name: Option<String>,
+
+    /// Print tensors, types, sizes and the total, exact to the byte, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Processor threads [default: all]
+    #[arg(long, short = 't', value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Disable checkpoints
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) no_checkpoints: bool,
+
+    /// Checkpoint directory [default: LLM_QUANTIZE_CHECKPOINT_DIR, else ./.checkpoint]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+
+    /// Resume from checkpoint
+    #[arg(long, value_name = "PATH")]
+    pub(crate) resume: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) types: TypeArgs,
+
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+}
+
+/// Which type each tensor gets.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Types")]
+pub(crate) struct TypeArgs {
+    /// Importance matrix of the model (GGUF or .dat, as llama-imatrix writes them)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) imatrix: Option<PathBuf>,
+
+    /// Type for tensors whose name the pattern is found in; repeatable, the first one that is found
+    /// wins
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pub(crate) tensor_type: Vec<String>,
+
+    /// Type of the output matrix, also where the embeddings serve as one
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) output_tensor_type: Option<String>,
+
+    /// Type of the token embeddings
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) token_embedding_type: Option<String>,
+
+    /// The level's base type for every tensor, without its mix
+    #[arg(long)]
+    pub(crate) pure: bool,
+
+    /// Leave the output matrix as it is
+    #[arg(long)]
+    pub(crate) leave_output_tensor: bool,
+
+    /// Quantize tensors that are quantized already, at a loss
+    #[arg(long)]
+    pub(crate) allow_requantize: bool,
+
+    /// Choose types by measured error so that the files fit a size (500MB, 4GB, …)
+    #[arg(long, value_name = "SIZE", value_parser = super::byte_size)]
+    pub(crate) target_size: Option<u64>,
+
+    /// Choose types by measured error so that the files take that many bits per weight
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    pub(crate) target_bpw: Option<f64>,
+}
+
+/// What the file says and how it is split.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "File")]
+pub(crate) struct FileArgs {
+    /// Pre-tokenizer to write instead of the one that is found (llama-bpe, qwen2, …)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pre: Option<String>,
+
+    /// Set a metadata value; TYPE is int, float, bool or str; repeatable
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub(crate) override_kv: Vec<String>,
+
+    /// Leave out where the model and the importance matrix come from
+    #[arg(long)]
+    pub(crate) no_provenance: bool,
+
+    /// Largest size of a file (2GB, …); more are written where one would be larger
+    #[arg(long, value_name = "SIZE", value_parser = super::byte_size)]
+    pub(crate) split_max_size: Option<u64>,
+}
+
+/// Options of formats and steps that this version does not have.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Calibration (awq, gptq and smoothquant; not in this version)")]
+pub(crate) struct CalibrationArgs {
+    /// Custom calibration dataset
+    #[arg(long, value_name = "PATH")]
+    pub(crate) calibration_data: Option<PathBuf>,
+
+    /// Number of calibration samples
+    #[arg(long, value_name = "INT")]
+    pub(crate) calibration_samples: Option<usize>,
+
+    /// Weights that share a scale
+    #[arg(long, value_name = "INT")]
+    pub(crate) group_size: Option<i64>,
+}
+
+/// Formats of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetFormat {
+    /// One file for llama.cpp and everything built on it
+    Gguf,
+    /// Not in this version
+    Awq,
+    /// Not in this version
+    Gptq,
+    /// Not in this version
+    Smoothquant,
+}

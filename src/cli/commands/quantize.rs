@@ -1,0 +1,295 @@
+//! `quantize`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::resume_command;
+use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
+use crate::cli::bars::Bars;
+use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::{Context, Failure, interrupt, models};
+use crate::formats::gguf::Value;
+use crate::formats::imatrix::ImportanceMatrix;
+use crate::progress::Progress;
+use crate::quantize::gguf::mix::{Overrides, parse_type};
+use crate::quantize::gguf::{
+    Checkpoints, GgufModel, Goal, Level, QuantizeReport, QuantizeRequest, SourceOptions,
+    check_config, execute, plan,
+};
+use crate::{Error, Result};
+
+pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
+    let began = Instant::now();
+    refuse_what_is_missing(args)?;
+    let goal = goal(args)?;
+    let overrides = overrides(args)?;
+    let override_kv =
+        args.file.override_kv.iter().map(|text| parse_override(text)).collect::<Result<_>>()?;
+    models::limit_threads(args.threads)?;
+    let progress = Bars::new(&context.output);
+    let importance = args.types.imatrix.as_deref().map(ImportanceMatrix::open).transpose()?;
+    let options = SourceOptions {
+        pre: args.file.pre.clone(),
+        provenance: !args.file.no_provenance,
+        override_kv,
+    };
+    let (path, name) = models::locate(&args.model, &args.hub, context, &check_config, &progress)?;
+    let mut model = crate::quantize::gguf::open(&path, &options)?;
+    if let Some(name) = name {
+        model.name = name;
+    }
+    let checkpoint_dir =
+        args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    let request = QuantizeRequest {
+        goal,
+        overrides,
+        importance,
+        allow_requantize: args.types.allow_requantize,
+        provenance: !args.file.no_provenance,
+        output: args.output_dir.join(output_name(args, &model, goal)),
+        split_max: args.file.split_max_size,
+        resume_command: (!args.no_checkpoints)
+            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
+        checkpoints: if args.no_checkpoints {
+            Checkpoints::Off
+        } else if let Some(folder) = &args.resume {
+            Checkpoints::Resume(folder.clone())
+        } else {
+            Checkpoints::Under(checkpoint_dir)
+        },
+    };
+    interrupt::install();
+    let plan = plan::plan(&model, &request, &progress)?;
+    if args.dry_run {
+        context.output.result(&QuantizeReport::planned(&model, &plan, &request));
+        return Ok(());
+    }
+    plan.warnings.iter().for_each(|warning| progress.warn(warning));
+    execute::refuse(&model, &plan, &source_files(&path), &request, &progress)?;
+    let outcome = execute::execute(&model, &plan, &request, &progress)?;
+    let seconds = began.elapsed().as_secs_f64();
+    context.output.result(&QuantizeReport::finished(&model, &plan, &request, &outcome, seconds));
+    Ok(())
+}
+
+/// Formats, levels and options of the contract that do not exist yet: named, never ignored.
+fn refuse_what_is_missing(args: &QuantizeArgs) -> Result<()> {
+    if args.output_format != TargetFormat::Gguf {
+        let name = format!("{:?}", args.output_format).to_lowercase();
+        return Err(Error::UnsupportedConversion(format!(
+            "this version does not write {name}; it writes gguf"
+        )));
+    }
+    if args.quant_level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("dynamic")) {
+        return Err(Error::UnsupportedConversion(
+            "this version has no level `dynamic`; --target-size or --target-bpw choose types by \
+             measured error"
+                .into(),
+        ));
+    }
+    let calibration = &args.calibration;
+    for (option, given) in [
+        ("--calibration-data", calibration.calibration_data.is_some()),
+        ("--calibration-samples", calibration.calibration_samples.is_some()),
+        ("--group-size", calibration.group_size.is_some()),
+    ] {
+        if given {
+            return Err(Error::InvalidArgument(format!(
+                "{option} does nothing for gguf: importance is given with --imatrix, and groups are \
+                 those of the level"
+            )));
+        }
+    }
+    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
+        return Err(Error::InvalidArgument(
+            "--output-name is a file name; use --output-dir for the folder".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn goal(args: &QuantizeArgs) -> Result<Goal> {
+    match (&args.quant_level, args.types.target_size, args.types.target_bpw) {
+        (Some(level), None, None) => Ok(Goal::Level(Level::parse(level)?)),
+        (None, Some(bytes), None) => Ok(Goal::Bytes(bytes)),
+        (None, None, Some(bits)) if bits.is_finite() && bits > 0.0 => Ok(Goal::BitsPerWeight(bits)),
+        (None, None, Some(bits)) => {
+            Err(Error::InvalidArgument(format!("--target-bpw {bits} must be above 0")))
+        }
+        _ => Err(Error::InvalidArgument(
+            "give one of --quant-level, --target-size and --target-bpw".into(),
+        )),
+    }
+}
+
+fn overrides(args: &QuantizeArgs) -> Result<Overrides> {
+    let types = &args.types;
+    let mut overrides = Overrides::default();
+    overrides.output = types.output_tensor_type.as_deref().map(parse_type).transpose()?;
+    overrides.embedding = types.token_embedding_type.as_deref().map(parse_type).transpose()?;
+    overrides.pure = types.pure;
+    overrides.leave_output = types.leave_output_tensor;
+    for text in &types.tensor_type {
+        overrides.add(text)?;
+    }
+    if types.pure && args.quant_level.is_none() {
+        return Err(Error::InvalidArgument("--pure goes with --quant-level".into()));
+    }
+    Ok(overrides)
+}
+
+/// Reads `KEY=TYPE:VALUE`. Integers become u32, as in llama.cpp.
+fn parse_override(text: &str) -> Result<(String, Value)> {
+    let wrong = |what: &str| {
+        Error::InvalidArgument(format!(
+            "--override-kv {text}: {what}; KEY=int:N, KEY=float:X, KEY=bool:true and KEY=str:TEXT \
+             are understood"
+        ))
+    };
+    let (key, rest) = text.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
+    let (kind, value) = rest.split_once(':').ok_or_else(|| wrong("there is no type"))?;
+    if key.is_empty() {
+        return Err(wrong("there is no key"));
+    }
+    let value = match kind {
+        "int" => value.parse().map(Value::U32).map_err(|_| wrong("not a number from 0 to 2^32"))?,
+        "float" => value.parse().map(Value::F32).map_err(|_| wrong("not a number"))?,
+        "bool" => value.parse().map(Value::Bool).map_err(|_| wrong("neither true nor false"))?,
+        "str" => Value::String(value.into()),
+        _ => return Err(wrong("an unknown type")),
+    };
+    Ok((key.into(), value))
+}
+
+/// `--output-name`, else the last part of the model's name and the level; always with the
+/// extension.
+fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal) -> String {
+    let stem = match &args.output_name {
+        Some(name) => name.clone(),
+        None => {
+            let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
+            match goal {
+                Goal::Level(level) => format!("{name}-{}", level.name()),
+                Goal::Bytes(bytes) => format!("{name}-{}MB", bytes >> 20),
+                Goal::BitsPerWeight(bits) => format!("{name}-{bits}bpw"),
+            }
+        }
+    };
+    if stem.ends_with(".gguf") { stem } else { format!("{stem}.gguf") }
+}
+
+/// The GGUF files that a model at `path` lies in, which must not be written over: the file itself
+/// and the other parts of a split one.
+fn source_files(path: &Path) -> Vec<PathBuf> {
+    let mut files = vec![path.to_path_buf()];
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = name
+        .rsplit_once("-of-")
+        .and_then(|(front, count)| Some((front.rsplit_once('-')?.0, format!("-of-{count}"))));
+    if let (Some((stem, end)), Some(folder)) = (part, path.parent()) {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files.extend(entries.map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&format!("{stem}-")) && name.ends_with(&end)
+        }));
+    }
+    files
+}
+
+impl Report for QuantizeReport {
+    fn human(&self) -> String {
+        let planned = self.status == "planned";
+        let mut out = String::new();
+        let mut row = |label: &str, value: String| out.push_str(&format!("{label:<20}{value}\n"));
+        row(if planned { "Would write:" } else { "Output:" }, self.output_path.clone());
+        if self.files.len() > 1 {
+            row("Files:", self.files.len().to_string());
+        }
+        row("Level:", self.quantization_level.clone());
+        row(
+            "Size:",
+            format!("{} ({} bytes)", human_bytes(self.file_size), grouped(self.file_size)),
+        );
+        row("Bits per weight:", format!("{:.4}", self.bits_per_weight));
+        row(
+            "Source:",
+            format!(
+                "{}, {} ({:.1} % of it is left)",
+                self.metadata.original_dtype,
+                human_bytes(self.metadata.original_size),
+                self.compression_ratio * 100.0
+            ),
+        );
+        row("Parameters:", grouped(self.metadata.parameter_count));
+        for (i, count) in self.tensor_types.iter().enumerate() {
+            row(
+                if i == 0 { "Types:" } else { "" },
+                format!(
+                    "{:<8} {:>5} tensors {:>10}",
+                    count.kind,
+                    count.tensors,
+                    human_bytes(count.bytes)
+                ),
+            );
+        }
+        if let Some(matrix) = &self.imatrix {
+            row("Importance:", format!("{}, used for {} tensors", matrix.path, matrix.used));
+        }
+        if planned {
+            for warning in &self.warnings {
+                out.push_str(&format!("Warning: {warning}\n"));
+            }
+            out.push_str(&format!(
+                "\n{:<40} {:<20} {:>6}    {:<8} {:>14}  {}\n",
+                "Tensor", "Shape", "From", "To", "Bytes", "Why"
+            ));
+            for tensor in &self.tensors {
+                let why = match tensor.instead_of {
+                    Some(meant) => format!("{}, instead of {meant}", tensor.reason),
+                    None => tensor.reason.clone(),
+                };
+                out.push_str(&format!(
+                    "{:<40} {:<20} {:>6} → {:<8} {:>14}  {why}\n",
+                    tensor.name,
+                    format!("{:?}", tensor.shape),
+                    tensor.source_type,
+                    tensor.kind,
+                    grouped(tensor.bytes)
+                ));
+            }
+            return out;
+        }
+        if self.resumed_tensors > 0 {
+            row("Resumed:", format!("{} tensors were finished already", self.resumed_tensors));
+        }
+        if let Some(hash) = &self.sha256 {
+            row("SHA-256:", hash.clone());
+        }
+        let time = match self.duration_seconds {
+            short if short < 120.0 => format!("{short:.1} s"),
+            long => clock(long.round() as u64),
+        };
+        let rate = self.metadata.original_size as f64 / 1e6 / self.duration_seconds.max(1e-3);
+        row("Time:", format!("{time} ({rate:.0} MB of source a second)"));
+        row("Peak memory:", human_bytes(self.peak_memory_bytes));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_values_have_a_type() {
+        let read = |text| parse_override(text).unwrap();
+        assert_eq!(read("a.b=int:7"), ("a.b".into(), Value::U32(7)));
+        assert_eq!(read("a=float:-0.5"), ("a".into(), Value::F32(-0.5)));
+        assert_eq!(read("a=bool:true"), ("a".into(), Value::Bool(true)));
+        assert_eq!(read("a=str:x=y:z"), ("a".into(), Value::String("x=y:z".into())));
+        for bad in ["a", "a=7", "=int:7", "a=int:-7", "a=int:x", "a=bool:yes", "a=list:1"] {
+            assert_eq!(parse_override(bad).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+}

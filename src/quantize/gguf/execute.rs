@@ -1,0 +1,304 @@
+//! The work: checks everything that could fail, then streams tensor after tensor into the files.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::finite::first_non_finite;
+use super::model::GgufModel;
+use super::plan::{self, QuantizePlan, importance_of, lacking, matrices};
+use super::request::{Checkpoints, QuantizeRequest};
+use super::tensor::GgufTensor;
+use crate::checkpoint::{CheckpointStore, Fingerprint};
+use crate::formats::gguf::{PartialGguf, WrittenFile, part_path};
+use crate::formats::space;
+use crate::progress::Progress;
+use crate::tensor::{StoredType, ggml};
+use crate::{Error, Result};
+
+/// Values that a thread decodes and encodes at once: they stay in its cache.
+const VALUES_PER_TASK: usize = 1 << 15;
+/// Values that are made before they are handed to the disk: the memory of the work is a few times
+/// the bytes of this many.
+const VALUES_PER_SLAB: usize = 1 << 23;
+/// Journal of finished tensors in the folder of the run.
+const JOURNAL: &str = "tensors";
+
+/// What a run has done.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The files, in order.
+    pub files: Vec<WrittenFile>,
+    /// Tensors that an interrupted run had finished.
+    pub resumed: usize,
+    /// Seconds from the first tensor to the last.
+    pub seconds: f64,
+}
+
+/// Refuses what would fail later: a missing importance matrix, a folder that cannot be written, a
+/// disk that is too small, the source as the target, weights that are not numbers.
+///
+/// # Errors
+/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`],
+/// [`Error::ValidationFailed`].
+pub fn refuse(
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    source: &[PathBuf],
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<()> {
+    if !plan.lacking_importance.is_empty() {
+        return Err(Error::ImatrixRequired(lacking(plan)));
+    }
+    let folder = folder_of(&request.output);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    space::check_writable(folder)?;
+    let source: Vec<PathBuf> = source.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    for file in plan.layout.files() {
+        let target = file.path(&request.output);
+        if target.is_dir() {
+            return Err(Error::io(target, std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+        }
+        // What does not exist yet is not the source.
+        if target.canonicalize().is_ok_and(|target| source.contains(&target)) {
+            return Err(Error::InvalidArgument(format!(
+                "{} is the model itself; choose another --output-dir or --output-name",
+                target.display()
+            )));
+        }
+    }
+    let run = run_name(&fingerprint(model, plan, request)?);
+    let there: u64 = plan
+        .layout
+        .files()
+        .iter()
+        .filter_map(|file| part_path(&file.path(&request.output), &run).metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum();
+    space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))?;
+    check_finite(model, progress)
+}
+
+fn check_finite(model: &GgufModel, progress: &dyn Progress) -> Result<()> {
+    progress.start("Checking", model.source_bytes, "bytes");
+    for tensor in &model.tensors {
+        if let Some(found) = first_non_finite(tensor)? {
+            progress.finish();
+            return Err(Error::damaged(
+                &model.name,
+                format!("{found}: the weights are damaged, or were never finite"),
+            ));
+        }
+        progress.advance(tensor.source_bytes());
+        if progress.stop_requested() {
+            progress.finish();
+            return Err(Error::Interrupted { resume: None });
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Everything that decides the bytes of the files. The contents of the source are sampled: a few
+/// kilobytes of every tensor.
+fn fingerprint(
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    request: &QuantizeRequest,
+) -> Result<Fingerprint> {
+    let target = std::path::absolute(&request.output).unwrap_or_else(|_| request.output.clone());
+    let importance =
+        request.importance.as_ref().map_or("none", |importance| importance.sha256.as_str());
+    Ok(Fingerprint::new(&model.name)
+        .with("version", env!("CARGO_PKG_VERSION"))
+        .with("format", "gguf")
+        .with("contents", sample(model)?)
+        .with("level", &plan.level_name)
+        .with("overrides", request.overrides.describe())
+        .with("imatrix", importance)
+        .with("split", request.split_max.map_or("none".to_owned(), |bytes| bytes.to_string()))
+        .with("output", target.display())
+        .with("header", plan.header_hash()))
+}
+
+/// A hash over names, shapes and types, and the first and last row of each tensor.
+fn sample(model: &GgufModel) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut values = Vec::new();
+    for tensor in &model.tensors {
+        hash.update(format!("{} {:?} {}", tensor.name, tensor.shape, tensor.source_type.name()));
+        let rows = tensor.rows();
+        values.resize(tensor.cols(), 0.0f32);
+        for row in [0, rows / 2, rows.saturating_sub(1)] {
+            tensor.read_rows(row..row + 1, &mut values)?;
+            values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A short name of the run, which its temporary files carry.
+fn run_name(fingerprint: &Fingerprint) -> String {
+    fingerprint.hash()[..12].to_owned()
+}
+
+/// Writes the files of a plan that [`refuse`] has let pass.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Checkpoint`]; [`Error::Interrupted`] when the user asks to stop: what is
+/// finished is then kept.
+pub fn execute(
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
+    let fingerprint = fingerprint(model, plan, request)?;
+    let store = match &request.checkpoints {
+        Checkpoints::Off => None,
+        Checkpoints::Under(folder) => {
+            Some(CheckpointStore::create(folder, &fingerprint, progress)?)
+        }
+        Checkpoints::Resume(folder) => Some(CheckpointStore::open(folder, &fingerprint, progress)?),
+    };
+    let journal = store.as_ref().map(|store| store.folder().join(JOURNAL));
+    let run = run_name(&fingerprint);
+    let mut file = PartialGguf::open(&request.output, &plan.layout, &run, journal)?;
+    let resumed = file.finished();
+    if resumed > 0 {
+        progress.note(&format!(
+            "{resumed} of {} tensors of an interrupted run are used",
+            model.tensors.len()
+        ));
+    }
+    let began = Instant::now();
+    let bytes = |tensors: &[GgufTensor]| tensors.iter().map(GgufTensor::source_bytes).sum::<u64>();
+    progress.start("Quantizing", bytes(&model.tensors[resumed..]), "bytes");
+    for number in resumed..model.tensors.len() {
+        let tensor = &model.tensors[number];
+        let kind = plan.tensors[number].kind;
+        progress.verbose(&format!(
+            "{} {} → {}",
+            tensor.name,
+            tensor.source_type.name(),
+            kind.name()
+        ));
+        let whole = write_tensor(&mut file, tensor, kind, request, progress)?;
+        if !whole || (progress.stop_requested() && number + 1 < model.tensors.len()) {
+            file.pause()?;
+            return Err(Error::Interrupted {
+                resume: request.resume_command.clone().filter(|_| store.is_some()),
+            });
+        }
+    }
+    progress.finish();
+    let seconds = began.elapsed().as_secs_f64();
+    let files = file.finish(&request.output)?;
+    if let Some(store) = store {
+        store.finish()?;
+    }
+    Ok(Outcome { files, resumed, seconds })
+}
+
+/// Streams a tensor; `false` when the user asked to stop before its end.
+fn write_tensor(
+    file: &mut PartialGguf,
+    tensor: &GgufTensor,
+    kind: StoredType,
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<bool> {
+    let importance = importance_of(request.importance.as_ref(), tensor)?;
+    let (rows, cols) = (tensor.rows(), tensor.cols());
+    let slab = (VALUES_PER_SLAB / cols.max(1)).clamp(1, rows.max(1));
+    let row_bytes = tensor.source_bytes() / rows.max(1) as u64;
+    for start in (0..rows).step_by(slab) {
+        if start > 0 && progress.stop_requested() {
+            return Ok(false);
+        }
+        let range = start..rows.min(start + slab);
+        let count = range.len();
+        let raw = (kind == tensor.source_type).then(|| tensor.raw_rows(range.clone())).flatten();
+        let bytes = match raw {
+            Some(raw) => raw.into_owned(),
+            None => encode(tensor, range, kind, importance)?,
+        };
+        file.write(bytes)?;
+        tensor.release();
+        progress.advance(row_bytes * count as u64);
+    }
+    Ok(true)
+}
+
+/// Decodes and encodes rows, a few at a time on every thread.
+fn encode(
+    tensor: &GgufTensor,
+    rows: std::ops::Range<usize>,
+    kind: StoredType,
+    importance: Option<&[f32]>,
+) -> Result<Vec<u8>> {
+    let cols = tensor.cols();
+    let row_bytes = kind.row_bytes(cols).ok_or_else(|| {
+        Error::General(format!("rows of {} do not fill blocks of {}", tensor.name, kind.name()))
+    })?;
+    let rows_per_matrix = (tensor.rows() / matrices(tensor).max(1)).max(1);
+    let step = (VALUES_PER_TASK / cols.max(1)).max(1);
+    let mut bytes = vec![0; rows.len() * row_bytes];
+    bytes.par_chunks_mut(step * row_bytes).enumerate().try_for_each_init(
+        Vec::new,
+        |values: &mut Vec<f32>, (number, bytes)| {
+            let first = rows.start + number * step;
+            let count = bytes.len() / row_bytes;
+            values.resize(count * cols, 0.0);
+            tensor.read_rows(first..first + count, values)?;
+            let pairs = values.chunks_exact(cols).zip(bytes.chunks_exact_mut(row_bytes));
+            for (row, (values, bytes)) in (first..).zip(pairs) {
+                let matrix = row / rows_per_matrix;
+                let columns = importance.map(|all| &all[matrix * cols..(matrix + 1) * cols]);
+                ggml::encode_row(kind, values, columns, bytes);
+            }
+            Ok::<(), Error>(())
+        },
+    )?;
+    Ok(bytes)
+}
+
+/// Rows that were encoded and decoded again, for measuring errors: `[rows.len(), cols]`.
+pub(super) fn round_trip(
+    values: &[f32],
+    cols: usize,
+    kind: StoredType,
+    importance: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    let mut bytes = vec![0; kind.row_bytes(cols).unwrap_or_default()];
+    for (values, out) in values.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+        ggml::encode_row(kind, values, importance, &mut bytes);
+        ggml::decode(kind, &bytes, out);
+    }
+    out
+}
+
+/// Plans, checks and writes.
+///
+/// # Errors
+/// As [`plan::plan`], [`refuse`] and [`execute`].
+pub fn quantize(
+    model: &GgufModel,
+    source: &[PathBuf],
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<(QuantizePlan, Outcome)> {
+    let plan = plan::plan(model, request, progress)?;
+    plan.warnings.iter().for_each(|warning| progress.warn(warning));
+    refuse(model, &plan, source, request, progress)?;
+    let outcome = execute(model, &plan, request, progress)?;
+    Ok((plan, outcome))
+}

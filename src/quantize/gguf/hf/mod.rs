@@ -1,0 +1,124 @@
+//! A Hugging Face directory as a GGUF model: no forward pass is needed, so it takes architectures
+//! that this crate does not run.
+
+mod architectures;
+mod card;
+mod general;
+mod names;
+mod parameters;
+mod rope;
+mod sizes;
+mod tokenizer;
+mod weights;
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use general::General;
+use sizes::Sizes;
+
+use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
+use crate::source::config_json::{Fields, refuse_quantized};
+use crate::source::hf;
+use crate::{Error, Result};
+
+/// Whether a model with that `config.json` can become a GGUF file: asked before its weights are
+/// downloaded.
+///
+/// # Errors
+/// [`Error::Unsupported`] if not, [`Error::ValidationFailed`] if the file is damaged.
+pub fn check_config(path: &Path) -> Result<()> {
+    let missing = || Error::model_not_found(format!("{} is missing", path.display()));
+    let text = hf::read_text(path, hf::MAX_CONFIG)?.ok_or_else(missing)?;
+    let root = parse(&text, path)?;
+    architectures::class(&root)?;
+    refuse_quantized(&root)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
+    match serde_json::from_str(text) {
+        Ok(Json::Object(root)) => Ok(root),
+        Ok(_) => Err(Error::damaged(path, "not a JSON object")),
+        Err(e) => Err(Error::damaged(path, format!("not valid JSON: {e}"))),
+    }
+}
+
+/// Opens a directory.
+pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufModel> {
+    let config_path = directory.join("config.json");
+    let text = hf::read_text(&config_path, hf::MAX_CONFIG)?
+        .ok_or_else(|| hf::without_config(directory))?;
+    let root = parse(&text, &config_path)?;
+    let class = architectures::class(&root)?;
+    refuse_quantized(&root)?;
+    let root = with_text_config(root);
+    let fields = Fields::new(&root, &config_path);
+    let sizes = Sizes::read(&fields, class)?;
+    let mut warnings = Vec::new();
+
+    let tied = class.kind.is_gemma() || fields.flag("tie_word_embeddings", false)?;
+    let checkpoint = hf::read_tensors(directory)?;
+    let (mut tensors, rows) =
+        weights::collect(directory, class, &sizes, tied, checkpoint, &mut warnings)?;
+    let (source_dtype, source_bytes) = source_type(&tensors);
+    let (parameters, of_config) =
+        parameters::metadata(&fields, class, &sizes, rows, &mut warnings)?;
+    tensors.extend(of_config);
+
+    let name = hf::model_name(directory);
+    let card = hf::optional_text(directory, "README.md", hf::MAX_CONFIG, &mut warnings)?;
+    let card = card.map(|text| card::parse(&text)).unwrap_or_default();
+    let generation = generation_config(directory, &mut warnings)?;
+    let mut metadata = General {
+        architecture: class.gguf,
+        id: &name,
+        card: &card,
+        generation: generation.as_ref(),
+        tensors: &tensors,
+        experts: sizes.experts,
+        provenance: options.provenance,
+    }
+    .metadata();
+    metadata.extend(parameters);
+    let pre = options.pre.as_deref();
+    metadata.extend(tokenizer::metadata(directory, &root, class.kind, rows, pre, &mut warnings)?);
+    Ok(GgufModel {
+        name,
+        architecture: class.gguf.to_owned(),
+        metadata,
+        tensors,
+        shape: ModelShape {
+            layers: sizes.layers,
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            experts: sizes.experts,
+            hidden: sizes.hidden,
+            vocabulary: rows,
+            context: sizes.context as u64,
+        },
+        warnings,
+        source_dtype,
+        source_bytes,
+    })
+}
+
+/// The configuration with that of its language model, if it has one inside, laid over it.
+fn with_text_config(mut root: Map<String, Json>) -> Map<String, Json> {
+    if let Some(Json::Object(inner)) = root.remove("text_config") {
+        root.extend(inner);
+    }
+    root
+}
+
+fn generation_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Option<Json>> {
+    let name = "generation_config.json";
+    let Some(text) = hf::optional_text(directory, name, hf::MAX_CONFIG, warnings)? else {
+        return Ok(None);
+    };
+    let parsed = serde_json::from_str(&text).ok();
+    if parsed.is_none() {
+        warnings.push(format!("{name} is not valid JSON; the file is left out"));
+    }
+    Ok(parsed)
+}

@@ -1,0 +1,144 @@
+//! `tokenizer.*`: the vocabulary, how texts are cut, special tokens and chat templates.
+
+mod byte_level;
+mod files;
+mod pre;
+mod pre_hashes;
+mod protobuf;
+mod sentence_piece;
+mod special;
+mod templates;
+mod vocabulary;
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value as Json};
+
+use files::TokenizerFiles;
+use sentence_piece::{SentencePiece, is_sentence_piece};
+
+use super::architectures::Kind;
+use crate::formats::gguf::{Array, Value};
+use crate::{Error, Result};
+
+/// All keys of `tokenizer.*`. `config` is `config.json`, for ids that only it names; `rows` is the
+/// number of rows of the embedding, which is the number of tokens.
+pub(super) fn metadata(
+    directory: &Path,
+    config: &Map<String, Json>,
+    kind: Kind,
+    rows: usize,
+    pre: Option<&str>,
+    warnings: &mut Vec<String>,
+) -> Result<IndexMap<String, Value>> {
+    let files = TokenizerFiles::read(directory, warnings)?;
+    let mut metadata = IndexMap::new();
+    let mut set = |key: &str, value: Value| {
+        metadata.insert(format!("tokenizer.ggml.{key}"), value);
+    };
+    let (mut vocabulary, own, merges) =
+        if let Some(piece) = sentence_piece(&files, kind, rows, warnings)? {
+            let SentencePiece { vocabulary, add_space_prefix, special } = piece;
+            set("model", "llama".into());
+            set("pre", pre.unwrap_or("default").into());
+            let prefix = if kind.is_gemma() {
+                Some(false)
+            } else {
+                files.flag("add_prefix_space").or(add_space_prefix)
+            };
+            if let Some(prefix) = prefix {
+                set("add_space_prefix", prefix.into());
+            }
+            (vocabulary, special, Vec::new())
+        } else {
+            let (text, root) = byte_level_tokenizer(&files)?;
+            set("model", "gpt2".into());
+            set("pre", pre::name(&files, (text, root), pre, warnings)?.into());
+            let vocabulary = byte_level::vocabulary(&files, root, rows, warnings)?;
+            let merges: Vec<String> =
+                byte_level::merges(&files, root)?.into_iter().map(byte_level::joined).collect();
+            if root["pre_tokenizer"]["add_prefix_space"].as_bool() == Some(true) {
+                warnings.push(
+                "the tokenizer puts a blank in front of texts, which llama.cpp does not do for \
+                 byte-level vocabularies"
+                    .to_owned(),
+            );
+            }
+            (vocabulary, [None; 4], merges)
+        };
+    let has_scores = merges.is_empty();
+    vocabulary.deduplicate(warnings);
+    set("tokens", Array::of_strings(&vocabulary.tokens).into());
+    if has_scores {
+        set("scores", Array::of_f32(&vocabulary.scores).into());
+    }
+    set("token_type", Array::of_i32(&vocabulary.kinds).into());
+    if !merges.is_empty() {
+        set("merges", Array::of_strings(&merges).into());
+    }
+    metadata.extend(special::metadata(&files, config, &vocabulary, own, warnings));
+    metadata.extend(templates::metadata(&files, warnings)?);
+    Ok(metadata)
+}
+
+/// The SentencePiece vocabulary, if the model has one: from `tokenizer.model`, unless that is a file
+/// of another kind, else from `tokenizer.json`.
+fn sentence_piece(
+    files: &TokenizerFiles,
+    kind: Kind,
+    rows: usize,
+    warnings: &mut Vec<String>,
+) -> Result<Option<SentencePiece>> {
+    let class = files.config.get("tokenizer_class").and_then(Json::as_str);
+    let byte_level = kind == Kind::Phi3 && class == Some("GPT2Tokenizer");
+    if let Some(bytes) = files.model.as_deref().filter(|_| !byte_level) {
+        match sentence_piece::from_model(files, bytes, rows, warnings) {
+            Err(error @ Error::ValidationFailed { .. }) if files.tokenizer.is_some() => {
+                warnings.push(format!("{error}; tokenizer.json is read instead"));
+            }
+            other => return other.map(Some),
+        }
+    }
+    match &files.tokenizer {
+        Some((_, root)) if is_sentence_piece(root) => {
+            sentence_piece::from_json(files, root, rows, warnings).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// `tokenizer.json` if it is byte-level BPE.
+fn byte_level_tokenizer(files: &TokenizerFiles) -> Result<(&str, &Json)> {
+    let Some((text, root)) = &files.tokenizer else {
+        return Err(Error::ModelNotFound {
+            message: format!(
+                "{} has neither tokenizer.json nor tokenizer.model",
+                files.directory.display()
+            ),
+            suggestion: "Put the model's tokenizer.json beside its weights; a GGUF file cannot do \
+                         without a tokenizer"
+                .to_owned(),
+        });
+    };
+    let has_bytes = |part: &Json, list: &str| {
+        let is_byte_level = |part: &Json| part["type"] == "ByteLevel";
+        is_byte_level(part) || part[list].as_array().is_some_and(|l| l.iter().any(is_byte_level))
+    };
+    let is_bpe = root["model"]["type"].as_str().unwrap_or("BPE") == "BPE";
+    let bytes = has_bytes(&root["pre_tokenizer"], "pretokenizers")
+        || has_bytes(&root["decoder"], "decoders");
+    if is_bpe && bytes {
+        return Ok((text, root));
+    }
+    Err(Error::Unsupported {
+        message: format!(
+            "{} has a tokenizer of kind {} that is neither byte-level BPE nor BPE with bytes to \
+             fall back to",
+            files.directory.display(),
+            root["model"]["type"].as_str().unwrap_or("unknown")
+        ),
+        suggestion: "Put the model's tokenizer.model beside its weights, if there is one"
+            .to_owned(),
+    })
+}

@@ -1,0 +1,351 @@
+//! The plan: type and size of every tensor, and the exact bytes of the files, before any work.
+
+use indexmap::IndexMap;
+use sha2::{Digest, Sha256};
+
+use super::budget;
+use super::ggml_type::GgmlType;
+use super::level::Level;
+use super::mix::{self, Decision, ModelFacts, TensorFacts};
+use super::model::GgufModel;
+use super::request::{Goal, QuantizeRequest};
+use super::tensor::GgufTensor;
+use crate::formats::gguf::{FileLayout, PlannedTensor, Value};
+use crate::formats::imatrix::ImportanceMatrix;
+use crate::progress::Progress;
+use crate::tensor::{StoredType, ggml};
+use crate::{Error, Result};
+
+/// The version of the block formats (`GGML_QNT_VERSION`).
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// A tensor of the plan.
+#[derive(Debug, Clone)]
+pub struct PlannedWork {
+    /// Type in the file.
+    pub kind: StoredType,
+    /// Why it gets that type.
+    pub decision: Decision,
+    /// Whether the importance matrix has it.
+    pub important: bool,
+}
+
+/// Everything that is known before the work.
+#[derive(Debug)]
+pub struct QuantizePlan {
+    /// One for each tensor of the model, in its order.
+    pub tensors: Vec<PlannedWork>,
+    /// Where every byte will lie.
+    pub layout: FileLayout,
+    /// The level, or the one whose base type most weights have.
+    pub level: Level,
+    /// The level as the user reads it.
+    pub level_name: String,
+    /// Bits of all files per weight.
+    pub bits_per_weight: f64,
+    /// Bits of the tensors' data per weight, as llama-quantize counts them.
+    pub tensor_bits_per_weight: f64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Names of tensors that are worthless without an importance matrix and have none.
+    pub lacking_importance: Vec<String>,
+}
+
+/// The facts of a model that the rules ask for.
+#[must_use]
+pub fn facts(model: &GgufModel) -> ModelFacts {
+    ModelFacts {
+        architecture: model.architecture.clone(),
+        layers: model.shape.layers,
+        heads: model.shape.heads,
+        kv_heads: model.shape.kv_heads,
+        experts: model.shape.experts,
+    }
+}
+
+/// How many matrices a tensor stacks: one for each expert.
+#[must_use]
+pub fn matrices(tensor: &GgufTensor) -> usize {
+    tensor.shape.iter().rev().skip(2).product()
+}
+
+/// The importance of a tensor's columns, if the matrix has it. Embeddings of another size are passed
+/// over, as in llama.cpp; other tensors of another size are an error.
+pub fn importance_of<'a>(
+    matrix: Option<&'a ImportanceMatrix>,
+    tensor: &GgufTensor,
+) -> Result<Option<&'a [f32]>> {
+    let Some(matrix) = matrix else { return Ok(None) };
+    let found = matrix.columns(&tensor.name, matrices(tensor), tensor.cols());
+    match found {
+        Err(_) if mix::role(&tensor.name) == mix::Role::Embedding => Ok(None),
+        found => found,
+    }
+}
+
+/// Chooses types and lays out the files.
+///
+/// # Errors
+/// [`Error::UnsupportedConversion`] for types that cannot be written and for quantizing what is
+/// quantized already without being asked to; [`Error::Imatrix`] for an importance matrix of another
+/// model; [`Error::InvalidArgument`] for a budget or a split that cannot be met.
+pub fn plan(
+    model: &GgufModel,
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<QuantizePlan> {
+    let facts = facts(model);
+    let tensors: Vec<TensorFacts<'_>> = model
+        .tensors
+        .iter()
+        .map(|tensor| TensorFacts { name: &tensor.name, shape: &tensor.shape })
+        .collect();
+    let with_importance = request.importance.is_some();
+    let (decisions, level) = match request.goal {
+        Goal::Level(level) => {
+            let overrides = &request.overrides;
+            (mix::plan_types(&facts, &tensors, level, with_importance, overrides), Some(level))
+        }
+        Goal::Bytes(_) | Goal::BitsPerWeight(_) => {
+            let chosen = budget::choose(model, &facts, &tensors, request, progress)?;
+            (chosen, None)
+        }
+    };
+    assemble(model, request, decisions, level)
+}
+
+/// Turns decisions into a plan.
+pub(super) fn assemble(
+    model: &GgufModel,
+    request: &QuantizeRequest,
+    decisions: Vec<Decision>,
+    level: Option<Level>,
+) -> Result<QuantizePlan> {
+    let mut lacking_importance = Vec::new();
+    let mut tensors = Vec::with_capacity(decisions.len());
+    for (tensor, decision) in model.tensors.iter().zip(decisions) {
+        let kind = kind_to_write(tensor, &decision, request.allow_requantize)?;
+        let important = kind != tensor.source_type
+            && importance_of(request.importance.as_ref(), tensor)?.is_some();
+        let target = decision.kind.filter(|_| kind != tensor.source_type);
+        if !important && target.is_some_and(|kind| mix::needs_importance(&tensor.name, kind, level))
+        {
+            lacking_importance.push(tensor.name.clone());
+        }
+        tensors.push(PlannedWork { kind, decision, important });
+    }
+    let level_of_file = level.unwrap_or_else(|| prevailing(model, &tensors));
+    let metadata = metadata(model, request, level_of_file);
+    let planned: Vec<PlannedTensor> = model
+        .tensors
+        .iter()
+        .zip(&tensors)
+        .map(|(tensor, work)| PlannedTensor {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            kind: work.kind,
+        })
+        .collect();
+    let layout = FileLayout::new(&metadata, &planned, request.split_max)?;
+    let weights = model.parameters().max(1) as f64;
+    let data: u64 = layout.tensor_bytes().iter().sum();
+    let mut plan = QuantizePlan {
+        bits_per_weight: layout.total_bytes() as f64 * 8.0 / weights,
+        tensor_bits_per_weight: data as f64 * 8.0 / weights,
+        level: level_of_file,
+        level_name: match request.goal {
+            Goal::Level(level) => level.name().to_owned(),
+            Goal::Bytes(bytes) => format!("{bytes} bytes"),
+            Goal::BitsPerWeight(bits) => format!("{bits} bpw"),
+        },
+        tensors,
+        layout,
+        warnings: Vec::new(),
+        lacking_importance,
+    };
+    plan.warnings = warnings(model, request, &plan);
+    Ok(plan)
+}
+
+fn kind_to_write(
+    tensor: &GgufTensor,
+    decision: &Decision,
+    allow_requantize: bool,
+) -> Result<StoredType> {
+    let Some(kind) = decision.kind else { return Ok(tensor.source_type) };
+    let stored = kind
+        .layout()
+        .stored
+        .filter(|&stored| stored == tensor.source_type || ggml::can_encode(stored));
+    let Some(stored) = stored else {
+        return Err(Error::UnsupportedConversion(format!(
+            "{} would be {}, a type that this version cannot write (choose another level, or another \
+             type for this tensor with --tensor-type)",
+            tensor.name,
+            kind.name()
+        )));
+    };
+    let source = GgmlType::of_stored(tensor.source_type);
+    let quantized = source.is_none_or(GgmlType::is_quantized);
+    if stored != tensor.source_type && quantized && !allow_requantize {
+        return Err(Error::UnsupportedConversion(format!(
+            "{} is already quantized to {}: quantizing it to {} loses more than quantizing the \
+             original would (start from a model in F16, BF16 or F32, or pass --allow-requantize)",
+            tensor.name,
+            tensor.source_type.name(),
+            kind.name()
+        )));
+    }
+    Ok(stored)
+}
+
+/// The level whose base type most weights have: what the file calls itself when types were chosen
+/// one by one.
+fn prevailing(model: &GgufModel, tensors: &[PlannedWork]) -> Level {
+    let mut weights: IndexMap<StoredType, usize> = IndexMap::new();
+    for (tensor, work) in model.tensors.iter().zip(tensors) {
+        *weights.entry(work.kind).or_default() += tensor.elements();
+    }
+    let most = weights.into_iter().max_by_key(|(_, count)| *count).map(|(kind, _)| kind);
+    let kind = most.and_then(GgmlType::of_stored).unwrap_or(GgmlType::F32);
+    // Of several levels of one base type the medium one, which a person would name first.
+    let mut levels: Vec<Level> = Level::all().filter(|level| level.base() == kind).collect();
+    levels.sort_by_key(|level| !level.name().ends_with("_M"));
+    levels.first().copied().unwrap_or(Level::F32)
+}
+
+/// The metadata of the file: the model's and what was done to it.
+fn metadata(model: &GgufModel, request: &QuantizeRequest, level: Level) -> IndexMap<String, Value> {
+    let mut metadata = model.metadata.clone();
+    let mut set = |key: &str, value: Value| {
+        // What the user set with --override-kv stays.
+        metadata.entry(key.to_owned()).or_insert(value);
+    };
+    set("general.quantization_version", QUANTIZATION_VERSION.into());
+    set("general.file_type", level.file_type().into());
+    if let Some(matrix) = request.importance.as_ref().filter(|_| request.provenance) {
+        let file = matrix.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        set("quantize.imatrix.file", file.into());
+        if let Some(dataset) = matrix.datasets.first() {
+            set("quantize.imatrix.dataset", dataset.as_str().into());
+        }
+        set("quantize.imatrix.entries_count", (matrix.entries.len() as u32).into());
+        if matrix.chunks > 0 {
+            set("quantize.imatrix.chunks_count", matrix.chunks.into());
+        }
+    }
+    metadata
+}
+
+fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -> Vec<String> {
+    let mut out = model.warnings.clone();
+    let fallbacks = plan.tensors.iter().filter(|work| work.decision.instead_of.is_some()).count();
+    if fallbacks > 0 {
+        out.push(format!(
+            "{fallbacks} of {} tensors have rows that do not fill the level's blocks and get a \
+             larger type: {:.2} bits per weight",
+            plan.tensors.len(),
+            plan.tensor_bits_per_weight
+        ));
+    }
+    for pattern in request.overrides.unused(model.tensors.iter().map(|tensor| tensor.name.as_str()))
+    {
+        out.push(format!("--tensor-type {pattern} matches no tensor"));
+    }
+    if let Some(matrix) = &request.importance {
+        let quantized = |(tensor, work): &(&GgufTensor, &PlannedWork)| {
+            work.kind != tensor.source_type
+                && work.decision.kind.is_some_and(GgmlType::is_quantized)
+        };
+        let pairs = || model.tensors.iter().zip(&plan.tensors).filter(quantized);
+        // llama-imatrix does not measure these by default.
+        let unmeasured = pairs()
+            .filter(|(tensor, work)| {
+                let role = mix::role(&tensor.name);
+                !work.important && !matches!(role, mix::Role::Embedding | mix::Role::Output)
+            })
+            .count();
+        if unmeasured > 0 {
+            out.push(format!(
+                "{} has no entry for {unmeasured} of {} quantized tensors",
+                matrix.path.display(),
+                pairs().count()
+            ));
+        }
+    }
+    if !plan.lacking_importance.is_empty() {
+        out.push(lacking(plan));
+    }
+    if model.source_dtype != "F32"
+        && StoredType::from_name(&model.source_dtype)
+            .and_then(GgmlType::of_stored)
+            .is_some_and(GgmlType::is_quantized)
+    {
+        out.push(format!(
+            "the source is already quantized ({}): the result is worse than one from the original",
+            model.source_dtype
+        ));
+    }
+    out
+}
+
+/// Which tensors need an importance matrix, in words.
+pub(super) fn lacking(plan: &QuantizePlan) -> String {
+    let names = &plan.lacking_importance;
+    let more = match names.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more tensors"),
+    };
+    format!(
+        "{} needs an importance matrix: without one {}{more} would be worthless",
+        plan.level_name, names[0]
+    )
+}
+
+impl QuantizePlan {
+    /// Which types how many tensors, weights and bytes have, the largest part first.
+    #[must_use]
+    pub fn histogram(&self, model: &GgufModel) -> Vec<TypeCount> {
+        let mut counts: IndexMap<StoredType, TypeCount> = IndexMap::new();
+        let bytes = self.layout.tensor_bytes();
+        for ((tensor, work), bytes) in model.tensors.iter().zip(&self.tensors).zip(bytes) {
+            let count = counts.entry(work.kind).or_insert_with(|| TypeCount {
+                kind: work.kind.name(),
+                tensors: 0,
+                weights: 0,
+                bytes: 0,
+            });
+            count.tensors += 1;
+            count.weights += tensor.elements() as u64;
+            count.bytes += bytes;
+        }
+        let mut counts: Vec<TypeCount> = counts.into_values().collect();
+        counts.sort_by_key(|count| std::cmp::Reverse(count.bytes));
+        counts
+    }
+
+    /// SHA-256 over the headers of all files: equal for equal metadata, names, shapes and types.
+    #[must_use]
+    pub fn header_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for file in self.layout.files() {
+            hash.update((file.header().len() as u64).to_le_bytes());
+            hash.update(file.header());
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// How much of a model has a type.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct TypeCount {
+    /// ggml's name.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of weights.
+    pub weights: u64,
+    /// Bytes in the file.
+    pub bytes: u64,
+}

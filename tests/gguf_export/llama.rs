@@ -1,0 +1,150 @@
+//! llama.cpp loads what is written, and does the same with it.
+//!
+//! `LLM_QUANTIZE_TEST_LLAMA_LIB` names the folder of its shared libraries; without it the tests say
+//! that they are skipped.
+
+use std::path::{Path, PathBuf};
+
+use llm_quantize::backend::Backend;
+use llm_quantize::inference::Decoder;
+use llm_quantize::quantize::gguf::{SourceOptions, open};
+use llm_quantize::source::open_local;
+use llm_quantize::tensor::StoredType;
+use serde_json::json;
+
+use crate::directories::{self, config, dense};
+use crate::export;
+use crate::llama_library::{Attention, LlamaCpp};
+use crate::round_trip::{TEXTS, token_ids};
+
+pub(crate) fn library() -> Option<LlamaCpp> {
+    let Some(folder) = std::env::var_os("LLM_QUANTIZE_TEST_LLAMA_LIB") else {
+        eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_LLAMA_LIB to load written files with llama.cpp");
+        return None;
+    };
+    Some(LlamaCpp::open(Path::new(&folder)))
+}
+
+fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")
+}
+
+/// Token ids of llama.cpp for the file of a directory, and ours of the directory itself.
+fn compare_tokens(llama: &LlamaCpp, directory: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let source = open(directory, &SourceOptions::default()).unwrap();
+    eprintln!("{}: {:?}", directory.display(), source.metadata["tokenizer.ggml.pre"]);
+    export::write(&source, &file, StoredType::F16);
+    let theirs = llama.token_ids(&file, &TEXTS).expect("llama.cpp loads the file");
+    // The pre-tokenizer "Metaspace" puts no blank in front of a text that begins with one;
+    // SentencePiece, which llama.cpp follows, always does.
+    let metaspace = std::fs::read_to_string(directory.join("tokenizer.json"))
+        .is_ok_and(|text| text.contains("\"Metaspace\""));
+    for ((text, ours), theirs) in TEXTS.iter().zip(token_ids(directory)).zip(theirs) {
+        if metaspace && text.starts_with(' ') {
+            eprintln!("SKIPPED: {text:?}, where Metaspace differs from SentencePiece");
+            continue;
+        }
+        assert_eq!(ours, theirs, "{text:?}");
+    }
+}
+
+#[test]
+fn token_ids_are_those_of_the_directory() {
+    let Some(llama) = library() else { return };
+    compare_tokens(&llama, &tiny());
+    match std::env::var_os("LLM_QUANTIZE_TEST_STORIES") {
+        Some(directory) => compare_tokens(&llama, Path::new(&directory)),
+        None => {
+            eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_STORIES to compare SentencePiece as well")
+        }
+    }
+}
+
+/// The tokenizers in the folder that `LLM_QUANTIZE_TEST_TOKENIZERS` names, one per folder in it.
+#[test]
+fn token_ids_of_published_tokenizers() {
+    let Some(llama) = library() else { return };
+    let Some(folder) = std::env::var_os("LLM_QUANTIZE_TEST_TOKENIZERS") else {
+        eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_TOKENIZERS to a folder of tokenizers");
+        return;
+    };
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let source = entry.unwrap().path();
+        let name = source.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(source.join("tokenizer.json")).unwrap();
+        let rows = tokenizers::Tokenizer::from_bytes(&text).unwrap().get_vocab_size(true);
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(
+            "Qwen2ForCausalLM",
+            "qwen2",
+            &json!({ "vocab_size": rows, "tie_word_embeddings": true }),
+        );
+        let mut tensors = dense(
+            false,
+            &[
+                ("self_attn.q_proj.bias", &[64]),
+                ("self_attn.k_proj.bias", &[32]),
+                ("self_attn.v_proj.bias", &[32]),
+            ],
+        );
+        tensors[0].1 = vec![rows, 64];
+        directories::write(directory.path(), &config, &tensors);
+        for file in std::fs::read_dir(&source).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), directory.path().join(file.file_name())).unwrap();
+        }
+        eprintln!("{name}: {rows} tokens");
+        compare_tokens(&llama, directory.path());
+    }
+}
+
+#[test]
+fn logits_are_those_of_the_directory() {
+    let Some(llama) = library() else { return };
+    let biases: [(&str, &[usize]); 3] = [
+        ("self_attn.q_proj.bias", &[64]),
+        ("self_attn.k_proj.bias", &[32]),
+        ("self_attn.v_proj.bias", &[32]),
+    ];
+    let norms: [(&str, &[usize]); 2] =
+        [("self_attn.q_norm.weight", &[16]), ("self_attn.k_norm.weight", &[16])];
+    let llama3 = json!({
+        "head_dim": 16, "rope_theta": 500_000.0, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64 }
+    });
+    let yarn = json!({ "rope_scaling": {
+        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 } });
+    let scaled = json!({ "rope_scaling": { "type": "yarn", "factor": 4.0,
+        "original_max_position_embeddings": 64, "attention_factor": 1.3 } });
+    let linear = json!({ "rope_scaling": { "rope_type": "linear", "factor": 3.0 } });
+    for (class, model_type, more, extra) in [
+        ("LlamaForCausalLM", "llama", json!({}), &[][..]),
+        ("LlamaForCausalLM", "llama", linear, &[]),
+        ("Qwen2ForCausalLM", "qwen2", scaled, &biases),
+        ("LlamaForCausalLM", "llama", llama3, &[]),
+        ("MistralForCausalLM", "mistral", json!({ "sliding_window": null }), &[]),
+        ("Qwen2ForCausalLM", "qwen2", json!({}), &biases),
+        ("Qwen2ForCausalLM", "qwen2", yarn, &biases),
+        ("Qwen3ForCausalLM", "qwen3", json!({ "head_dim": 16 }), &norms),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(class, model_type, &more);
+        directories::write(folder.path(), &config, &dense(true, extra));
+        let file = folder.path().join("model.gguf");
+        let source = open(folder.path(), &SourceOptions::default()).unwrap();
+        export::write(&source, &file, StoredType::F32);
+        let ids: Vec<u32> = (0..96).map(|i| (i * 37 + 11) % 260).collect();
+        let theirs = llama.logits(&file, &ids, directories::ROWS, Attention::Exact);
+        let decoder = Decoder::new(&open_local(folder.path()).unwrap(), &Backend::cpu()).unwrap();
+        let hidden = decoder.hidden(&ids, 1, None, None).unwrap();
+        let ours: Vec<Vec<f32>> = decoder.logits(&hidden).unwrap().to_vec2().unwrap();
+        let pairs = || ours.iter().flatten().zip(theirs.iter().flatten());
+        let largest = pairs().fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
+        let size = pairs().fold(0.0f32, |largest, (a, _)| largest.max(a.abs()));
+        eprintln!("{class} {more}: logits up to {size} differ by {largest}");
+        assert!(largest <= 2e-3 * size, "{class}: {largest} of {size}");
+    }
+}
