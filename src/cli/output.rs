@@ -149,6 +149,17 @@ impl Output {
         }
     }
 
+    /// Asks a person. Where there is none, the answer is no.
+    pub(crate) fn confirm(&self, question: &str) -> bool {
+        if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+            return false;
+        }
+        eprint!("{} [y/N] ", self.paint(question, "1"));
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
+    }
+
     /// A line on stderr, if the verbosity reaches `level`.
     pub(crate) fn line(&self, level: Verbosity, text: &str) {
         if self.verbosity >= level {

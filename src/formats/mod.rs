@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod detect;
 pub mod gguf;
+pub mod gguf_ext;
 pub mod imatrix;
 pub mod littlebit;
 pub(crate) mod lock;

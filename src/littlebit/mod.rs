@@ -5,6 +5,7 @@ pub mod admm;
 pub mod bits;
 pub mod budget;
 pub mod compress;
+pub mod convert;
 pub mod engine;
 pub mod engine_candle;
 pub mod estimate;

@@ -9,7 +9,7 @@ use crate::backend::{Backend, memory};
 use crate::calibration::{EvaluationWindows, Protocol};
 use crate::eval::coherence::CoherenceSettings;
 use crate::eval::{CoherenceTest, Comparison, Verdict};
-use crate::formats::littlebit::{self, LittleBitFile};
+use crate::formats::gguf_ext;
 use crate::inference::Decoder;
 use crate::progress::Progress;
 use crate::source::LocalModel;
@@ -46,12 +46,12 @@ pub fn validate(
     progress: &dyn Progress,
 ) -> Result<(ValidationReport, Option<Error>)> {
     let began = Instant::now();
-    let file = LittleBitFile::open(&request.compressed)?;
+    let file = gguf_ext::open_either(&request.compressed)?;
     file.verify_checksums(progress)?;
     let about = file.about().clone();
     let achieved_bpw = file.contents().achieved_bits_per_weight();
+    let compressed = file.model()?;
     drop(file);
-    let compressed = littlebit::open_model(&request.compressed)?;
     check_pair(original, &compressed, request)?;
 
     let tokenizer = Tokenizer::from_model(original)?;

@@ -9,6 +9,7 @@ use super::catalog::{keep_expected, some_of};
 use super::config::{Architecture, AttentionBiases, ModelConfig, RopeConfig, RopeScaling};
 use super::{LocalModel, ModelFormat, Weight, config_json, gguf_tokenizer, names};
 use crate::formats::gguf::{GgufFile, Value};
+use crate::formats::gguf_ext;
 use crate::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
 
@@ -24,6 +25,9 @@ pub fn open(path: &Path) -> Result<LocalModel> {
     let Some(first) = parts.first() else {
         return Err(Error::damaged(path, "no parts"));
     };
+    if gguf_ext::is_gguf_ext(first)? {
+        return gguf_ext::open(path)?.model();
+    }
     let mut warnings = Vec::new();
     let architecture = architecture(first)?;
     let keys =

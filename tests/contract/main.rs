@@ -3,6 +3,7 @@
 //!
 //! - `common`: a private folder and a way to run the binary
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
+//! - `convert`: `littlebit convert`, and `compress --format`
 //! - `errors`: every exit code, provoked by a real cause
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
@@ -16,6 +17,7 @@
 
 mod common;
 mod compress;
+mod convert;
 mod docs;
 mod errors;
 #[path = "../quantize/handmade.rs"]

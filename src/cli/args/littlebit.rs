@@ -12,6 +12,8 @@ use crate::littlebit::tuning::{Effort, Recipe};
 pub(crate) enum LittlebitCommand {
     /// Compress a model using LittleBit factorization
     Compress(Box<CompressArgs>),
+    /// Convert between LittleBit formats
+    Convert(ConvertArgs),
     /// Display information about a .littlebit file
     Info(LittlebitInfoArgs),
     /// Validate compressed model quality
@@ -155,9 +157,9 @@ pub(crate) struct SolverArgs {
 pub(crate) enum FileFormat {
     /// Native container, run by `generate`
     Littlebit,
-    /// GGUF with the factors inside (refused: not in this version)
+    /// GGUF with the same factors: for GGUF tools, run by `generate`, turned back without loss
     GgufExt,
-    /// GGUF with rebuilt weights (refused: not in this version)
+    /// GGUF with rebuilt weights, quantized to Q4_K_M, for stock runtimes: larger and worse
     GgufLossy,
 }
 
@@ -224,8 +226,34 @@ impl ValueEnum for Effort {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Path to .littlebit or GGUF-ext file
+    pub(crate) input: PathBuf,
+
+    /// Target format
+    #[arg(value_enum, value_name = "OUTPUT_FORMAT")]
+    pub(crate) output_format: FileFormat,
+
+    /// Output directory
+    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
+    pub(crate) output_dir: PathBuf,
+
+    /// Output filename [default: the input's name with the ending of the format]
+    #[arg(long, short = 'n', value_name = "TEXT")]
+    pub(crate) output_name: Option<String>,
+
+    /// GGUF quantization for lossy (docs/quantize.md has all levels)
+    #[arg(long, default_value = "Q4_K_M", value_name = "TEXT")]
+    pub(crate) gguf_quant: String,
+
+    /// Skip quality degradation warning for lossy conversion
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct LittlebitInfoArgs {
-    /// Path to .littlebit file
+    /// Path to .littlebit or GGUF-ext file
     pub(crate) file: PathBuf,
 
     /// Show per-layer statistics
@@ -246,7 +274,7 @@ pub(crate) struct ValidateArgs {
     /// Original model path (HF Hub ID, local directory or GGUF file)
     pub(crate) original: String,
 
-    /// Compressed model path (.littlebit)
+    /// Compressed model path (.littlebit or GGUF-ext)
     pub(crate) compressed: PathBuf,
 
     /// Text that perplexity is measured on (.txt, .json, .jsonl) [default: WikiText-2 test, else built-in]

@@ -1,6 +1,6 @@
 //! `littlebit compress`.
 
-use super::resume_command;
+use super::{littlebit_convert, resume_command};
 use crate::cli::args::littlebit::{
     CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
 };
@@ -9,6 +9,7 @@ use crate::cli::output::{Report, clock, human_bytes};
 use crate::cli::{Context, Failure, interrupt, models};
 use crate::formats::littlebit::{LittleBitFile, metadata_export};
 use crate::littlebit::compress::{self, Checkpoints, CompressRequest, Weighting};
+use crate::littlebit::convert::{self, Target};
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::plan::PlanRequest;
 use crate::littlebit::report::{BlockReport, CompressionReport};
@@ -17,12 +18,16 @@ use crate::littlebit::scale_type::ScaleType;
 use crate::littlebit::solve::{Init, SolverConfig};
 use crate::littlebit::tuning::{Effort, Recipe};
 use crate::progress::Progress;
+use crate::quantize::gguf::Level;
 use crate::source::LocalModel;
 use crate::tensor::StoredType;
 use crate::{Error, Result};
 
 /// Calibration windows without an effort.
 const CALIBRATION_SAMPLES: usize = 256;
+
+/// Level of `--format gguf-lossy`, as of `littlebit convert`.
+const LOSSY_LEVEL: &str = "Q4_K_M";
 
 pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure> {
     check(args)?;
@@ -37,7 +42,7 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
         return Ok(());
     }
     interrupt::install();
-    let report = match compress::compress(&model, &request, &backend, &progress) {
+    let mut report = match compress::compress(&model, &request, &backend, &progress) {
         Ok(report) => report,
         Err(failure) => {
             let result = failure.report.and_then(|r| serde_json::to_value(*r).ok());
@@ -49,17 +54,68 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
         metadata_export::export(&file, path)?;
         progress.note(&format!("Metadata: {0}.safetensors, {0}.json", path.display()));
     }
+    if let Some(target) = target(args.format)? {
+        convert_to(target, args, &request, &mut report, &progress)?;
+    }
     context.output.result(&report);
+    Ok(())
+}
+
+/// What the native file is converted to in the end, if it is not to stay.
+fn target(format: FileFormat) -> Result<Option<Target>> {
+    Ok(match format {
+        FileFormat::Littlebit => None,
+        FileFormat::GgufExt => Some(Target::GgufExt),
+        FileFormat::GgufLossy => Some(Target::GgufLossy(Level::parse(LOSSY_LEVEL)?)),
+    })
+}
+
+/// Puts a GGUF file in the place of the native one, which stays if that fails.
+fn convert_to(
+    target: Target,
+    args: &CompressArgs,
+    request: &CompressRequest,
+    report: &mut CompressionReport,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let native = &request.output;
+    let stem = native.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = stem.strip_prefix('.').unwrap_or(&stem);
+    let name = match &args.output_name {
+        Some(name) if name.ends_with(".gguf") => name.clone(),
+        _ => littlebit_convert::default_name(stem, target),
+    };
+    let (file, from) = convert::open(native)?;
+    let parameters = 8.0 * report.compressed_size_bytes as f64 / report.file_bpw;
+    let converted = convert::convert(&file, from, target, &args.output_dir.join(name), progress)
+        .inspect_err(|_| {
+            progress.warn(&format!("The compressed model is kept in {}", native.display()));
+        })?;
+    drop(file);
+    std::fs::remove_file(native).map_err(|e| Error::io(native, e))?;
+    if report.quality_metrics.is_some() && !converted.lossless {
+        report.warnings.push(format!(
+            "quality was measured on the binary factors; {} loses some more",
+            converted.output_path
+        ));
+    }
+    for warning in converted.warnings {
+        progress.warn(&warning);
+        report.warnings.push(warning);
+    }
+    report.compression_ratio = report.original_size_bytes as f64 / converted.file_size as f64;
+    report.file_bpw = 8.0 * converted.file_size as f64 / parameters;
+    report.compressed_size_bytes = converted.file_size;
+    report.output_path = converted.output_path;
+    report.format = converted.format;
     Ok(())
 }
 
 /// What can be refused before anything is opened.
 fn check(args: &CompressArgs) -> Result<()> {
     let invalid = |message: &str| Err(Error::InvalidArgument(message.into()));
-    if args.format != FileFormat::Littlebit {
-        return Err(Error::UnsupportedConversion(
-            "this version writes the native format only (--format littlebit)".into(),
-        ));
+    if args.format != FileFormat::Littlebit && args.dry_run {
+        return invalid("--dry-run knows the size of the native format only; leave --format out");
     }
     if args.quality_threshold.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
         return invalid("--quality-threshold must be a percentage above 0");
@@ -172,12 +228,16 @@ fn request(
     }
 }
 
-/// `--output-name`, else the last part of the model's name; always with the extension.
+/// `--output-name`, else the last part of the model's name; always with the extension. Hidden if it
+/// does not stay.
 fn output_name(args: &CompressArgs, model: &str) -> String {
     let stem = match &args.output_name {
         Some(name) => name.as_str(),
         None => model.rsplit(['/', '\\']).next().unwrap_or(model),
     };
+    if args.format != FileFormat::Littlebit {
+        return format!(".{}.littlebit", stem.strip_suffix(".gguf").unwrap_or(stem));
+    }
     if stem.ends_with(".littlebit") { stem.into() } else { format!("{stem}.littlebit") }
 }
 

@@ -5,7 +5,8 @@ use crate::cli::args::littlebit::LittlebitInfoArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure};
-use crate::formats::littlebit::{FileInfo, LittleBitFile, metadata_export};
+use crate::formats::gguf_ext;
+use crate::formats::littlebit::{FileInfo, metadata_export};
 use crate::progress::Progress;
 
 pub(super) fn run(args: &LittlebitInfoArgs, context: &Context) -> Result<(), Failure> {
@@ -14,7 +15,7 @@ pub(super) fn run(args: &LittlebitInfoArgs, context: &Context) -> Result<(), Fai
         let message = format!("{} does not exist", args.file.display());
         return Err(Error::model_not_found(message).into());
     }
-    let file = LittleBitFile::open(&args.file)?;
+    let file = gguf_ext::open_either(&args.file)?;
     if args.verify {
         file.verify_checksums(&progress)?;
         progress.note("Every checksum matches");

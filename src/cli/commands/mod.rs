@@ -3,6 +3,7 @@
 mod compress;
 pub(super) mod generate;
 pub(super) mod info;
+mod littlebit_convert;
 mod littlebit_info;
 pub(super) mod quantize;
 mod validate;
@@ -17,6 +18,7 @@ use crate::Error;
 pub(super) fn littlebit(command: LittlebitCommand, context: &Context) -> Result<(), Failure> {
     match command {
         LittlebitCommand::Compress(args) => compress::run(&args, context),
+        LittlebitCommand::Convert(args) => littlebit_convert::run(&args, context),
         LittlebitCommand::Info(args) => littlebit_info::run(&args, context),
         LittlebitCommand::Validate(args) => validate::run(&args, context),
     }

@@ -153,7 +153,18 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::General`] if bytes are missing, [`Error::ValidationFailed`] if a file does not read
     /// back as it was laid out, [`Error::Io`].
-    pub fn finish(mut self) -> Result<Vec<WrittenFile>> {
+    pub fn finish(self) -> Result<Vec<WrittenFile>> {
+        self.finish_checked(|_| Ok(()))
+    }
+
+    /// [`finish`](Self::finish), with a check of the caller's on each file before any has its name.
+    ///
+    /// # Errors
+    /// Those of the check too.
+    pub(crate) fn finish_checked(
+        mut self,
+        also: impl Fn(&Path) -> Result<()>,
+    ) -> Result<Vec<WrittenFile>> {
         if let Some(tensor) = self.layout.tensors.get(self.tensor) {
             return Err(Error::General(format!(
                 "{} lacks {} of its bytes",
@@ -167,6 +178,7 @@ impl GgufWriter {
             let path = file.file.sync()?.to_path_buf();
             check(&path, &self.layout, planned)
                 .map_err(|error| Error::damaged(file.file.target(), error.to_string()))?;
+            also(&path)?;
         }
         let mut written = Vec::with_capacity(files.len());
         for OpenFile { file, bytes, hash, .. } in files.into_iter().rev() {

@@ -26,6 +26,8 @@ const HASH_CHUNK: usize = 16 << 20;
 pub struct LittleBitFile {
     path: PathBuf,
     bytes: SharedBytes,
+    /// Of what lies on the disk, bytes.
+    file_size: u64,
     index: Index,
     contents: Contents,
     index_offset: usize,
@@ -60,7 +62,8 @@ impl LittleBitFile {
                 contents.flags()
             )));
         }
-        Ok(Self { path: path.to_path_buf(), bytes, index, contents, index_offset })
+        let file_size = bytes.len() as u64;
+        Ok(Self { path: path.to_path_buf(), bytes, file_size, index, contents, index_offset })
     }
 
     /// The path that was opened.
@@ -72,7 +75,24 @@ impl LittleBitFile {
     /// Size of the file, bytes.
     #[must_use]
     pub fn file_size(&self) -> u64 {
-        self.bytes.len() as u64
+        self.file_size
+    }
+
+    /// The index as it lies in the file.
+    pub(crate) fn index_text(&self) -> Result<&str> {
+        let text = self.bytes.get(self.index_offset..).unwrap_or_default();
+        std::str::from_utf8(text).map_err(|_| self.damaged("the index is not UTF-8".into()))
+    }
+
+    /// The whole file. Of one that came out of GGUF, what it stands for.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Says that the file on the disk has another size: it holds the same in another format.
+    pub(crate) fn stored_in(mut self, file_size: u64) -> Self {
+        self.file_size = file_size;
+        self
     }
 
     /// The index as it was read.

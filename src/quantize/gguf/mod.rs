@@ -6,6 +6,7 @@ pub mod budget;
 pub mod execute;
 mod finite;
 mod from_gguf;
+pub mod from_littlebit;
 pub mod ggml_type;
 mod hf;
 pub mod level;

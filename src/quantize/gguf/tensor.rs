@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::{StoredTensor, StoredType, ggml};
 use crate::{Error, Result};
 
@@ -50,6 +52,28 @@ pub struct GgufTensor {
     rows: Rows,
     /// Added to every value.
     plus: f32,
+    /// Binary factors in place of the one part, of which only the shape counts then.
+    factors: Option<Arc<Factors>>,
+}
+
+/// Binary factors, multiplied out when they are first read, until [`GgufTensor::release`].
+#[derive(Debug)]
+struct Factors {
+    linear: FactorizedLinear,
+    values: Mutex<Option<Arc<Vec<f32>>>>,
+}
+
+impl Factors {
+    /// The dense matrix, `[out, in]`.
+    fn values(&self) -> Arc<Vec<f32>> {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(values.get_or_insert_with(|| {
+            let (out, input) = (self.linear.out_features, self.linear.in_features);
+            let mut dense = vec![0.0; out * input];
+            self.linear.reconstruct_rows(0..out, &mut dense);
+            Arc::new(dense)
+        }))
+    }
 }
 
 impl GgufTensor {
@@ -64,7 +88,13 @@ impl GgufTensor {
             parts: vec![tensor],
             rows: Rows::Plain,
             plus: 0.0,
+            factors: None,
         }
+    }
+
+    /// Takes the values from binary factors of the tensor's shape.
+    pub(super) fn set_factors(&mut self, linear: FactorizedLinear) {
+        self.factors = Some(Arc::new(Factors { linear, values: Mutex::default() }));
     }
 
     /// A stack of matrices `[rows, cols]`, which becomes one tensor `[parts, rows, cols]`.
@@ -83,7 +113,15 @@ impl GgufTensor {
         }
         let mut shape = vec![parts.len()];
         shape.extend(&first.shape);
-        Ok(Self { name, shape, source_type: first.dtype, parts, rows: Rows::Plain, plus: 0.0 })
+        Ok(Self {
+            name,
+            shape,
+            source_type: first.dtype,
+            parts,
+            rows: Rows::Plain,
+            plus: 0.0,
+            factors: None,
+        })
     }
 
     /// The same with rows in another order. A vector's values are its rows.
@@ -107,7 +145,10 @@ impl GgufTensor {
     /// Bytes that the source takes for it.
     #[must_use]
     pub fn source_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+        match &self.factors {
+            Some(factors) => factors.linear.bits() / 8,
+            None => self.parts.iter().map(|part| part.bytes.len() as u64).sum(),
+        }
     }
 
     /// Rows: the product of all dimensions but the last. A vector is one row.
@@ -136,7 +177,7 @@ impl GgufTensor {
     }
 
     /// Decodes `rows` into `out`, which is `[rows.len(), cols]`, with everything applied. Takes no
-    /// memory beyond `out` but for vectors.
+    /// memory beyond `out` but for vectors, and for the whole matrix where it is in factors.
     ///
     /// # Errors
     /// [`Error::General`] if `out` has another length or the range is outside of the tensor,
@@ -157,8 +198,13 @@ impl GgufTensor {
                     .to_owned(),
             });
         }
+        let dense = self.factors.as_ref().map(|factors| factors.values());
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
             let (part, row) = self.place(row);
+            if let Some(dense) = &dense {
+                out.copy_from_slice(&dense[row * cols..(row + 1) * cols]);
+                continue;
+            }
             ggml::decode(part.dtype, part.row_bytes(row), out);
             if self.is_reordered_vector() {
                 let values = out.to_vec();
@@ -178,6 +224,7 @@ impl GgufTensor {
     #[must_use]
     pub fn raw_rows(&self, rows: Range<usize>) -> Option<Cow<'_, [u8]>> {
         if self.plus != 0.0
+            || self.factors.is_some()
             || self.is_reordered_vector()
             || rows.end > self.rows()
             || rows.start > rows.end
@@ -206,6 +253,9 @@ impl GgufTensor {
     /// Gives the mapped pages of the source back to the system; they are read again when needed.
     pub fn release(&self) {
         self.parts.iter().for_each(|part| part.bytes.release());
+        if let Some(factors) = &self.factors {
+            *factors.values.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }
 

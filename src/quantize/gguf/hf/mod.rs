@@ -8,15 +8,18 @@ mod names;
 mod parameters;
 mod rope;
 mod sizes;
+mod texts;
 mod tokenizer;
 mod weights;
 
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
 use general::General;
 use sizes::Sizes;
+pub(super) use texts::Texts;
 
 use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
 use crate::source::config_json::{Fields, refuse_quantized};
@@ -46,19 +49,39 @@ fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
 
 /// Opens a directory.
 pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufModel> {
+    let texts = Texts::Folder(directory);
     let config_path = directory.join("config.json");
-    let text = hf::read_text(&config_path, hf::MAX_CONFIG)?
-        .ok_or_else(|| hf::without_config(directory))?;
+    let Some(text) = hf::read_text(&config_path, hf::MAX_CONFIG)? else {
+        return Err(hf::without_config(directory));
+    };
+    // Before the weights, which may be many files.
+    let root = parse(&text, &config_path)?;
+    architectures::class(&root)?;
+    refuse_quantized(&root)?;
+    open_from(texts, hf::read_tensors(directory)?, &hf::model_name(directory), options)
+}
+
+/// Opens what has the texts and tensors of a Hugging Face directory. `name` is the model's.
+pub(super) fn open_from(
+    texts: Texts<'_>,
+    checkpoint: IndexMap<String, hf::ShardTensor>,
+    name: &str,
+    options: &SourceOptions,
+) -> Result<GgufModel> {
+    let mut warnings = Vec::new();
+    let directory = texts.path();
+    let config_path = directory.join("config.json");
+    let text = texts
+        .optional("config.json", hf::MAX_CONFIG, &mut warnings)?
+        .ok_or_else(|| Error::damaged(directory, "no config.json"))?;
     let root = parse(&text, &config_path)?;
     let class = architectures::class(&root)?;
     refuse_quantized(&root)?;
     let root = with_text_config(root);
     let fields = Fields::new(&root, &config_path);
     let sizes = Sizes::read(&fields, class)?;
-    let mut warnings = Vec::new();
 
     let tied = class.kind.is_gemma() || fields.flag("tie_word_embeddings", false)?;
-    let checkpoint = hf::read_tensors(directory)?;
     let (mut tensors, rows) =
         weights::collect(directory, class, &sizes, tied, checkpoint, &mut warnings)?;
     let (source_dtype, source_bytes) = source_type(&tensors);
@@ -66,13 +89,12 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
         parameters::metadata(&fields, class, &sizes, rows, &mut warnings)?;
     tensors.extend(of_config);
 
-    let name = hf::model_name(directory);
-    let card = hf::optional_text(directory, "README.md", hf::MAX_CONFIG, &mut warnings)?;
+    let card = texts.optional("README.md", hf::MAX_CONFIG, &mut warnings)?;
     let card = card.map(|text| card::parse(&text)).unwrap_or_default();
-    let generation = generation_config(directory, &mut warnings)?;
+    let generation = generation_config(texts, &mut warnings)?;
     let mut metadata = General {
         architecture: class.gguf,
-        id: &name,
+        id: name,
         card: &card,
         generation: generation.as_ref(),
         tensors: &tensors,
@@ -82,9 +104,9 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
     .metadata();
     metadata.extend(parameters);
     let pre = options.pre.as_deref();
-    metadata.extend(tokenizer::metadata(directory, &root, class.kind, rows, pre, &mut warnings)?);
+    metadata.extend(tokenizer::metadata(texts, &root, class.kind, rows, pre, &mut warnings)?);
     Ok(GgufModel {
-        name,
+        name: name.to_owned(),
         architecture: class.gguf.to_owned(),
         metadata,
         tensors,
@@ -111,9 +133,9 @@ fn with_text_config(mut root: Map<String, Json>) -> Map<String, Json> {
     root
 }
 
-fn generation_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Option<Json>> {
+fn generation_config(texts: Texts<'_>, warnings: &mut Vec<String>) -> Result<Option<Json>> {
     let name = "generation_config.json";
-    let Some(text) = hf::optional_text(directory, name, hf::MAX_CONFIG, warnings)? else {
+    let Some(text) = texts.optional(name, hf::MAX_CONFIG, warnings)? else {
         return Ok(None);
     };
     let parsed = serde_json::from_str(&text).ok();

@@ -1,15 +1,19 @@
 //! The files around a tokenizer, as far as they are there.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER, optional_text};
+use crate::quantize::gguf::hf::Texts;
+use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
 use crate::{Error, Result};
 
 /// What a directory says about its tokenizer.
 pub(super) struct TokenizerFiles {
+    /// The directory, or the file that carries the texts.
     pub(super) directory: PathBuf,
+    /// Which of the two.
+    pub(super) is_folder: bool,
     /// `tokenizer.json`, as text and parsed.
     pub(super) tokenizer: Option<(String, Value)>,
     /// `tokenizer_config.json`; empty if there is none.
@@ -29,8 +33,9 @@ pub(super) struct AddedToken {
 }
 
 impl TokenizerFiles {
-    pub(super) fn read(directory: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let tokenizer = match optional_text(directory, "tokenizer.json", MAX_TOKENIZER, warnings)? {
+    pub(super) fn read(texts: Texts<'_>, warnings: &mut Vec<String>) -> Result<Self> {
+        let directory = texts.path();
+        let tokenizer = match texts.optional("tokenizer.json", MAX_TOKENIZER, warnings)? {
             None => None,
             Some(text) => {
                 let path = directory.join("tokenizer.json");
@@ -40,7 +45,7 @@ impl TokenizerFiles {
             }
         };
         let mut object = |name: &str| -> Result<Map<String, Value>> {
-            let Some(text) = optional_text(directory, name, MAX_CONFIG, warnings)? else {
+            let Some(text) = texts.optional(name, MAX_CONFIG, warnings)? else {
                 return Ok(Map::new());
             };
             match serde_json::from_str(&text) {
@@ -50,13 +55,22 @@ impl TokenizerFiles {
         };
         let config = object("tokenizer_config.json")?;
         let special = object("special_tokens_map.json")?;
-        let path = directory.join("tokenizer.model");
-        let model = match std::fs::read(&path) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::io(&path, error)),
+        let path = texts.folder().map(|folder| folder.join("tokenizer.model"));
+        let model = match path.as_ref().map(|path| (path, std::fs::read(path))) {
+            Some((_, Ok(bytes))) => Some(bytes),
+            Some((path, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(path, error));
+            }
+            _ => None,
         };
-        Ok(Self { directory: directory.to_path_buf(), tokenizer, config, special, model })
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            is_folder: path.is_some(),
+            tokenizer,
+            config,
+            special,
+            model,
+        })
     }
 
     /// The content of a special token (`bos_token`) that one of the files names.

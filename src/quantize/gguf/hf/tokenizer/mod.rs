@@ -10,14 +10,13 @@ mod special;
 mod templates;
 mod vocabulary;
 
-use std::path::Path;
-
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
 use files::TokenizerFiles;
 use sentence_piece::{SentencePiece, is_sentence_piece};
 
+use super::Texts;
 use super::architectures::Kind;
 use crate::formats::gguf::{Array, Value};
 use crate::{Error, Result};
@@ -25,14 +24,14 @@ use crate::{Error, Result};
 /// All keys of `tokenizer.*`. `config` is `config.json`, for ids that only it names; `rows` is the
 /// number of rows of the embedding, which is the number of tokens.
 pub(super) fn metadata(
-    directory: &Path,
+    texts: Texts<'_>,
     config: &Map<String, Json>,
     kind: Kind,
     rows: usize,
     pre: Option<&str>,
     warnings: &mut Vec<String>,
 ) -> Result<IndexMap<String, Value>> {
-    let files = TokenizerFiles::read(directory, warnings)?;
+    let files = TokenizerFiles::read(texts, warnings)?;
     let mut metadata = IndexMap::new();
     let mut set = |key: &str, value: Value| {
         metadata.insert(format!("tokenizer.ggml.{key}"), value);

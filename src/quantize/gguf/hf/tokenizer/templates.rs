@@ -58,6 +58,9 @@ fn key_name(name: &str) -> String {
 }
 
 fn from_files(files: &TokenizerFiles, warnings: &mut Vec<String>) -> Result<Json> {
+    if !files.is_folder {
+        return Ok(Json::Null);
+    }
     let directory = &files.directory;
     if let Some(text) = optional_text(directory, "chat_template.jinja", MAX_CONFIG, warnings)? {
         let mut list = vec![serde_json::json!({ "name": "default", "template": text })];

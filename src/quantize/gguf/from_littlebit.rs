@@ -1,0 +1,56 @@
+//! A `.littlebit` file as a GGUF model: its factors are multiplied out, a matrix at a time.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+
+use super::hf::{self, Texts};
+use super::model::{GgufModel, SourceOptions};
+use crate::formats::littlebit::LittleBitFile;
+use crate::source::{Weight, names};
+use crate::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
+use crate::{Error, Result};
+
+/// Opens `file`. Names, order and edits are those of the Hugging Face directory that it stands for.
+///
+/// # Errors
+/// As [`super::open`].
+pub fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<GgufModel> {
+    let mut model = file.model()?;
+    let path: &Path = file.path();
+    // Only the shape of a factorized tensor is looked at before it gets its factors below.
+    let tensors: IndexMap<String, _> = model
+        .weights
+        .iter()
+        .map(|(name, weight)| {
+            let tensor = match weight {
+                Weight::Stored(tensor) => tensor.clone(),
+                Weight::Factorized(_) => StoredTensor {
+                    shape: weight.shape(),
+                    dtype: StoredType::F32,
+                    bytes: SharedBytes::from_vec(Vec::new()),
+                    row_order: RowOrder::Plain,
+                },
+            };
+            (name.clone(), Ok(tensor))
+        })
+        .collect();
+    let mut gguf = hf::open_from(Texts::Carried(file), tensors, &model.name, options)?;
+    for tensor in &mut gguf.tensors {
+        let weight =
+            names::to_hugging_face(&tensor.name).and_then(|name| model.weights.swap_remove(&name));
+        if let Some(Weight::Factorized(linear)) = weight {
+            tensor.set_factors(linear);
+        }
+    }
+    if let Some((name, _)) = model.weights.iter().find(|(_, w)| matches!(w, Weight::Factorized(_)))
+    {
+        return Err(Error::Reconstruction(format!(
+            "{}: {name} has no place in a GGUF file",
+            path.display()
+        )));
+    }
+    gguf.source_bytes = gguf.tensors.iter().map(super::GgufTensor::source_bytes).sum();
+    gguf.source_dtype = "littlebit".into();
+    Ok(gguf)
+}
