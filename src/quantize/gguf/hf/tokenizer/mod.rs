@@ -2,7 +2,7 @@
 
 mod byte_level;
 mod files;
-mod pre;
+pub(super) mod pre;
 mod pre_hashes;
 mod protobuf;
 mod sentence_piece;
@@ -33,6 +33,7 @@ pub(super) fn metadata(
     warnings: &mut Vec<String>,
 ) -> Result<IndexMap<String, Value>> {
     let files = TokenizerFiles::read(directory, warnings)?;
+    warnings.extend(pre.and_then(pre::doubt));
     let mut metadata = IndexMap::new();
     let mut set = |key: &str, value: Value| {
         metadata.insert(format!("tokenizer.ggml.{key}"), value);
