@@ -8,7 +8,24 @@ use super::index::{Index, Kind, PathRecord, TensorRecord};
 use super::preamble::{FLAG_LOG_SCALES, PREAMBLE_BYTES};
 use super::{CONFIG_FILE, FORMAT_VERSION, MAX_PATHS, MAX_TEXT_BYTES, aligned};
 use crate::littlebit::scale_type::ScaleType;
-use crate::tensor::{StoredTensor, StoredType, ggml};
+use crate::tensor::{StoredTensor, StoredType};
+
+/// Element types of stored tensors that the format defines.
+const ELEMENT_TYPES: [StoredType; 13] = [
+    StoredType::F32,
+    StoredType::F16,
+    StoredType::BF16,
+    StoredType::Q4_0,
+    StoredType::Q4_1,
+    StoredType::Q5_0,
+    StoredType::Q5_1,
+    StoredType::Q8_0,
+    StoredType::Q2_K,
+    StoredType::Q3_K,
+    StoredType::Q4_K,
+    StoredType::Q5_K,
+    StoredType::Q6_K,
+];
 
 /// Most dimensions of a stored tensor.
 const MAX_DIMENSIONS: usize = 8;
@@ -288,7 +305,7 @@ impl Claims<'_> {
         match (record.kind, &record.dtype, record.section, &record.paths) {
             (Kind::Stored, Some(dtype), Some(section), None) => {
                 let dtype = StoredType::from_name(dtype)
-                    .filter(|dtype| ggml::can_decode(*dtype))
+                    .filter(|dtype| ELEMENT_TYPES.contains(dtype))
                     .ok_or_else(|| format!("unknown element type {dtype:?}"))?;
                 let length = StoredTensor::byte_length(&shape, dtype)
                     .ok_or_else(|| format!("shape {shape:?} is impossible for {}", dtype.name()))?;

@@ -13,8 +13,13 @@
 )]
 #![allow(unsafe_code, reason = "calls the AVX2 build of the safe code below after detecting it")]
 
+mod code_book;
+mod code_books;
 mod four_bits;
 mod importance;
+mod iq1_encode;
+mod iq_decode;
+mod iq_encode;
 mod k_decode;
 mod k_encode;
 mod lanes;
@@ -31,19 +36,10 @@ use super::StoredType;
 pub use importance::{ImportanceUse, importance_use};
 use lanes::Lanes;
 
-/// Whether [`decode`] reads this type.
+/// Whether [`decode`] reads this type: so far every one.
 #[must_use]
-pub const fn can_decode(dtype: StoredType) -> bool {
-    !matches!(
-        dtype,
-        StoredType::IQ1_S
-            | StoredType::IQ1_M
-            | StoredType::IQ2_XXS
-            | StoredType::IQ2_XS
-            | StoredType::IQ2_S
-            | StoredType::IQ3_XXS
-            | StoredType::IQ3_S
-    )
+pub const fn can_decode(_dtype: StoredType) -> bool {
+    true
 }
 
 /// Decodes `bytes`, whole blocks of `dtype`, into `out`.
@@ -92,23 +88,20 @@ fn decode_portable(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
         StoredType::TQ2_0 => ternary::decode_tq2_0(bytes, out),
         StoredType::Q1_0 => ternary::decode_q1_0(bytes, out),
         StoredType::Q2_0 => ternary::decode_q2_0(bytes, out),
-        _ => unreachable!("checked by the caller"),
+        StoredType::IQ1_S => iq_decode::decode_iq1_s(bytes, out),
+        StoredType::IQ1_M => iq_decode::decode_iq1_m(bytes, out),
+        StoredType::IQ2_XXS => iq_decode::decode_iq2_xxs(bytes, out),
+        StoredType::IQ2_XS => iq_decode::decode_iq2_xs(bytes, out),
+        StoredType::IQ2_S => iq_decode::decode_iq2_s(bytes, out),
+        StoredType::IQ3_XXS => iq_decode::decode_iq3_xxs(bytes, out),
+        StoredType::IQ3_S => iq_decode::decode_iq3_s(bytes, out),
     }
 }
 
-/// Whether [`encode_row`] writes this type.
+/// Whether [`encode_row`] writes this type: so far every one.
 #[must_use]
-pub const fn can_encode(dtype: StoredType) -> bool {
-    !matches!(
-        dtype,
-        StoredType::IQ1_S
-            | StoredType::IQ1_M
-            | StoredType::IQ2_XXS
-            | StoredType::IQ2_XS
-            | StoredType::IQ2_S
-            | StoredType::IQ3_XXS
-            | StoredType::IQ3_S
-    )
+pub const fn can_encode(_dtype: StoredType) -> bool {
+    true
 }
 
 /// Encodes a row of whole blocks without an importance matrix: [`encode_row`] with `None`.
@@ -204,7 +197,13 @@ fn encode_with<V: Lanes>(
         (T::TQ2_0, _) => ternary::encode_tq2_0(values, bytes),
         (T::Q1_0, _) => ternary::encode_q1_0(values, bytes),
         (T::Q2_0, _) => ternary::encode_q2_0(values, bytes),
-        _ => unreachable!("checked by the caller"),
+        (T::IQ1_S, _) => iq1_encode::encode_iq1_s::<V>(values, importance, bytes),
+        (T::IQ1_M, _) => iq1_encode::encode_iq1_m::<V>(values, importance, bytes),
+        (T::IQ2_XXS, _) => iq_encode::encode_iq2_xxs::<V>(values, importance, bytes),
+        (T::IQ2_XS, _) => iq_encode::encode_iq2_xs::<V>(values, importance, bytes),
+        (T::IQ2_S, _) => iq_encode::encode_iq2_s::<V>(values, importance, bytes),
+        (T::IQ3_XXS, _) => iq_encode::encode_iq3_xxs::<V>(values, importance, bytes),
+        (T::IQ3_S, _) => iq_encode::encode_iq3_s::<V>(values, importance, bytes),
     }
 }
 

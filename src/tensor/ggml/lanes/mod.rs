@@ -34,6 +34,8 @@ pub(super) trait Lanes:
 {
     /// Sixteen truth values.
     type Mask: Mask;
+    /// Sixteen codes.
+    type Codes: Copy;
 
     fn splat(value: f32) -> Self;
     fn load(values: &Lane<f32>) -> Self;
@@ -50,6 +52,13 @@ pub(super) trait Lanes:
     fn replace(self, mask: Self::Mask, yes: Self) -> Self;
     /// The nearest integer as [`super::search::nearest`] finds it, between `low` and `high`.
     fn nearest(self, low: i32, high: i32) -> Self;
+    fn codes(codes: &Lane<u16>) -> Self::Codes;
+    /// The entry of `table` that the bits of each code from `shift` on number. The table has four
+    /// entries, numbered by two bits, or eight, numbered by three of which the next higher is clear.
+    fn pick(codes: Self::Codes, shift: usize, table: &[f32]) -> Self;
+    /// The smallest lane, if none is NaN.
+    fn smallest(self) -> f32;
+
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
@@ -66,6 +75,8 @@ pub(super) trait Mask: Copy {
     fn and(self, other: Self) -> Self;
     fn or(self, other: Self) -> Self;
     fn any(self) -> bool;
+    /// Lane `l` in bit `l`.
+    fn bits(self) -> u16;
 }
 
 /// Up to [`LANES`] groups of `G` values as vectors over lanes, `[G, LANES]`; lanes without a group

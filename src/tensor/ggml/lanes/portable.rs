@@ -32,6 +32,7 @@ operator!(Div, div, /);
 
 impl Lanes for Portable {
     type Mask = Lane<bool>;
+    type Codes = Lane<u16>;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -82,6 +83,21 @@ impl Lanes for Portable {
     fn nearest(self, low: i32, high: i32) -> Self {
         Self(self.0.map(|value| nearest(value).clamp(low, high) as f32))
     }
+
+    #[inline(always)]
+    fn codes(codes: &Lane<u16>) -> Self::Codes {
+        *codes
+    }
+
+    #[inline(always)]
+    fn pick(codes: Self::Codes, shift: usize, table: &[f32]) -> Self {
+        Self(codes.map(|code| table[usize::from(code >> shift) & (table.len() - 1)]))
+    }
+
+    #[inline(always)]
+    fn smallest(self) -> f32 {
+        self.0.iter().fold(f32::INFINITY, |least, &lane| if lane < least { lane } else { least })
+    }
 }
 
 impl Mask for Lane<bool> {
@@ -98,5 +114,10 @@ impl Mask for Lane<bool> {
     #[inline(always)]
     fn any(self) -> bool {
         self.iter().any(|truth| *truth)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self.iter().enumerate().fold(0, |bits, (l, &truth)| bits | (u16::from(truth) << l))
     }
 }

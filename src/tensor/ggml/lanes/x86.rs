@@ -51,6 +51,7 @@ operator!(Div, div, _mm512_div_ps, _mm256_div_ps);
 
 impl Lanes for Avx512 {
     type Mask = __mmask16;
+    type Codes = __m512i;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -120,6 +121,37 @@ impl Lanes for Avx512 {
             Self(_mm512_cvtepi32_ps(integer))
         }
     }
+
+    #[inline(always)]
+    fn codes(codes: &Lane<u16>) -> Self::Codes {
+        // SAFETY: the processor has AVX-512 F, see the type; the array is 32 bytes long.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn pick(codes: Self::Codes, shift: usize, table: &[f32]) -> Self {
+        // SAFETY: the processor has AVX-512 F, see the type; `first_chunk` gives arrays of the
+        // length that is read.
+        unsafe {
+            let at = _mm512_srl_epi32(codes, _mm_cvtsi32_si128(shift as i32));
+            if let Some(table) = table.first_chunk::<8>() {
+                let table = _mm512_castps256_ps512(_mm256_loadu_ps(table.as_ptr()));
+                // Only bits that number the lower eight entries can be set.
+                Self(_mm512_permutexvar_ps(at, table))
+            } else if let Some(table) = table.first_chunk::<4>() {
+                let table = _mm512_broadcast_f32x4(_mm_loadu_ps(table.as_ptr()));
+                Self(_mm512_permutevar_ps(table, at))
+            } else {
+                Self::zero()
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn smallest(self) -> f32 {
+        // SAFETY: the processor has AVX-512 F, see the type.
+        unsafe { _mm512_reduce_min_ps(self.0) }
+    }
 }
 
 impl Mask for __mmask16 {
@@ -137,10 +169,16 @@ impl Mask for __mmask16 {
     fn any(self) -> bool {
         self != 0
     }
+
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self
+    }
 }
 
 impl Lanes for Avx2 {
     type Mask = Avx2Mask;
+    type Codes = (__m256i, __m256i);
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -228,6 +266,49 @@ impl Lanes for Avx2 {
         // SAFETY: the processor has AVX2, see the type.
         unsafe { Self(nearest_of_eight(self.0, low, high), nearest_of_eight(self.1, low, high)) }
     }
+
+    #[inline(always)]
+    fn codes(codes: &Lane<u16>) -> Self::Codes {
+        let (low, high) = codes.split_at(8);
+        // SAFETY: the processor has AVX2, see the type; both halves are 16 bytes long.
+        unsafe {
+            (
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(low.as_ptr().cast())),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(high.as_ptr().cast())),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn pick(codes: Self::Codes, shift: usize, table: &[f32]) -> Self {
+        // SAFETY: the processor has AVX2, see the type; `first_chunk` gives arrays of the length
+        // that is read.
+        unsafe {
+            let shift = _mm_cvtsi32_si128(shift as i32);
+            let (low, high) = (_mm256_srl_epi32(codes.0, shift), _mm256_srl_epi32(codes.1, shift));
+            if let Some(table) = table.first_chunk::<8>() {
+                let table = _mm256_loadu_ps(table.as_ptr());
+                Self(_mm256_permutevar8x32_ps(table, low), _mm256_permutevar8x32_ps(table, high))
+            } else if let Some(table) = table.first_chunk::<4>() {
+                let table = _mm_loadu_ps(table.as_ptr());
+                let table = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(table), table);
+                Self(_mm256_permutevar_ps(table, low), _mm256_permutevar_ps(table, high))
+            } else {
+                Self::zero()
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn smallest(self) -> f32 {
+        // SAFETY: the processor has AVX2, see the type.
+        unsafe {
+            let eight = _mm256_min_ps(self.0, self.1);
+            let four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
 }
 
 #[inline]
@@ -257,5 +338,11 @@ impl Mask for Avx2Mask {
     fn any(self) -> bool {
         // SAFETY: the processor has AVX2, see the type.
         unsafe { _mm256_movemask_ps(_mm256_or_ps(self.0, self.1)) != 0 }
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        // SAFETY: the processor has AVX2, see the type.
+        unsafe { (_mm256_movemask_ps(self.0) | (_mm256_movemask_ps(self.1) << 8)) as u16 }
     }
 }
