@@ -42,7 +42,7 @@ const CANDIDATES: [&str; 23] = [
 const FALLBACK: &str = "default";
 
 /// What to say about a name that no llama.cpp known to this program has: loading would fail.
-pub(in super::super) fn doubt(name: &str) -> Option<String> {
+pub(in crate::quantize::gguf) fn doubt(name: &str) -> Option<String> {
     let known = has_name(name) || pre_tokenizers::by_name(name).is_some();
     (!known).then(|| {
         format!("\"{name}\" is no pre-tokenizer that is known; llama.cpp may refuse the file")
