@@ -94,7 +94,7 @@ impl GgufTensor {
     }
 
     /// The same as F32, whatever the source stores.
-    pub(super) fn as_f32(mut self) -> Self {
+    pub(super) fn in_f32(mut self) -> Self {
         self.source_type = StoredType::F32;
         self
     }
@@ -298,7 +298,7 @@ mod tests {
         let tensor = GgufTensor::new("h", halves.clone());
         assert_eq!(*tensor.raw_rows(0..1).unwrap(), *halves.bytes);
         assert!(tensor.clone().plus(1.0).raw_rows(0..1).is_none());
-        let tensor = tensor.as_f32();
+        let tensor = tensor.in_f32();
         assert_eq!((tensor.source_type, tensor.source_bytes()), (StoredType::F32, 4));
         let bytes = [1.0f32, -0.5].map(f32::to_le_bytes).concat();
         assert_eq!(*tensor.raw_rows(0..1).unwrap(), *bytes);

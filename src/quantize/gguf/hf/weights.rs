@@ -267,7 +267,7 @@ fn edited(name: impl Into<String>, tensor: StoredTensor, edit: Edit, sizes: &Siz
         || tensor.name.ends_with("_norm.weight")
         || tensor.name.contains(".ffn_gate_inp");
     if small {
-        tensor = tensor.as_f32();
+        tensor = tensor.in_f32();
     }
     match edit {
         Edit::None => tensor,
