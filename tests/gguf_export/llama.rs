@@ -36,7 +36,7 @@ fn compare_tokens(llama: &LlamaCpp, directory: &Path) {
     let source = open(directory, &SourceOptions::default()).unwrap();
     eprintln!("{}: {:?}", directory.display(), source.metadata["tokenizer.ggml.pre"]);
     export::write(&source, &file, StoredType::F16);
-    let theirs = llama.token_ids(&file, &TEXTS).expect("llama.cpp loads the file");
+    let theirs = llama.token_ids(&file, &TEXTS).unwrap();
     // The pre-tokenizer "Metaspace" puts no blank in front of a text that begins with one;
     // SentencePiece, which llama.cpp follows, always does.
     let metaspace = std::fs::read_to_string(directory.join("tokenizer.json"))
@@ -57,7 +57,7 @@ fn token_ids_are_those_of_the_directory() {
     match std::env::var_os("LLM_QUANTIZE_TEST_STORIES") {
         Some(directory) => compare_tokens(&llama, Path::new(&directory)),
         None => {
-            eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_STORIES to compare SentencePiece as well")
+            eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_STORIES to compare SentencePiece as well");
         }
     }
 }
