@@ -62,6 +62,23 @@ fn token_ids_are_those_of_the_directory() {
     }
 }
 
+/// From the first part llama.cpp finds the others; tensors and vocabulary are those of one file.
+#[test]
+fn split_files_are_one_model() {
+    let Some(llama) = library() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let source = open(&tiny(), &SourceOptions::default()).unwrap();
+    let whole = folder.path().join("whole.gguf");
+    export::write(&source, &whole, StoredType::F16);
+    let target = folder.path().join("split.gguf");
+    let parts = export::write_parts(&source, &target, StoredType::F16, Some(700_000));
+    assert!(parts.len() > 3, "{parts:?}");
+    assert_eq!(llama.token_ids(&parts[0], &TEXTS), llama.token_ids(&whole, &TEXTS));
+    let ids: Vec<u32> = (0..40).map(|i| i * 37 % 2000).collect();
+    let logits = |file: &Path| llama.logits(file, &ids, 2048, Attention::Exact);
+    assert_eq!(logits(&parts[0]), logits(&whole));
+}
+
 /// The tokenizers in the folder that `LLM_QUANTIZE_TEST_TOKENIZERS` names, one per folder in it
 /// (`scripts/fetch-tokenizers.sh` makes one).
 #[test]
