@@ -26,7 +26,7 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
     let (file, from) = convert::open(&args.input)?;
     let output = args.output_dir.join(output_name(args, target));
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(&args.input, &output) {
+    if from != target.name() && same(&args.input, &output) {
         return Err(Error::InvalidArgument(format!(
             "{} is the file that is converted; give another --output-name",
             output.display()
