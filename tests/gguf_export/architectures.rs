@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use llm_quantize::Error;
 use llm_quantize::formats::gguf::Value;
 use llm_quantize::quantize::gguf::{GgufModel, SourceOptions, open};
+use llm_quantize::tensor::{StoredTensor, StoredType};
 use serde_json::json;
 
 use crate::directories::{self, ROWS, config, dense, model, values};
@@ -50,6 +51,14 @@ fn check_tensors(model: &GgufModel, outer: &[(&str, &[usize])], block: &[(&str, 
     let got: Vec<(String, Vec<usize>)> =
         model.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
     assert_eq!(got, expected);
+    for tensor in &model.tensors {
+        // Vectors and the gates of mixtures are F32 in every file.
+        let small = tensor.shape.len() == 1 || tensor.name.ends_with("ffn_gate_inp.weight");
+        let expected = if small { StoredType::F32 } else { StoredType::F16 };
+        assert_eq!(tensor.source_type, expected, "{}", tensor.name);
+        let bytes = tensor.raw_rows(0..tensor.rows()).unwrap();
+        assert_eq!(Some(bytes.len()), StoredTensor::byte_length(&tensor.shape, expected));
+    }
 }
 
 fn read(model: &GgufModel, name: &str) -> Vec<f32> {

@@ -161,6 +161,9 @@ fn nothing_appears_before_everything_is_there() {
     assert!(error.contains("matrix.weight lacks 1 "), "{error}");
     assert!(names(folder.path()).is_empty());
 
+    let missing = folder.path().join("no/out.gguf");
+    assert!(matches!(GgufWriter::create(&missing, &layout), Err(Error::Io { .. })));
+
     let mut writer = GgufWriter::create(&target, &layout).unwrap();
     writer.write(&data.concat()).unwrap();
     assert!(writer.write(&[0]).is_err());

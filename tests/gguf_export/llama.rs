@@ -62,7 +62,8 @@ fn token_ids_are_those_of_the_directory() {
     }
 }
 
-/// The tokenizers in the folder that `LLM_QUANTIZE_TEST_TOKENIZERS` names, one per folder in it.
+/// The tokenizers in the folder that `LLM_QUANTIZE_TEST_TOKENIZERS` names, one per folder in it
+/// (`scripts/fetch-tokenizers.sh` makes one).
 #[test]
 fn token_ids_of_published_tokenizers() {
     let Some(llama) = library() else { return };
@@ -72,6 +73,9 @@ fn token_ids_of_published_tokenizers() {
     };
     for entry in std::fs::read_dir(folder).unwrap() {
         let source = entry.unwrap().path();
+        if !source.is_dir() {
+            continue;
+        }
         let name = source.file_name().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(source.join("tokenizer.json")).unwrap();
         let rows = tokenizers::Tokenizer::from_bytes(&text).unwrap().get_vocab_size(true);

@@ -11,13 +11,14 @@ use llm_quantize::tensor::StoredType;
 
 use crate::export;
 
-/// Words, digits, blanks, contractions, other scripts, emoji, what is in no vocabulary.
-pub(crate) const TEXTS: [&str; 6] = [
+/// Words, digits, blanks, contractions, other scripts, emoji, what is in no vocabulary, special tokens.
+pub(crate) const TEXTS: [&str; 7] = [
     "Four score and seven years ago our fathers brought forth on this continent, a new nation.",
     " leading and  double blanks,\ttabs\n\nand lines\r\n",
     "It's 2026: 1234567 people can't agree, THEY'LL see!!! (x_y=3.14)",
     "Größe, naïve, Ελληνικά, русский, 中文字, 日本語, हिन्दी",
     "emoji 🚀👩‍🚀 and \u{0}\u{7f}\u{fffd} controls",
+    "<|im_start|>user\nHi there<|im_end|>\n<|eot_id|><|endoftext|><end_of_turn>",
     "",
 ];
 

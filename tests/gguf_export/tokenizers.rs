@@ -101,6 +101,11 @@ fn merges_come_in_two_spellings_and_may_hold_blanks() {
     let model = open(folder.path(), &options).unwrap();
     assert_eq!(texts(&model, "ggml.merges"), ["aĠb c"]);
     assert_eq!(get(&model, "ggml.pre"), Some(&Value::from("qwen2")));
+    assert!(model.warnings.is_empty(), "{:?}", model.warnings);
+    let options = SourceOptions { pre: Some("qwen-2".into()), ..SourceOptions::default() };
+    let model = open(folder.path(), &options).unwrap();
+    assert_eq!(get(&model, "ggml.pre"), Some(&Value::from("qwen-2")));
+    assert!(model.warnings[0].contains("\"qwen-2\""), "{:?}", model.warnings);
 }
 
 #[test]

@@ -81,6 +81,7 @@ fn check_count(file: &GgufFile, found: usize) -> Result<()> {
 
 fn set_pre(metadata: &mut IndexMap<String, Value>, pre: &str, warnings: &mut Vec<String>) {
     let key = "tokenizer.ggml.pre";
+    warnings.extend(super::hf::doubt_about_pre(pre));
     let before = metadata.insert(key.to_owned(), Value::from(pre));
     if let Some(before) = before.as_ref().and_then(Value::as_str).filter(|before| *before != pre) {
         warnings.push(format!("{key} was \"{before}\" in the source and becomes \"{pre}\""));

@@ -125,7 +125,7 @@ impl GgufModel {
 pub(super) fn source_type(tensors: &[GgufTensor]) -> (String, u64) {
     let mut bytes: IndexMap<&str, u64> = IndexMap::new();
     for tensor in tensors {
-        *bytes.entry(tensor.source_type.name()).or_default() += tensor.source_bytes();
+        *bytes.entry(tensor.stored_type().name()).or_default() += tensor.source_bytes();
     }
     let total = bytes.values().sum();
     let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);

@@ -42,7 +42,8 @@ pub struct GgufTensor {
     pub name: String,
     /// Dimensions, outermost first; none of 1 in front, as ggml counts them.
     pub shape: Vec<usize>,
-    /// The type that the source stores it in.
+    /// The type that a file at full precision holds it in: that of the source, but F32 for the small
+    /// tensors that llama.cpp takes in no other type.
     pub source_type: StoredType,
     /// What it is made of: one tensor, or the slices of a stack in order. All of one type, all of
     /// the same number of rows and columns.
@@ -92,6 +93,12 @@ impl GgufTensor {
         self
     }
 
+    /// The same as F32, whatever the source stores.
+    pub(super) fn in_f32(mut self) -> Self {
+        self.source_type = StoredType::F32;
+        self
+    }
+
     /// The same with a number added to every value.
     pub(super) fn plus(mut self, number: f32) -> Self {
         self.plus = number;
@@ -122,6 +129,11 @@ impl GgufTensor {
         self.shape[self.shape.len() - 1]
     }
 
+    /// The type that the source stores it in.
+    pub(super) fn stored_type(&self) -> StoredType {
+        self.parts.first().map_or(self.source_type, |part| part.dtype)
+    }
+
     /// A vector whose values are reordered.
     fn is_reordered_vector(&self) -> bool {
         self.shape.len() == 1 && self.rows != Rows::Plain
@@ -150,9 +162,10 @@ impl GgufTensor {
                 out.len()
             )));
         }
-        if !ggml::can_decode(self.source_type) {
+        let stored = self.stored_type();
+        if !ggml::can_decode(stored) {
             return Err(Error::Unsupported {
-                message: format!("{} has type {}", self.name, self.source_type.name()),
+                message: format!("{} has type {}", self.name, stored.name()),
                 suggestion: "Its values cannot be read, only copied: use a model of another type"
                     .to_owned(),
             });
@@ -173,19 +186,24 @@ impl GgufTensor {
         Ok(())
     }
 
-    /// The stored bytes of `rows`, if the file may hold them unchanged (possibly in another order):
-    /// borrowed where they lie in one piece.
+    /// The bytes of `rows` in [`Self::source_type`], exact: the stored ones where they need no
+    /// change, borrowed where they lie in one piece. `None` if they would have to be encoded.
     #[must_use]
     pub fn raw_rows(&self, rows: Range<usize>) -> Option<Cow<'_, [u8]>> {
-        if self.plus != 0.0
-            || self.is_reordered_vector()
-            || rows.end > self.rows()
-            || rows.start > rows.end
-        {
+        if rows.end > self.rows() || rows.start > rows.end {
             return None;
         }
         if rows.is_empty() {
             return Some(Cow::Borrowed(&[]));
+        }
+        let changed = self.plus != 0.0 || self.is_reordered_vector();
+        if changed || self.stored_type() != self.source_type {
+            if self.source_type != StoredType::F32 {
+                return None;
+            }
+            let mut values = vec![0.0; rows.len() * self.cols()];
+            self.read_rows(rows, &mut values).ok()?;
+            return Some(Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()));
         }
         let length = self.source_type.row_bytes(self.cols())?;
         let per_part = self.rows() / self.parts.len();
@@ -250,7 +268,7 @@ mod tests {
 
         let bias = GgufTensor::new("b", counting(&[12], 0)).with_rows(Rows::RopePairs { heads: 2 });
         assert_eq!(all(&bias), expected);
-        assert!(bias.raw_rows(0..1).is_none());
+        assert_eq!(*bias.raw_rows(0..1).unwrap(), *bytes);
     }
 
     #[test]
@@ -268,11 +286,22 @@ mod tests {
     }
 
     #[test]
-    fn values_that_change_are_not_raw() {
+    fn values_that_change_are_raw_only_as_f32() {
         let tensor = GgufTensor::new("n", stored(&[1, 2], [0.5, -1.0])).plus(1.0);
         assert_eq!(tensor.shape, [2]);
         assert_eq!(all(&tensor), [1.5, 0.0]);
-        assert!(tensor.raw_rows(0..1).is_none());
+        let bytes = [1.5f32, 0.0].map(f32::to_le_bytes).concat();
+        assert_eq!(*tensor.raw_rows(0..1).unwrap(), *bytes);
+
+        let halves = SharedBytes::from_vec(vec![0x00, 0x3c, 0x00, 0xb8]);
+        let halves = StoredTensor::new(vec![2], StoredType::F16, halves).unwrap();
+        let tensor = GgufTensor::new("h", halves.clone());
+        assert_eq!(*tensor.raw_rows(0..1).unwrap(), *halves.bytes);
+        assert!(tensor.clone().plus(1.0).raw_rows(0..1).is_none());
+        let tensor = tensor.in_f32();
+        assert_eq!((tensor.source_type, tensor.source_bytes()), (StoredType::F32, 4));
+        let bytes = [1.0f32, -0.5].map(f32::to_le_bytes).concat();
+        assert_eq!(*tensor.raw_rows(0..1).unwrap(), *bytes);
         assert!(tensor.read_rows(0..2, &mut [0.0; 4]).is_err());
     }
 }

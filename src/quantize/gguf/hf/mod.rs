@@ -17,6 +17,7 @@ use serde_json::{Map, Value as Json};
 
 use general::General;
 use sizes::Sizes;
+pub(super) use tokenizer::pre::doubt as doubt_about_pre;
 
 use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
 use crate::source::config_json::{Fields, refuse_quantized};

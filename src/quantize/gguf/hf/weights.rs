@@ -259,8 +259,16 @@ fn slices(
         .collect()
 }
 
+/// The tensor with its edit, and as F32 if llama.cpp wants it so: vectors, norms and the gates of
+/// mixtures.
 fn edited(name: impl Into<String>, tensor: StoredTensor, edit: Edit, sizes: &Sizes) -> GgufTensor {
-    let tensor = GgufTensor::new(name, tensor);
+    let mut tensor = GgufTensor::new(name, tensor);
+    let small = tensor.shape.len() < 2
+        || tensor.name.ends_with("_norm.weight")
+        || tensor.name.contains(".ffn_gate_inp");
+    if small {
+        tensor = tensor.in_f32();
+    }
     match edit {
         Edit::None => tensor,
         Edit::QueryPairs => tensor.with_rows(Rows::RopePairs { heads: sizes.heads }),

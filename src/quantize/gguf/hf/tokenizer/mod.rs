@@ -2,7 +2,7 @@
 
 mod byte_level;
 mod files;
-mod pre;
+pub(super) mod pre;
 mod pre_hashes;
 mod protobuf;
 mod sentence_piece;
@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
 use files::TokenizerFiles;
-use sentence_piece::{SentencePiece, is_sentence_piece};
+use sentence_piece::SentencePiece;
 
 use super::architectures::Kind;
 use crate::formats::gguf::{Array, Value};
@@ -33,6 +33,7 @@ pub(super) fn metadata(
     warnings: &mut Vec<String>,
 ) -> Result<IndexMap<String, Value>> {
     let files = TokenizerFiles::read(directory, warnings)?;
+    warnings.extend(pre.and_then(pre::doubt));
     let mut metadata = IndexMap::new();
     let mut set = |key: &str, value: Value| {
         metadata.insert(format!("tokenizer.ggml.{key}"), value);
@@ -101,7 +102,11 @@ fn sentence_piece(
         }
     }
     match &files.tokenizer {
-        Some((_, root)) if is_sentence_piece(root) => {
+        Some((_, root))
+            if is_bpe(root)
+                && root["model"]["byte_fallback"].as_bool() == Some(true)
+                && !is_byte_level(root) =>
+        {
             sentence_piece::from_json(files, root, rows, warnings).map(Some)
         }
         _ => Ok(None),
@@ -121,14 +126,7 @@ fn byte_level_tokenizer(files: &TokenizerFiles) -> Result<(&str, &Json)> {
                 .to_owned(),
         });
     };
-    let has_bytes = |part: &Json, list: &str| {
-        let is_byte_level = |part: &Json| part["type"] == "ByteLevel";
-        is_byte_level(part) || part[list].as_array().is_some_and(|l| l.iter().any(is_byte_level))
-    };
-    let is_bpe = root["model"]["type"].as_str().unwrap_or("BPE") == "BPE";
-    let bytes = has_bytes(&root["pre_tokenizer"], "pretokenizers")
-        || has_bytes(&root["decoder"], "decoders");
-    if is_bpe && bytes {
+    if is_bpe(root) && is_byte_level(root) {
         return Ok((text, root));
     }
     Err(Error::Unsupported {
@@ -140,5 +138,18 @@ fn byte_level_tokenizer(files: &TokenizerFiles) -> Result<(&str, &Json)> {
         ),
         suggestion: "Put the model's tokenizer.model beside its weights, if there is one"
             .to_owned(),
+    })
+}
+
+fn is_bpe(root: &Json) -> bool {
+    root["model"]["type"].as_str().unwrap_or("BPE") == "BPE"
+}
+
+/// Whether texts are spelled in the alphabet of bytes.
+fn is_byte_level(root: &Json) -> bool {
+    [("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")].into_iter().any(|(key, list)| {
+        let part = &root[key];
+        let is_byte_level = |part: &Json| part["type"] == "ByteLevel";
+        is_byte_level(part) || part[list].as_array().is_some_and(|l| l.iter().any(is_byte_level))
     })
 }

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 use super::files::TokenizerFiles;
-use super::pre_hashes::{PROBE, by_hash};
+use super::pre_hashes::{PROBE, by_hash, has_name};
 use crate::source::pre_tokenizers::{self, GPT2};
 use crate::{Error, Result};
 
@@ -40,6 +40,14 @@ const CANDIDATES: [&str; 23] = [
 
 /// What to write if nothing fits, which is what llama.cpp assumes for a file that says nothing.
 const FALLBACK: &str = "default";
+
+/// What to say about a name that no llama.cpp known to this program has: loading would fail.
+pub(in crate::quantize::gguf) fn doubt(name: &str) -> Option<String> {
+    let known = has_name(name) || pre_tokenizers::by_name(name).is_some();
+    (!known).then(|| {
+        format!("\"{name}\" is no pre-tokenizer that is known; llama.cpp may refuse the file")
+    })
+}
 
 /// The name for a byte-level tokenizer.
 pub(super) fn name(

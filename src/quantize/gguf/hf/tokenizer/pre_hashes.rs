@@ -22,6 +22,11 @@ pub(super) fn by_hash(hash: &str) -> Option<&'static str> {
     HASHES.iter().find(|(_, known)| *known == hash).map(|(name, _)| *name)
 }
 
+/// Whether the table has that name.
+pub(super) fn has_name(name: &str) -> bool {
+    HASHES.iter().any(|(known, _)| *known == name)
+}
+
 const HASHES: [(&str, &str); 95] = [
     ("a.x-4.0", "b0a6b1c0bd5998ebd9df08611efde34a4ff03faed45ae09c43e6b31ebd4b94cf"),
     ("afmoe", "49fc0303c9e0d2c2c565c510f64b2d9b271276acdcdadff733249eda9f7d59df"),

@@ -143,9 +143,3 @@ fn space_prefix(root: &Json) -> Option<bool> {
     // Blanks are replaced and nothing is put in front.
     parts.iter().any(|part| kind(part, "Replace")).then_some(false)
 }
-
-/// Whether a `tokenizer.json` is of this kind.
-pub(super) fn is_sentence_piece(root: &Json) -> bool {
-    root["model"]["type"].as_str().unwrap_or("BPE") == "BPE"
-        && root["model"]["byte_fallback"].as_bool() == Some(true)
-}
