@@ -96,7 +96,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn split_files_hold_the_same_tensors_and_come_back_as_one_model() {
     }
     let mut row = vec![0.0; 32];
     model.tensors[2].read_rows(4..5, &mut row).unwrap();
-    assert_eq!(row[31], 159.0);
+    assert_eq!(row[30..], [158.0, 159.0]);
 
     std::fs::remove_file(&written[count - 1].path).unwrap();
     let error = open(&written[0].path, &SourceOptions::default()).unwrap_err();

@@ -1,6 +1,6 @@
 //! A model at full precision as a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llm_quantize::formats::gguf::{FileLayout, GgufWriter, PlannedTensor, Value};
 use llm_quantize::quantize::gguf::GgufModel;
@@ -8,6 +8,16 @@ use llm_quantize::tensor::{StoredType, ggml};
 
 /// Writes all matrices as `matrices` and everything else as F32, as the converter does.
 pub(crate) fn write(model: &GgufModel, target: &Path, matrices: StoredType) {
+    write_parts(model, target, matrices, None);
+}
+
+/// The same in files of at most `most` bytes; gives their paths.
+pub(crate) fn write_parts(
+    model: &GgufModel,
+    target: &Path,
+    matrices: StoredType,
+    most: Option<u64>,
+) -> Vec<PathBuf> {
     let mut metadata = model.metadata.clone();
     let file_type = match matrices {
         StoredType::F32 => 0u32,
@@ -30,7 +40,7 @@ pub(crate) fn write(model: &GgufModel, target: &Path, matrices: StoredType) {
             }
         })
         .collect();
-    let layout = FileLayout::new(&metadata, &plan, None).unwrap();
+    let layout = FileLayout::new(&metadata, &plan, most).unwrap();
     let mut writer = GgufWriter::create(target, &layout).unwrap();
     for (tensor, plan) in model.tensors.iter().zip(&plan) {
         let mut values = vec![0.0; tensor.cols()];
@@ -41,5 +51,5 @@ pub(crate) fn write(model: &GgufModel, target: &Path, matrices: StoredType) {
             writer.write(&bytes).unwrap();
         }
     }
-    writer.finish().unwrap();
+    writer.finish().unwrap().into_iter().map(|file| file.path).collect()
 }

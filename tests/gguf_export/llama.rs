@@ -36,7 +36,7 @@ fn compare_tokens(llama: &LlamaCpp, directory: &Path) {
     let source = open(directory, &SourceOptions::default()).unwrap();
     eprintln!("{}: {:?}", directory.display(), source.metadata["tokenizer.ggml.pre"]);
     export::write(&source, &file, StoredType::F16);
-    let theirs = llama.token_ids(&file, &TEXTS).expect("llama.cpp loads the file");
+    let theirs = llama.token_ids(&file, &TEXTS).unwrap();
     // The pre-tokenizer "Metaspace" puts no blank in front of a text that begins with one;
     // SentencePiece, which llama.cpp follows, always does.
     let metaspace = std::fs::read_to_string(directory.join("tokenizer.json"))
@@ -57,9 +57,26 @@ fn token_ids_are_those_of_the_directory() {
     match std::env::var_os("LLM_QUANTIZE_TEST_STORIES") {
         Some(directory) => compare_tokens(&llama, Path::new(&directory)),
         None => {
-            eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_STORIES to compare SentencePiece as well")
+            eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_STORIES to compare SentencePiece as well");
         }
     }
+}
+
+/// From the first part llama.cpp finds the others; tensors and vocabulary are those of one file.
+#[test]
+fn split_files_are_one_model() {
+    let Some(llama) = library() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let source = open(&tiny(), &SourceOptions::default()).unwrap();
+    let whole = folder.path().join("whole.gguf");
+    export::write(&source, &whole, StoredType::F16);
+    let target = folder.path().join("split.gguf");
+    let parts = export::write_parts(&source, &target, StoredType::F16, Some(700_000));
+    assert!(parts.len() > 3, "{parts:?}");
+    assert_eq!(llama.token_ids(&parts[0], &TEXTS), llama.token_ids(&whole, &TEXTS));
+    let ids: Vec<u32> = (0..40).map(|i| i * 37 % 2000).collect();
+    let logits = |file: &Path| llama.logits(file, &ids, 2048, Attention::Exact);
+    assert_eq!(logits(&parts[0]), logits(&whole));
 }
 
 /// The tokenizers in the folder that `LLM_QUANTIZE_TEST_TOKENIZERS` names, one per folder in it
