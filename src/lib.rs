@@ -1,13 +1,14 @@
-//! Makes language models small: reads Hugging Face and GGUF models, factorizes their linear layers
-//! into binary low-rank factors (below one bit per weight), writes `.littlebit` files, measures
-//! what that cost, and runs the result from its packed bits.
+//! Makes language models small: reads Hugging Face and GGUF models, quantizes them to GGUF at every
+//! level of llama.cpp, or factorizes their linear layers into binary low-rank factors (below one
+//! bit per weight) in `.littlebit` files, measures what that cost, and runs the result from its
+//! packed bits.
 //!
 //! Layers, outermost first; each uses only those below it:
 //!
 //! | module | role |
 //! |---|---|
 //! | [`cli`] | arguments, output, progress bars: the only code that prints or reads the environment |
-//! | [`littlebit`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
+//! | [`quantize`], [`littlebit`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
 //! | [`inference`] | the decoder graph over exchangeable linear layers |
 //! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
 //! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |

@@ -51,7 +51,8 @@ impl Fixture {
             &[
                 ("config.json", CONFIG, false),
                 ("tokenizer.json", TOKENIZER, false),
-                ("README.md", b"not downloaded", false),
+                ("README.md", b"---\nlicense: mit\n---\n", false),
+                ("notes.md", b"not downloaded", false),
                 ("model.safetensors", &weights, true),
             ],
         );
@@ -146,7 +147,7 @@ fn a_model_lands_in_the_cache_where_others_look_for_it() {
     assert_eq!(fs::read(folder.join("config.json")).unwrap(), CONFIG);
     assert_eq!(fs::read(folder.join("tokenizer.json")).unwrap(), TOKENIZER);
     assert!(fs::read(folder.join("model.safetensors")).unwrap() == fixture.weights);
-    assert!(!folder.join("README.md").exists());
+    assert!(folder.join("README.md").exists() && !folder.join("notes.md").exists());
 
     // As huggingface_hub lays it out: a relative link to a blob of the ETag's name, and the ref.
     let link = fs::read_link(folder.join("model.safetensors")).unwrap();
@@ -205,7 +206,7 @@ fn what_others_have_downloaded_is_not_downloaded_again() {
     .with_progress(false)
     .build()
     .unwrap();
-    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+    for file in ["config.json", "tokenizer.json", "README.md", "model.safetensors"] {
         api.model(REPO.into()).get(file).unwrap();
     }
     fixture.hub.take_log();

@@ -4,6 +4,8 @@
 //! - `options`: a forward pass in f64, written for these tests as plainly as possible
 //!   (`reference`), for every option of the graph.
 //! - `consistency`: the decoder against itself: cache, batch, threads, both ways to compute.
+//! - `encoders`: block encoders against ggml's library, where the environment names it;
+//!   `ggml_library` calls it.
 //! - `llama_cpp`: llama.cpp itself on a real model, where the environment names both;
 //!   `llama_library` calls it.
 //!
@@ -19,6 +21,10 @@
 mod candle;
 #[path = "parity/consistency.rs"]
 mod consistency;
+#[path = "parity/encoders.rs"]
+mod encoders;
+#[path = "parity/ggml_library.rs"]
+mod ggml_library;
 #[cfg(unix)]
 #[path = "parity/llama_cpp.rs"]
 mod llama_cpp;

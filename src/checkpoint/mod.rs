@@ -359,7 +359,8 @@ fn remove_if_there(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Res
     }
 }
 
-fn hexadecimal(digest: &[u8]) -> String {
+/// A digest in hexadecimal digits.
+pub(crate) fn hexadecimal(digest: &[u8]) -> String {
     use std::fmt::Write;
     digest.iter().fold(String::with_capacity(digest.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.

@@ -131,18 +131,18 @@ impl LlamaCpp {
 
     /// Writes the model `from` to `to` with all matrices as `file_type`.
     pub(crate) fn write(&self, from: &Path, to: &Path, file_type: i32) {
-        self.quantize(from, to, file_type, &[]);
+        assert!(self.quantize(from, to, file_type, &[]), "llama_model_quantize failed");
     }
 
     /// Quantizes the model `from` to `to`: the level of `file_type`, with the importance of columns
-    /// by tensor name if there is any.
+    /// by tensor name if there is any. `false` if the library refuses.
     pub(crate) fn quantize(
         &self,
         from: &Path,
         to: &Path,
         file_type: i32,
         importance: &[(String, Vec<f32>)],
-    ) {
+    ) -> bool {
         let mut parameters = self.defaults(b"llama_model_quantize_default_params");
         parameters.set(4, file_type);
         parameters.0[16] = 1; // allow_requantize
@@ -172,7 +172,7 @@ impl LlamaCpp {
             > = self.llama.get(b"llama_model_quantize").unwrap();
             quantize(from.as_ptr(), to.as_ptr(), &raw const parameters)
         };
-        assert_eq!(status, 0, "llama_model_quantize failed");
+        status == 0
     }
 
     /// Whether the library can load a model, and the token ids of texts by its tokenizer, special

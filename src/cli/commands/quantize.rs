@@ -164,18 +164,16 @@ fn parse_override(text: &str) -> Result<(String, Value)> {
 /// `--output-name`, else the last part of the model's name and the level; always with the
 /// extension.
 fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal) -> String {
-    let stem = match &args.output_name {
-        Some(name) => name.clone(),
-        None => {
-            let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
-            match goal {
-                Goal::Level(level) => format!("{name}-{}", level.name()),
-                Goal::Bytes(bytes) => format!("{name}-{}MB", bytes >> 20),
-                Goal::BitsPerWeight(bits) => format!("{name}-{bits}bpw"),
-            }
+    let stem = args.output_name.clone().unwrap_or_else(|| {
+        let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
+        match goal {
+            Goal::Level(level) => format!("{name}-{}", level.name()),
+            Goal::Bytes(bytes) => format!("{name}-{}MB", bytes >> 20),
+            Goal::BitsPerWeight(bits) => format!("{name}-{bits}bpw"),
         }
-    };
-    if stem.ends_with(".gguf") { stem } else { format!("{stem}.gguf") }
+    });
+    let whole = Path::new(&stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    if whole { stem } else { format!("{stem}.gguf") }
 }
 
 /// The GGUF files that a model at `path` lies in, which must not be written over: the file itself

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::layout::{FileLayout, LayoutFile};
 use super::writer::{WrittenFile, check};
+use crate::checkpoint::hexadecimal;
 use crate::formats::atomic::sync_folder;
 use crate::formats::lock::{Attempt, FileLock};
 use crate::{Error, Result};
@@ -168,7 +169,7 @@ impl PartialGguf {
         for (part, file) in parts.into_iter().zip(self.layout.files()).rev() {
             let path = file.path(target);
             fs::rename(&part.path, &path).map_err(|e| Error::io(&path, e))?;
-            let sha256 = hexadecimal(&part.hash);
+            let sha256 = so_far(&part.hash);
             written.push(WrittenFile { path, bytes: file.bytes, sha256 });
         }
         written.reverse();
@@ -201,8 +202,8 @@ pub fn part_path(target: &Path, run: &str) -> PathBuf {
     target.with_file_name(name)
 }
 
-fn hexadecimal(hash: &Sha256) -> String {
-    hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+fn so_far(hash: &Sha256) -> String {
+    hexadecimal(&hash.clone().finalize())
 }
 
 /// The hashes of the journal, in the order of the tensors. A last line that was cut off is no line.
@@ -302,7 +303,7 @@ fn verify(
             extended.update(&buffer[..take]);
             missing -= take as u64;
         }
-        if hexadecimal(&extended) != recorded[finished] {
+        if so_far(&extended) != recorded[finished] {
             break;
         }
         hash = extended;
@@ -339,7 +340,7 @@ fn write_parts(
             .and_then(|()| part.file.flush())
             .map_err(|e| Error::io(&part.path, e))?;
         if let Some(journal) = &mut journal {
-            let line = format!("{tensor} {}\n", hexadecimal(&part.hash));
+            let line = format!("{tensor} {}\n", so_far(&part.hash));
             journal.write_all(line.as_bytes()).map_err(|e| Error::io(&part.path, e))?;
         }
         tensor += 1;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::hexadecimal;
 use crate::formats::detect::GGUF_MAGIC;
 use crate::tensor::SharedBytes;
 use crate::{Error, Result};
@@ -57,7 +58,7 @@ impl ImportanceMatrix {
             Error::Io { source, .. } => Error::imatrix(path, source.to_string()),
             other => Error::imatrix(path, other.to_string()),
         })?;
-        let sha256 = Sha256::digest(&bytes[..]).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = hexadecimal(&Sha256::digest(&bytes[..]));
         let contents = if bytes.starts_with(&GGUF_MAGIC) {
             gguf::read(bytes, path)
         } else {

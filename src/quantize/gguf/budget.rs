@@ -25,7 +25,7 @@ use crate::{Error, Result};
 
 /// Types that a budget may choose, besides the source's own. Those that are larger and worse than
 /// another one drop out by measurement.
-const CANDIDATES: [GgmlType; 17] = [
+const CANDIDATES: [GgmlType; 22] = [
     GgmlType::F16,
     GgmlType::Q8_0,
     GgmlType::Q6_K,
@@ -35,9 +35,14 @@ const CANDIDATES: [GgmlType; 17] = [
     GgmlType::Q4_K,
     GgmlType::Q4_1,
     GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
     GgmlType::Q4_0,
+    GgmlType::IQ3_S,
     GgmlType::Q3_K,
+    GgmlType::IQ3_XXS,
     GgmlType::Q2_K,
+    GgmlType::IQ2_S,
+    GgmlType::IQ2_XS,
     GgmlType::IQ2_XXS,
     GgmlType::TQ2_0,
     GgmlType::TQ1_0,
@@ -45,7 +50,7 @@ const CANDIDATES: [GgmlType; 17] = [
     GgmlType::IQ1_S,
 ];
 /// Rows that are measured in each tensor.
-const ROWS: usize = 32;
+const ROWS: usize = 16;
 
 /// A way to write a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -11,7 +11,7 @@ use super::model::GgufModel;
 use super::plan::{self, QuantizePlan, importance_of, lacking, matrices};
 use super::request::{Checkpoints, QuantizeRequest};
 use super::tensor::GgufTensor;
-use crate::checkpoint::{CheckpointStore, Fingerprint};
+use crate::checkpoint::{CheckpointStore, Fingerprint, hexadecimal};
 use crate::formats::gguf::{PartialGguf, WrittenFile, part_path};
 use crate::formats::space;
 use crate::progress::Progress;
@@ -141,7 +141,7 @@ fn sample(model: &GgufModel) -> Result<String> {
             values.iter().for_each(|value| hash.update(value.to_le_bytes()));
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash.finalize()))
 }
 
 /// A short name of the run, which its temporary files carry.

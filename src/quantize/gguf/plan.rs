@@ -10,6 +10,7 @@ use super::mix::{self, Decision, ModelFacts, TensorFacts};
 use super::model::GgufModel;
 use super::request::{Goal, QuantizeRequest};
 use super::tensor::GgufTensor;
+use crate::checkpoint::hexadecimal;
 use crate::formats::gguf::{FileLayout, PlannedTensor, Value};
 use crate::formats::imatrix::ImportanceMatrix;
 use crate::progress::Progress;
@@ -248,8 +249,8 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
             plan.tensor_bits_per_weight
         ));
     }
-    for pattern in request.overrides.unused(model.tensors.iter().map(|tensor| tensor.name.as_str()))
-    {
+    let names: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    for pattern in request.overrides.unused(&names) {
         out.push(format!("--tensor-type {pattern} matches no tensor"));
     }
     if let Some(matrix) = &request.importance {
@@ -332,7 +333,7 @@ impl QuantizePlan {
             hash.update((file.header().len() as u64).to_le_bytes());
             hash.update(file.header());
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&hash.finalize())
     }
 }
 

@@ -224,29 +224,31 @@ pub(super) fn encode_iq4_xs<V: Lanes>(
 }
 
 /// The scale is the power of two that puts the largest magnitude between 4 and 8 of E2M1, by the
-/// logarithm as the C library rounds it.
+/// logarithm as the C library rounds it. Of two levels that are as near, the one of smaller
+/// magnitude is taken; minus zero is not used.
 #[inline(always)]
-pub(super) fn encode_mxfp4(values: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_mxfp4<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
     let (blocks, _) = bytes.as_chunks_mut::<17>();
     for (block, values) in blocks.iter_mut().zip(values.as_chunks::<32>().0) {
-        let mut largest = 0.0f32;
-        for x in values {
-            if largest < x.abs() {
-                largest = x.abs();
-            }
-        }
+        let [low, high] = values.as_chunks::<LANES>().0 else { continue };
+        let halves = [V::load(low), V::load(high)];
+        let [a, b] = halves.map(V::abs);
+        let largest = a.replace(a.less(b), b).largest();
         let exponent =
             if largest > 0.0 { (largest.log2().floor() - 2.0 + 127.0) as i32 as u8 } else { 0 };
         let scale = half_power(exponent);
         let mut levels = [0u8; 32];
-        let mut errors = values.map(|x| (f32::from(HALVES[0]) * scale - x).abs());
-        for (index, &level) in HALVES.iter().enumerate().skip(1) {
-            for ((kept, error), &x) in levels.iter_mut().zip(&mut errors).zip(values) {
-                let candidate = (f32::from(level) * scale - x).abs();
-                if candidate < *error {
-                    (*kept, *error) = (index as u8, candidate);
-                }
+        for (levels, x) in levels.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
+            let size = x.abs();
+            let (mut level, mut error) = (V::zero(), size);
+            for (index, &magnitude) in HALVES[..8].iter().enumerate().skip(1) {
+                let candidate = (V::splat(f32::from(magnitude) * scale) - size).abs();
+                let better = candidate.less(error);
+                level = level.replace(better, V::splat(index as f32));
+                error = error.replace(better, candidate);
             }
+            let minus = x.less(V::zero()).and(V::zero().less(level));
+            *levels = level.replace(minus, level + V::splat(8.0)).bytes();
         }
         block[0] = exponent;
         put_levels(&levels, &mut block[1..]);

@@ -7,6 +7,7 @@
 use half::f16;
 
 use super::half_at;
+use super::lanes::{Lanes, Mask};
 
 #[inline(always)]
 pub(super) fn decode_q8_0(bytes: &[u8], out: &mut [f32]) {
@@ -82,10 +83,11 @@ pub(super) fn decode_q5_1(bytes: &[u8], out: &mut [f32]) {
 /// The scale maps the largest magnitude to 127; quotients are rounded half away from zero with
 /// the unrounded scale, and only then is the scale narrowed to f16.
 #[inline(always)]
-pub(super) fn encode_q8_0(values: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q8_0<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
     let (blocks, _) = bytes.as_chunks_mut::<34>();
     for (block, values) in blocks.iter_mut().zip(values.as_chunks::<32>().0) {
-        let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+        let [low, high] = halves::<V>(values).map(V::abs);
+        let largest = low.replace(low.less(high), high).largest();
         let d = largest / 127.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         block[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
@@ -104,21 +106,36 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// The largest magnitude with its sign, the first one of equals.
+/// Both halves of a block.
 #[inline(always)]
-fn extreme(values: &[f32; 32]) -> f32 {
-    let mut extreme = 0.0f32;
-    for &value in values {
-        if extreme.abs() < value.abs() {
-            extreme = value;
-        }
-    }
-    extreme
+fn halves<V: Lanes>(values: &[f32; 32]) -> [V; 2] {
+    let [low, high] = values.as_chunks::<16>().0 else { return [V::zero(); 2] };
+    [V::load(low), V::load(high)]
 }
 
-/// Smallest and largest value.
+/// The largest magnitude with its sign, the first one of equals.
 #[inline(always)]
-fn range(values: &[f32; 32]) -> (f32, f32) {
+fn extreme<V: Lanes>(values: &[f32; 32]) -> f32 {
+    let [low, high] = halves::<V>(values).map(V::abs);
+    let largest = low.replace(low.less(high), high).largest();
+    let is_largest = V::splat(largest);
+    let at =
+        u32::from(low.equal(is_largest).bits()) | (u32::from(high.equal(is_largest).bits()) << 16);
+    // A block of zeros has no sign.
+    let at = if largest > 0.0 { at.trailing_zeros() as usize } else { 32 };
+    values.get(at).copied().unwrap_or(0.0)
+}
+
+/// Smallest and largest value, the first one of equals.
+#[inline(always)]
+fn range<V: Lanes>(values: &[f32; 32]) -> (f32, f32) {
+    let [a, b] = halves::<V>(values);
+    let smallest = a.replace(b.less(a), b).smallest();
+    let largest = a.replace(a.less(b), b).largest();
+    if smallest != 0.0 {
+        return (smallest, largest);
+    }
+    // Zeros of both signs are equal: the order decides.
     let (mut low, mut high) = (f32::MAX, f32::MIN);
     for &value in values {
         if value < low {
@@ -131,17 +148,12 @@ fn range(values: &[f32; 32]) -> (f32, f32) {
     (low, high)
 }
 
-/// Truncates to a level. As in [`encode_q8_0`], what an infinite inverse leaves is level 0.
-#[inline(always)]
-fn level(value: f32, top: i32) -> u8 {
-    if value.is_finite() { (value as i32).clamp(0, top) as u8 } else { 0 }
-}
-
 /// Low bits of 32 levels, value `i` beside value `i + 16`.
 #[inline(always)]
 pub(super) fn put_low_bits(levels: &[u8; 32], bytes: &mut [u8]) {
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = levels[i] & 15 | (levels[i + 16] & 15) << 4;
+    let (low, high) = levels.split_at(16);
+    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+        *byte = low & 15 | high << 4;
     }
 }
 
@@ -154,40 +166,47 @@ pub(super) fn put_five_bits(levels: &[u8; 32], bytes: &mut [u8]) {
     put_low_bits(levels, &mut bytes[4..]);
 }
 
-/// Levels `0..2 half` around `half`: the largest magnitude, with its sign, lies at level 0.
+/// Levels `0..2 half` around `half`: the largest magnitude, with its sign, lies at level 0. What an
+/// infinite inverse leaves is level 0, as on x86.
 #[inline(always)]
-fn symmetric_levels(values: &[f32; 32], half: u8) -> (f16, [u8; 32]) {
-    let d = extreme(values) / -f32::from(half);
-    let inverse = inverse(d);
-    let (middle, top) = (f32::from(half) + 0.5, 2 * i32::from(half) - 1);
-    (f16::from_f32(d), values.map(|v| level(v * inverse + middle, top)))
+fn symmetric_levels<V: Lanes>(values: &[f32; 32], half: u8) -> (f16, [u8; 32]) {
+    let d = extreme::<V>(values) / -f32::from(half);
+    let (inverse, middle) = (V::splat(inverse(d)), V::splat(f32::from(half) + 0.5));
+    let mut levels = [0; 32];
+    for (levels, x) in levels.as_chunks_mut::<16>().0.iter_mut().zip(halves::<V>(values)) {
+        *levels = (x * inverse + middle).truncate(2 * half - 1);
+    }
+    (f16::from_f32(d), levels)
 }
 
 /// Levels `0..=top` from the smallest value to the largest.
 #[inline(always)]
-fn range_levels(values: &[f32; 32], top: u8) -> (f16, f16, [u8; 32]) {
-    let (low, high) = range(values);
+fn range_levels<V: Lanes>(values: &[f32; 32], top: u8) -> (f16, f16, [u8; 32]) {
+    let (low, high) = range::<V>(values);
     let d = (high - low) / f32::from(top);
-    let inverse = inverse(d);
-    let levels = values.map(|v| level((v - low) * inverse + 0.5, i32::from(top)));
+    let (inverse, minimum) = (V::splat(inverse(d)), V::splat(low));
+    let mut levels = [0; 32];
+    for (levels, x) in levels.as_chunks_mut::<16>().0.iter_mut().zip(halves::<V>(values)) {
+        *levels = ((x - minimum) * inverse + V::splat(0.5)).truncate(top);
+    }
     (f16::from_f32(d), f16::from_f32(low), levels)
 }
 
 #[inline(always)]
-pub(super) fn encode_q4_0(values: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q4_0<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
     let (blocks, _) = bytes.as_chunks_mut::<18>();
     for (block, values) in blocks.iter_mut().zip(values.as_chunks::<32>().0) {
-        let (d, levels) = symmetric_levels(values, 8);
+        let (d, levels) = symmetric_levels::<V>(values, 8);
         block[..2].copy_from_slice(&d.to_le_bytes());
         put_low_bits(&levels, &mut block[2..]);
     }
 }
 
 #[inline(always)]
-pub(super) fn encode_q4_1(values: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q4_1<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
     let (blocks, _) = bytes.as_chunks_mut::<20>();
     for (block, values) in blocks.iter_mut().zip(values.as_chunks::<32>().0) {
-        let (d, low, levels) = range_levels(values, 15);
+        let (d, low, levels) = range_levels::<V>(values, 15);
         block[..2].copy_from_slice(&d.to_le_bytes());
         block[2..4].copy_from_slice(&low.to_le_bytes());
         put_low_bits(&levels, &mut block[4..]);
@@ -195,20 +214,20 @@ pub(super) fn encode_q4_1(values: &[f32], bytes: &mut [u8]) {
 }
 
 #[inline(always)]
-pub(super) fn encode_q5_0(values: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q5_0<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
     let (blocks, _) = bytes.as_chunks_mut::<22>();
     for (block, values) in blocks.iter_mut().zip(values.as_chunks::<32>().0) {
-        let (d, levels) = symmetric_levels(values, 16);
+        let (d, levels) = symmetric_levels::<V>(values, 16);
         block[..2].copy_from_slice(&d.to_le_bytes());
         put_five_bits(&levels, &mut block[2..]);
     }
 }
 
 #[inline(always)]
-pub(super) fn encode_q5_1(values: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q5_1<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
     let (blocks, _) = bytes.as_chunks_mut::<24>();
     for (block, values) in blocks.iter_mut().zip(values.as_chunks::<32>().0) {
-        let (d, low, levels) = range_levels(values, 31);
+        let (d, low, levels) = range_levels::<V>(values, 31);
         block[..2].copy_from_slice(&d.to_le_bytes());
         block[2..4].copy_from_slice(&low.to_le_bytes());
         put_five_bits(&levels, &mut block[4..]);

@@ -60,11 +60,11 @@ impl Overrides {
 
     /// Patterns that no name of `names` contains.
     #[must_use]
-    pub fn unused<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<&str> {
+    pub fn unused(&self, names: &[&str]) -> Vec<&str> {
         self.patterns
             .iter()
             .filter(|pattern| {
-                !names.clone().any(|name| pattern.regex.is_match(name).unwrap_or(false))
+                !names.iter().any(|name| pattern.regex.is_match(name).unwrap_or(false))
             })
             .map(|pattern| pattern.text.as_str())
             .collect()

@@ -4,7 +4,9 @@
 //! Facts: `llama_tensor_get_type_impl` in `src/llama-quant.cpp` of llama.cpp.
 
 use super::role::Role;
-use crate::quantize::gguf::ggml_type::GgmlType::{self, *};
+use crate::quantize::gguf::ggml_type::GgmlType::{
+    self, F32, IQ2_S, IQ2_XXS, IQ3_S, IQ3_XXS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, Q8_0,
+};
 use crate::quantize::gguf::level::Level;
 
 /// When a line of the table applies. `n` is the number of layers, `L` the tensor's layer, all

@@ -1,5 +1,7 @@
 use super::*;
-use GgmlType::*;
+use GgmlType::{
+    F16, IQ1_S, IQ2_XXS, IQ4_NL, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TQ1_0,
+};
 
 fn facts(layers: usize, heads: usize, kv_heads: usize, experts: usize) -> ModelFacts {
     ModelFacts { architecture: "llama".into(), layers, heads, kv_heads, experts }

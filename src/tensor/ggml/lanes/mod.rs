@@ -58,6 +58,15 @@ pub(super) trait Lanes:
     fn pick(codes: Self::Codes, shift: usize, table: &[f32]) -> Self;
     /// The smallest lane, if none is NaN.
     fn smallest(self) -> f32;
+    /// The largest lane, if none is NaN.
+    fn largest(self) -> f32;
+    /// The low byte of each lane's integer part, at most `top`; 0 for what is no i32.
+    fn truncate(self, top: u8) -> Lane<u8>;
+    /// Low bytes of lanes that hold integers in `0..256`.
+    #[inline(always)]
+    fn bytes(self) -> Lane<u8> {
+        self.truncate(u8::MAX)
+    }
 
     #[inline(always)]
     fn zero() -> Self {

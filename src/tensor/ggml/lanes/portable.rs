@@ -98,6 +98,18 @@ impl Lanes for Portable {
     fn smallest(self) -> f32 {
         self.0.iter().fold(f32::INFINITY, |least, &lane| if lane < least { lane } else { least })
     }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        self.0.iter().fold(f32::NEG_INFINITY, |most, &lane| if lane > most { lane } else { most })
+    }
+
+    #[inline(always)]
+    fn truncate(self, top: u8) -> Lane<u8> {
+        // 2^31, the first float that is no i32.
+        let whole = |value: f32| if value.abs() < 2_147_483_648.0 { value as i32 } else { 0 };
+        self.0.map(|value| (whole(value) as u8).min(top))
+    }
 }
 
 impl Mask for Lane<bool> {

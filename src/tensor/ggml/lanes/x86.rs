@@ -152,6 +152,25 @@ impl Lanes for Avx512 {
         // SAFETY: the processor has AVX-512 F, see the type.
         unsafe { _mm512_reduce_min_ps(self.0) }
     }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the processor has AVX-512 F, see the type.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
+    fn truncate(self, top: u8) -> Lane<u8> {
+        let mut bytes = [0; 16];
+        // SAFETY: the processor has AVX-512 F, see the type; the array is 16 bytes long.
+        unsafe {
+            // What is no i32 becomes the smallest one, whose low byte is 0.
+            let low = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(self.0));
+            let low = _mm_min_epu8(low, _mm_set1_epi8(top as i8));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), low);
+        }
+        bytes
+    }
 }
 
 impl Mask for __mmask16 {
@@ -308,6 +327,38 @@ impl Lanes for Avx2 {
             let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_min_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the processor has AVX2, see the type.
+        unsafe {
+            let eight = _mm256_max_ps(self.0, self.1);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
+    fn truncate(self, top: u8) -> Lane<u8> {
+        let mut bytes = [0; 16];
+        // SAFETY: the processor has AVX2, see the type; the array is 16 bytes long.
+        unsafe {
+            // What is no i32 becomes the smallest one, whose low byte is 0.
+            let mask = _mm256_set1_epi32(255);
+            let low = _mm256_and_si256(_mm256_cvttps_epi32(self.0), mask);
+            let high = _mm256_and_si256(_mm256_cvttps_epi32(self.1), mask);
+            // Packing works on halves of registers: [low a, high a, low b, high b].
+            let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let all = _mm_packus_epi16(
+                _mm256_castsi256_si128(pairs),
+                _mm256_extracti128_si256::<1>(pairs),
+            );
+            let all = _mm_min_epu8(all, _mm_set1_epi8(top as i8));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), all);
+        }
+        bytes
     }
 }
 

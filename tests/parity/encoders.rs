@@ -1,0 +1,81 @@
+//! Encoders against ggml's own library, where `LLM_QUANTIZE_TEST_LLAMA_LIB` names its folder: rows of
+//! many kinds beyond the recorded ones (tests/fixtures/ggml), all types, with and without an
+//! importance matrix.
+
+use llm_quantize::tensor::{StoredType, ggml};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::ggml_library::Ggml;
+
+/// Rows of an odd number of super-blocks, more than one batch of any encoder.
+const COLS: usize = 19 * 256;
+const KINDS: usize = 12;
+
+/// A row of one of [`KINDS`] kinds.
+fn row(rng: &mut ChaCha8Rng, kind: usize) -> Vec<f32> {
+    let size = 10f32.powi(rng.random_range(-6..4));
+    let mut normal = || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum() };
+    let mut values: Vec<f32> = (0..COLS).map(|_| size * normal()).collect();
+    for (i, x) in values.iter_mut().enumerate() {
+        match kind {
+            // Normal, and with tails.
+            0 => {}
+            1 => *x *= (*x / size).powi(2),
+            // Few values, sparse, one sign only.
+            2 => *x = (*x / size).round() * size / 4.0,
+            3 => *x *= f32::from(u8::from(rng.random_range(0..10) == 0)),
+            4 => *x = x.abs(),
+            5 => *x = -x.abs(),
+            // Outliers, blocks of zeros, constant blocks, blocks of other sizes.
+            6 => *x *= if i % 131 == 7 { 200.0 } else { 1.0 },
+            7 => *x *= f32::from(u8::from(i / 32 % 3 != 0)),
+            8 => *x = size * (1 + i / 32 % 5) as f32 * [1.0, -1.0][i / 96 % 2],
+            9 => *x *= 10f32.powi((i / 32 % 9) as i32 - 6),
+            // Close to a constant, and signed zeros among small numbers.
+            10 => *x = size + *x * 1e-4,
+            _ => *x = if i % 2 == 0 { *x * 1e-3 } else { 0.0 * *x },
+        }
+    }
+    values
+}
+
+#[test]
+fn bytes_are_those_of_ggml_on_random_rows() {
+    let Some(library) = Ggml::open() else {
+        eprintln!("SKIPPED: set LLM_QUANTIZE_TEST_LLAMA_LIB to compare encoders with ggml");
+        return;
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(17);
+    let rounds = 2;
+    for round in 0..rounds * KINDS {
+        let values = row(&mut rng, round % KINDS);
+        let even: Vec<f32> = (0..COLS).map(|_| rng.random_range(0.01f32..2.0)).collect();
+        let wide: Vec<f32> = even.iter().map(|w| w * 10f32.powi(rng.random_range(-5..3))).collect();
+        for dtype in StoredType::ALL {
+            let mut expected = vec![0u8; dtype.row_bytes(COLS).unwrap()];
+            let mut bytes = expected.clone();
+            for importance in [None, Some(&even[..]), Some(&wide[..])] {
+                let use_of_it = ggml::importance_use(dtype);
+                if importance.is_none() && use_of_it == ggml::ImportanceUse::Required {
+                    continue;
+                }
+                library.encode(dtype, &values, COLS, importance, &mut expected);
+                ggml::encode_row(dtype, &values, importance, &mut bytes);
+                let differing = bytes.iter().zip(&expected).position(|(a, b)| a != b);
+                assert_eq!(
+                    differing,
+                    None,
+                    "{} row {round}, importance {}: first differing byte",
+                    dtype.name(),
+                    importance.is_some()
+                );
+            }
+        }
+    }
+    eprintln!(
+        "compared {} rows of {COLS} values in {} types",
+        rounds * KINDS,
+        StoredType::ALL.len()
+    );
+}
