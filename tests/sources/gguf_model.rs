@@ -358,13 +358,13 @@ fn missing_unknown_and_misshapen_tensors_are_named() {
 
     let file = with(|file| {
         let tensor = file.tensors.iter_mut().find(|t| t.name == "blk.1.ffn_gate.weight").unwrap();
-        // IQ4_NL: 18 bytes for 32 values.
-        (tensor.kind, tensor.data) = (20, vec![0; 64 * 96 / 32 * 18]);
+        // NVFP4: 36 bytes for 64 values.
+        (tensor.kind, tensor.data) = (40, vec![0; 64 * 96 / 64 * 36]);
     });
     let error = open(&file).unwrap_err();
     assert_eq!(error.exit_code(), 1);
     let text = error.to_string();
-    assert!(text.contains("blk.1.ffn_gate.weight") && text.contains("IQ4_NL"), "{text}");
+    assert!(text.contains("blk.1.ffn_gate.weight") && text.contains("NVFP4"), "{text}");
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub(super) fn decode_mxfp4(bytes: &[u8], out: &mut [f32]) {
 /// exact in f32, so comparing distances as ggml does and comparing with the middle are the same.
 #[inline(always)]
 fn middle(below: usize) -> f32 {
-    (f32::from(LEVELS[below]) + f32::from(LEVELS[below + 1])) / 2.0
+    f32::midpoint(f32::from(LEVELS[below]), f32::from(LEVELS[below + 1]))
 }
 
 /// Indices of the levels nearest to `inverse * x`, the upper one of two that are as near.

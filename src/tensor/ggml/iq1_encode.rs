@@ -257,7 +257,7 @@ fn settle<V: Lanes, const N: usize>(
     weights: &[Lane<f32>; N],
 ) -> Part {
     let kind = cuts.kind[l];
-    if !(kind >= 0.0) {
+    if kind < 0.0 {
         return Part::default();
     }
     let (first, second) = (cuts.first[l] as usize, cuts.second[l] as usize);
@@ -353,7 +353,7 @@ pub(super) fn encode_iq1_s<V: Lanes>(values: &[f32], importance: Option<&[f32]>,
             let mut parts = [Part::default(); 8];
             for (p, part) in parts.iter_mut().enumerate() {
                 let l = 8 * half + p;
-                if !(peaks[l] < EPSILON) {
+                if peaks[l] >= EPSILON {
                     *part = settle::<V, 32>(book, &cuts, l, &order[l], &groups[l], &weights);
                 }
             }
@@ -407,7 +407,7 @@ pub(super) fn encode_iq1_m<V: Lanes>(values: &[f32], importance: Option<&[f32]>,
         let cuts = cut_m::<V>(&lanes, &weights, &order);
         let mut parts = [Part::default(); 16];
         for (l, part) in parts.iter_mut().enumerate() {
-            if !(peaks[l] < EPSILON) {
+            if peaks[l] >= EPSILON {
                 *part = settle::<V, 16>(book, &cuts, l, &order[l], &groups[l], &weights);
             }
         }

@@ -83,8 +83,9 @@ pub(super) fn encode_q2_k<V: Lanes>(values: &[f32], importance: Option<&[f32]>, 
                 fit = fit_range::<V, 16>(&lanes, &weights, 3, &WEIGHTED);
                 let scales = fit_positive(&fit.scale, &sums, 15);
                 let minima = fit_positive(&fit.negated_minimum, &sums, 15);
-                for g in 0..16 {
-                    block[g] = scales.levels[g] | (minima.levels[g] << 4);
+                let codes = scales.levels.iter().zip(minima.levels);
+                for (byte, (scale, minimum)) in block.iter_mut().zip(codes) {
+                    *byte = scale | (minimum << 4);
                 }
                 put_half(block, 80, scales.scale);
                 put_half(block, 82, minima.scale);
@@ -96,9 +97,9 @@ pub(super) fn encode_q2_k<V: Lanes>(values: &[f32], importance: Option<&[f32]>, 
                 fit = fit_range::<V, 16>(&lanes, &weights, 3, &PLAIN);
                 let top = [largest(&fit.scale), largest(&fit.negated_minimum)];
                 let [scale, minimum] = top.map(|largest| inverse_factor(largest, 15.0));
-                for g in 0..16 {
+                for (g, byte) in block[..16].iter_mut().enumerate() {
                     let high = (nearest(minimum * fit.negated_minimum[g]) << 4) as u8;
-                    block[g] = nearest(scale * fit.scale[g]) as u8 | high;
+                    *byte = nearest(scale * fit.scale[g]) as u8 | high;
                 }
                 put_half(block, 80, top[0] / 15.0);
                 put_half(block, 82, top[1] / 15.0);

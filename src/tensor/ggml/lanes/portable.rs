@@ -10,14 +10,14 @@ use super::{LANES, Lane, Lanes, Mask};
 pub(in super::super) struct Portable(Lane<f32>);
 
 macro_rules! operator {
-    ($trait:ident, $method:ident, $operator:tt) => {
+    ($trait:ident, $method:ident, $assign:tt) => {
         impl $trait for Portable {
             type Output = Self;
 
             #[inline(always)]
             fn $method(mut self, other: Self) -> Self {
                 for l in 0..LANES {
-                    self.0[l] = self.0[l] $operator other.0[l];
+                    self.0[l] $assign other.0[l];
                 }
                 self
             }
@@ -25,10 +25,10 @@ macro_rules! operator {
     };
 }
 
-operator!(Add, add, +);
-operator!(Sub, sub, -);
-operator!(Mul, mul, *);
-operator!(Div, div, /);
+operator!(Add, add, +=);
+operator!(Sub, sub, -=);
+operator!(Mul, mul, *=);
+operator!(Div, div, /=);
 
 impl Lanes for Portable {
     type Mask = Lane<bool>;
@@ -69,6 +69,7 @@ impl Lanes for Portable {
         std::array::from_fn(|l| self.0[l] <= other.0[l])
     }
 
+    #[expect(clippy::float_cmp, reason = "equality is meant")]
     #[inline(always)]
     fn equal(self, other: Self) -> Self::Mask {
         std::array::from_fn(|l| self.0[l] == other.0[l])

@@ -2,6 +2,7 @@
 //! portable lanes, so the bits are the same.
 
 #![allow(unsafe_code, reason = "instructions that are called only where they were detected")]
+#![allow(clippy::wildcard_imports, reason = "the instructions are what the file is about")]
 
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
