@@ -31,7 +31,7 @@ fn convert(workspace: &Workspace, input: &str, more: &[&str]) -> ConversionDocum
     assert_eq!(document.status, "success");
     assert_eq!(document.file_size, bytes.len() as u64);
     let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
-    assert_eq!(document.sha256, digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
+    assert_eq!(document.sha256, format!("{digest:x}"));
     let input = fs::metadata(workspace.path(&document.input_path)).unwrap().len();
     assert_eq!(document.input_size_bytes, input);
     document

@@ -82,7 +82,8 @@ fn convert_to(
     let stem = native.file_stem().unwrap_or_default().to_string_lossy();
     let stem = stem.strip_prefix('.').unwrap_or(&stem);
     let name = match &args.output_name {
-        Some(name) if name.ends_with(".gguf") => name.clone(),
+        // As it was given; the native file's name was made from it.
+        Some(name) if name.strip_suffix(".gguf") == Some(stem) => name.clone(),
         _ => littlebit_convert::default_name(stem, target),
     };
     let (file, from) = convert::open(native)?;

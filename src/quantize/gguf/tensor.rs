@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(all(&tensor), (0..18).map(|i| i as f32).collect::<Vec<_>>());
         let mut one = [0.0; 3];
         tensor.read_rows(3..4, &mut one).unwrap();
-        assert_eq!(one, [9.0, 10.0, 11.0]);
+        assert_eq!(one.to_vec(), [9.0, 10.0, 11.0]);
         assert!(matches!(tensor.raw_rows(2..4), Some(Cow::Borrowed(bytes)) if bytes.len() == 24));
         assert!(matches!(tensor.raw_rows(1..3), Some(Cow::Owned(bytes)) if bytes.len() == 24));
         assert!(GgufTensor::stack("e", vec![counting(&[2, 3], 0), counting(&[3, 2], 0)]).is_err());
