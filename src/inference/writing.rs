@@ -67,11 +67,11 @@ pub fn continue_all(
 
 /// The token at `share` (0 to 1) of the probabilities laid end to end. The logits are used up.
 fn draw(logits: &mut [f32], share: f32) -> Option<u32> {
-    let largest = (kernels().max)(logits);
-    let sum = (kernels().exp_sum)(logits, largest);
-    if !sum.is_finite() {
+    if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
         return None;
     }
+    let largest = (kernels().max)(logits);
+    let sum = (kernels().exp_sum)(logits, largest);
     let mut rest = share * sum;
     let mut last = 0;
     for (token, &weight) in logits.iter().enumerate() {

@@ -7,11 +7,12 @@ use llm_quantize::littlebit::tuning::{Effort, Recipe};
 
 use super::common::{Workspace, stdout};
 
-const COMMANDS: [&[&str]; 9] = [
+const COMMANDS: [&[&str]; 10] = [
     &[],
     &["quantize"],
     &["littlebit"],
     &["littlebit", "compress"],
+    &["littlebit", "convert"],
     &["littlebit", "info"],
     &["littlebit", "validate"],
     &["generate"],
@@ -49,7 +50,7 @@ fn the_reference_lists_codes_and_variables() {
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md"))
             .unwrap();
-    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 21, 22, 23, 130] {
+    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 21, 22, 23, 24, 130] {
         assert!(page.lines().any(|l| l.starts_with(&format!("| {code} |"))), "exit code {code}");
     }
     for variable in llm_quantize::settings::Settings::TABLE {
@@ -73,12 +74,13 @@ fn the_page_on_recovery_is_current() {
         let recipe = Recipe::of(effort);
         let (text, blocks, whole) = (&recipe.text, &recipe.blocks, &recipe.distillation);
         has(&format!(
-            "| `{}` | {} | {} | {} | {} | {} | {} |",
+            "| `{}` | {} | {} | {} | {} | {} | {} | {} |",
             effort.name(),
             text.sequences,
             text.held_out,
             blocks.steps,
             grouped(blocks.steps * blocks.batch * text.length),
+            grouped(whole.sequences),
             grouped(whole.steps),
             grouped(whole.steps * whole.batch * text.length)
         ));

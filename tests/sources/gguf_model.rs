@@ -270,7 +270,7 @@ fn rope_scalings_are_read() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    for architecture in ["gemma3", "phi3", "mamba", "qwen3moe", "littlebit-llama"] {
+    for architecture in ["gemma3", "phi3", "mamba", "qwen3moe", "lightbit-llama"] {
         let mut file = GgufBytes::new();
         file.text("general.architecture", architecture);
         let error = open(&file).unwrap_err();
@@ -278,6 +278,12 @@ fn other_architectures_are_refused_by_name() {
         assert!(error.to_string().contains(architecture), "{error}");
         assert!(error.suggestion().contains("qwen3"), "{}", error.suggestion());
     }
+    // Binary factors of another program, or of a later version.
+    let mut file = GgufBytes::new();
+    file.text("general.architecture", "littlebit-llama");
+    let error = open(&file).unwrap_err();
+    assert_eq!((error.exit_code(), error.type_name()), (1, "UnsupportedModelError"));
+    assert!(error.to_string().contains("littlebit.version"), "{error}");
     let file = with(|file| file.u32("llama.expert_count", 8));
     assert!(open(&file).unwrap_err().to_string().contains("mixture of experts"));
     let kind = [7u64.to_le_bytes().as_slice(), b"imatrix"].concat();

@@ -220,8 +220,9 @@ mod tests {
         let mut recipe = Recipe::of(Effort::Balanced);
         let chains = 2 * 272 * 512 * 576 * 4;
         let all = estimated(&recipe).memory_bytes;
-        // 106 million signs, 48 KiB for each of 512 tokens of 30 blocks.
-        let distillation = 16 * 106_000_000 + 512 * 30 * 48 * 1024;
+        // 106 million signs, 48 KiB for each of 512 tokens of 30 blocks, and for each token that is
+        // read 64 others with their probabilities.
+        let distillation = 16 * 106_000_000 + 512 * 30 * 48 * 1024 + 2516 * 512 * 64 * 8;
         assert!(all > chains + distillation, "{all}");
         assert!((all as f64) < 1.2 * (chains + distillation) as f64, "{all}");
         recipe.distillation.steps = 0;

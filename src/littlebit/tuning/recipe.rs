@@ -381,7 +381,7 @@ mod tests {
             let text = recipe.to_toml().unwrap();
             let (name, back) = Recipe::parse(&text, Some(effort)).unwrap();
             assert_eq!((name, back.unwrap()), (effort, recipe), "{text}");
-            assert!(!text.contains("0000"), "no digits of a widened f32: {text}");
+            assert!(!text.contains("00000"), "no digits of a widened f32: {text}");
         }
         assert_eq!(Effort::of_name("max"), Some(Effort::Max));
         assert_eq!(Effort::of_name("most"), None);
