@@ -8,12 +8,21 @@ use rayon::prelude::*;
 use super::decoder::Decoder;
 use super::slices::{in_pool, with_f32};
 use super::vector::kernels;
+use crate::source::ModelConfig;
 use crate::{Error, Result};
+
+/// Bytes of the keys and values that a sequence of `length` tokens has in the end.
+#[must_use]
+pub fn cache_bytes(config: &ModelConfig, length: usize) -> u64 {
+    let width = config.num_kv_heads * config.head_dim;
+    // Keys and values in f32; room is doubled as it grows.
+    2 * 2 * 4 * (length * width * config.num_layers) as u64
+}
 
 /// Continues each of `prompts`, which are of one length, to `length` tokens by drawing from what
 /// the model predicts (temperature 1, nothing cut off). Each sequence has a stream of random
-/// numbers of its own, so it does not depend on what is written beside it. Gives
-/// `[prompts, length]` tokens. On the CPU only.
+/// numbers of its own, counted from `first`, so it does not depend on what is written beside it.
+/// Gives `[prompts, length]` tokens. On the CPU only; [`cache_bytes`] says what it takes.
 ///
 /// `after_token` is called after each token of all sequences and can stop it all.
 ///
@@ -24,7 +33,7 @@ pub fn continue_all(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     length: usize,
-    seed: u64,
+    (seed, first): (u64, u64),
     mut after_token: impl FnMut() -> Result<()>,
 ) -> Result<Vec<u32>> {
     let given = prompts.first().map_or(0, Vec::len);
@@ -35,7 +44,7 @@ pub fn continue_all(
     let mut random: Vec<ChaCha8Rng> = (0..prompts.len() as u64)
         .map(|index| {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
-            random.set_stream(index);
+            random.set_stream(first + index);
             random
         })
         .collect();
@@ -106,7 +115,8 @@ mod tests {
             *calls += 1;
             Ok(())
         };
-        let texts = continue_all(&decoder, &prompts, length, 11, || count(&mut calls)).unwrap();
+        let texts =
+            continue_all(&decoder, &prompts, length, (11, 0), || count(&mut calls)).unwrap();
         assert_eq!((texts.len(), calls), (5 * length, length - 1));
         let vocabulary = decoder.config().vocab_size;
         for (index, text) in texts.chunks_exact(length).enumerate() {
@@ -121,15 +131,20 @@ mod tests {
             }
         }
         // Not changed by what is written beside it.
-        let alone = continue_all(&decoder, &prompts[..1], length, 11, || Ok(())).unwrap();
+        let alone = continue_all(&decoder, &prompts[..1], length, (11, 0), || Ok(())).unwrap();
         assert_eq!(alone, texts[..length]);
-        assert_ne!(continue_all(&decoder, &prompts[..1], length, 12, || Ok(())).unwrap(), alone);
+        let last = continue_all(&decoder, &prompts[4..], length, (11, 4), || Ok(())).unwrap();
+        assert_eq!(last, texts[4 * length..]);
+        assert_ne!(
+            continue_all(&decoder, &prompts[..1], length, (12, 0), || Ok(())).unwrap(),
+            alone
+        );
         // Refused, or stopped by the caller.
         let unequal = [vec![1], vec![1, 2]];
-        assert!(continue_all(&decoder, &unequal, length, 1, || Ok(())).is_err());
-        assert!(continue_all(&decoder, &prompts, 2, 1, || Ok(())).is_err());
+        assert!(continue_all(&decoder, &unequal, length, (1, 0), || Ok(())).is_err());
+        assert!(continue_all(&decoder, &prompts, 2, (1, 0), || Ok(())).is_err());
         let stop = || Err(Error::Interrupted { resume: None });
-        assert!(continue_all(&decoder, &prompts, length, 1, stop).is_err());
+        assert!(continue_all(&decoder, &prompts, length, (1, 0), stop).is_err());
     }
 
     #[test]

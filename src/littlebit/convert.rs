@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::formats::detect::{self, PathKind};
 use crate::formats::gguf_ext;
 use crate::formats::littlebit::LittleBitFile;
-use crate::formats::{atomic, gguf::WrittenFile};
+use crate::formats::{atomic, gguf::WrittenFile, space};
 use crate::progress::Progress;
 use crate::quantize::gguf::mix::Overrides;
 use crate::quantize::gguf::{
@@ -61,7 +61,8 @@ pub struct ConversionReport {
     pub file_size: u64,
     /// Its SHA-256.
     pub sha256: String,
-    /// Whether the file turns back into the bytes that were read; compared in this run.
+    /// Whether all bits are kept: a `gguf-ext` file was turned back in this run and gave the native
+    /// file.
     pub lossless: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -71,7 +72,7 @@ pub struct ConversionReport {
 ///
 /// # Errors
 /// [`Error::UnsupportedConversion`] for any other kind of file, [`Error::ModelNotFound`] if there is
-/// none, else as [`LittleBitFile::open`] and [`gguf_ext::restore`].
+/// none, else as [`LittleBitFile::open`] and [`gguf_ext::open`].
 pub fn open(path: &Path) -> Result<(LittleBitFile, &'static str)> {
     match detect::path_kind(path)? {
         PathKind::LittleBit => Ok((LittleBitFile::open(path)?, "littlebit")),
@@ -107,6 +108,16 @@ pub fn convert(
             "{} is a {from} file already",
             file.path().display()
         )));
+    }
+    let folder = match output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    space::check_writable(folder)?;
+    // Of a gguf-ext file the writer knows the size, and so does the plan of a lossy one.
+    if target == Target::LittleBit {
+        space::check_free_space(folder, file.bytes().len() as u64)?;
     }
     // Before anything is made of it: every bit is what was written once.
     file.verify_checksums(progress)?;
@@ -150,7 +161,7 @@ fn sha256_of(file: &LittleBitFile) -> String {
     format!("{:x}", Sha256::digest(file.bytes()))
 }
 
-/// Multiplies the factors out, a matrix at a time, and quantizes them as `quantize` does.
+/// Multiplies the factors out, some rows at a time, and quantizes them as `quantize` does.
 fn lossy(
     file: &LittleBitFile,
     level: Level,

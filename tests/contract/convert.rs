@@ -180,7 +180,7 @@ fn compress_writes_the_other_formats() {
             r["file_bpw"].as_f64().unwrap() / r["compressed_size_bytes"].as_f64().unwrap()
         };
         assert!((per_byte(&report) / per_byte(&native) - 1.0).abs() < 1e-9);
-        assert!(!workspace.path(".m.littlebit").exists(), "{}", stderr(&output));
+        assert!(!workspace.path("m.native.littlebit").exists(), "{}", stderr(&output));
     }
     let back = convert(&workspace, "m.ext.gguf", &["littlebit", "-n", "back"]);
     assert_eq!(back.format, "littlebit");

@@ -26,6 +26,9 @@ use crate::{Error, Result};
 /// Calibration windows without an effort.
 const CALIBRATION_SAMPLES: usize = 256;
 
+/// End of the name of the native file from which another one is made.
+const NATIVE: &str = ".native.littlebit";
+
 /// Level of `--format gguf-lossy`, as of `littlebit convert`.
 const LOSSY_LEVEL: &str = "Q4_K_M";
 
@@ -79,8 +82,8 @@ fn convert_to(
     progress: &dyn Progress,
 ) -> Result<()> {
     let native = &request.output;
-    let stem = native.file_stem().unwrap_or_default().to_string_lossy();
-    let stem = stem.strip_prefix('.').unwrap_or(&stem);
+    let stem = native.file_name().unwrap_or_default().to_string_lossy();
+    let stem = stem.strip_suffix(NATIVE).unwrap_or(&stem);
     let name = match &args.output_name {
         // As it was given; the native file's name was made from it.
         Some(name) if name.strip_suffix(".gguf") == Some(stem) => name.clone(),
@@ -229,15 +232,15 @@ fn request(
     }
 }
 
-/// `--output-name`, else the last part of the model's name; always with the extension. Hidden if it
-/// does not stay.
+/// `--output-name`, else the last part of the model's name; always with the extension. What does not
+/// stay has a name that nobody else gives.
 fn output_name(args: &CompressArgs, model: &str) -> String {
     let stem = match &args.output_name {
         Some(name) => name.as_str(),
         None => model.rsplit(['/', '\\']).next().unwrap_or(model),
     };
     if args.format != FileFormat::Littlebit {
-        return format!(".{}.littlebit", stem.strip_suffix(".gguf").unwrap_or(stem));
+        return format!("{}{NATIVE}", stem.strip_suffix(".gguf").unwrap_or(stem));
     }
     if stem.ends_with(".littlebit") { stem.into() } else { format!("{stem}.littlebit") }
 }

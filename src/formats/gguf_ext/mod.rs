@@ -10,7 +10,7 @@ mod read;
 mod signs;
 mod write;
 
-pub use read::{is_gguf_ext, open, open_either, restore};
+pub use read::{is_gguf_ext, open, open_either};
 pub use write::write;
 
 /// What stands before the name of the architecture.

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::formats::gguf::{FileLayout, GgufWriter, PlannedTensor, Value, WrittenFile};
 use crate::formats::littlebit::{Entry, LittleBitFile};
+use crate::formats::space;
 use crate::littlebit::factor::Factor;
 use crate::progress::Progress;
 use crate::source::{Architecture, Weight};
@@ -25,10 +26,18 @@ pub fn write(file: &LittleBitFile, target: &Path, progress: &dyn Progress) -> Re
     let metadata = metadata(file)?;
     let tensors = plan(file);
     let layout = FileLayout::new(&metadata, &tensors, None)?;
+    let folder = match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    space::check_free_space(folder, layout.total_bytes())?;
     let mut writer = GgufWriter::create(target, &layout)?;
     let names = &file.contents().tensors;
     progress.start("Writing", names.len() as u64, "tensors");
     for name in names.keys() {
+        if progress.stop_requested() {
+            return Err(Error::Interrupted { resume: None });
+        }
         match file.tensor(name)? {
             Some(Weight::Stored(tensor)) => {
                 for row in 0..tensor.rows() {
@@ -46,8 +55,7 @@ pub fn write(file: &LittleBitFile, target: &Path, progress: &dyn Progress) -> Re
     }
     progress.finish();
     let mut written = writer.finish_checked(|path| {
-        let restored = super::restore(path)?;
-        if file.bytes() == restored {
+        if file.bytes() == super::read::restore(path, progress)?.bytes() {
             return Ok(());
         }
         Err(Error::Reconstruction(format!(

@@ -137,8 +137,9 @@ pub fn compress(
     report.calibration = outcome.calibration.or_else(|| {
         report.recovery.as_ref().map(|recovery| CalibrationReport {
             dataset: text.name.clone(),
-            samples: recovery.sequences,
-            tokens: (recovery.sequences * recovery.sequence_length) as u64,
+            samples: recovery.sequences - recovery.written_sequences,
+            tokens: ((recovery.sequences - recovery.written_sequences) * recovery.sequence_length)
+                as u64,
         })
     });
     report.warnings = run.warnings.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -31,6 +31,9 @@ const LOOKS: (f64, f64) = (5.0, 11.0);
 /// What backpropagation keeps for a token of a block whose tokens have 576 values, bytes.
 const GRAPH_BYTES: f64 = 48.0 * 1024.0;
 
+/// Most that sequences which are being written take, bytes.
+const WRITING_BYTES: u64 = 1 << 30;
+
 /// Bytes of a sign that learns: value, gradient and two moments.
 const SIGN_BYTES: u64 = 16;
 
@@ -102,7 +105,9 @@ fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
     };
     // The blocks that are done keep their values.
     let block = SIGN_BYTES * signs / layers as u64 + 4 * signs;
-    chains + distillation.max(block + graph(recipe.blocks.batch, 1))
+    let learning = chains + distillation.max(block + graph(recipe.blocks.batch, 1));
+    // Where text is written, that is before the chains are there.
+    learning.max(if recipe.text.written { WRITING_BYTES } else { 0 })
 }
 
 /// Operations per second of products on all threads, from up to a tenth of a second of work.

@@ -16,12 +16,12 @@ use crate::{Error, Result};
 pub enum Effort {
     /// Factorization only.
     None,
-    /// Blocks are tuned shortly, then the scales of the whole model.
+    /// Blocks are tuned, then signs and scales of the whole model, both shortly.
     Fast,
-    /// Blocks are tuned, then signs and scales of the whole model.
+    /// The same for longer.
     #[default]
     Balanced,
-    /// The same for several times as long.
+    /// The same for several times as long again.
     Max,
 }
 

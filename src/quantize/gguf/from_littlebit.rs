@@ -1,4 +1,5 @@
-//! A `.littlebit` file as a GGUF model: its factors are multiplied out, a matrix at a time.
+//! A `.littlebit` file as a GGUF model: its factors are multiplied out, as many rows at a time as
+//! are wanted.
 
 use std::path::Path;
 

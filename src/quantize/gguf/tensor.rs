@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::{StoredTensor, StoredType, ggml};
@@ -54,27 +54,7 @@ pub struct GgufTensor {
     /// Added to every value.
     plus: f32,
     /// Binary factors in place of the one part, of which only the shape counts then.
-    factors: Option<Arc<Factors>>,
-}
-
-/// Binary factors, multiplied out when they are first read, until [`GgufTensor::release`].
-#[derive(Debug)]
-struct Factors {
-    linear: FactorizedLinear,
-    values: Mutex<Option<Arc<Vec<f32>>>>,
-}
-
-impl Factors {
-    /// The dense matrix, `[out, in]`.
-    fn values(&self) -> Arc<Vec<f32>> {
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(values.get_or_insert_with(|| {
-            let (out, input) = (self.linear.out_features, self.linear.in_features);
-            let mut dense = vec![0.0; out * input];
-            self.linear.reconstruct_rows(0..out, &mut dense);
-            Arc::new(dense)
-        }))
-    }
+    factors: Option<Arc<FactorizedLinear>>,
 }
 
 impl GgufTensor {
@@ -95,7 +75,7 @@ impl GgufTensor {
 
     /// Takes the values from binary factors of the tensor's shape.
     pub(super) fn set_factors(&mut self, linear: FactorizedLinear) {
-        self.factors = Some(Arc::new(Factors { linear, values: Mutex::default() }));
+        self.factors = Some(Arc::new(linear));
     }
 
     /// A stack of matrices `[rows, cols]`, which becomes one tensor `[parts, rows, cols]`.
@@ -153,7 +133,7 @@ impl GgufTensor {
     #[must_use]
     pub fn source_bytes(&self) -> u64 {
         match &self.factors {
-            Some(factors) => factors.linear.bits() / 8,
+            Some(factors) => factors.bits() / 8,
             None => self.parts.iter().map(|part| part.bytes.len() as u64).sum(),
         }
     }
@@ -189,7 +169,7 @@ impl GgufTensor {
     }
 
     /// Decodes `rows` into `out`, which is `[rows.len(), cols]`, with everything applied. Takes no
-    /// memory beyond `out` but for vectors, and for the whole matrix where it is in factors.
+    /// memory beyond `out` but for vectors, and for the unpacked signs of factors.
     ///
     /// # Errors
     /// [`Error::General`] if `out` has another length or the range is outside of the tensor,
@@ -211,13 +191,20 @@ impl GgufTensor {
                     .to_owned(),
             });
         }
-        let dense = self.factors.as_ref().map(|factors| factors.values());
+        if let Some(factors) = &self.factors {
+            match self.rows {
+                Rows::Plain => factors.reconstruct_rows(rows, out),
+                Rows::RopePairs { .. } => {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+                        let (_, row) = self.place(row);
+                        factors.reconstruct_rows(row..row + 1, out);
+                    }
+                }
+            }
+            return Ok(());
+        }
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
             let (part, row) = self.place(row);
-            if let Some(dense) = &dense {
-                out.copy_from_slice(&dense[row * cols..(row + 1) * cols]);
-                continue;
-            }
             ggml::decode(part.dtype, part.row_bytes(row), out);
             if self.is_reordered_vector() {
                 let values = out.to_vec();
@@ -270,9 +257,6 @@ impl GgufTensor {
     /// Gives the mapped pages of the source back to the system; they are read again when needed.
     pub fn release(&self) {
         self.parts.iter().for_each(|part| part.bytes.release());
-        if let Some(factors) = &self.factors {
-            *factors.values.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
     }
 }
 

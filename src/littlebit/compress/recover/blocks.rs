@@ -51,7 +51,8 @@ impl Job<'_> {
     fn block(&mut self, index: usize) -> Result<(Vec<Tuned>, BlockReport)> {
         self.run.check_stop()?;
         let plans = self.plans_of(index)?;
-        let id = state::block_id(index, &plans);
+        let so_far = (0..=index).map(|block| self.plans_of(block)).collect::<Result<Vec<_>>>()?;
+        let id = state::block_id(index, &so_far.concat());
         let began = Instant::now();
         let stored = self.decode_block(index)?;
         let saved = self.run.store.load(&id)?;

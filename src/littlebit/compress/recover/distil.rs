@@ -129,11 +129,10 @@ impl Job<'_> {
     }
 
     /// Saves a session: every layer into the slot that the last one did not use, then the unit
-    /// that says which slot is whole. Without checkpoints there is nothing to come back to.
+    /// that says which slot is whole. What is saved is rounded, also in memory; so it is without
+    /// checkpoints, which do not change the result.
     fn save(&self, id: &str, session: &mut Session<'_>, tuned: &[Tuned]) -> Result<()> {
-        if !self.run.store.survives() {
-            return Ok(());
-        }
+        let survives = self.run.store.survives();
         let slot = self.run.store.load(id)?.map_or(0, |unit: UnitData| 1 - state::slot(&unit));
         let mut moments = session.adam.moments_mut();
         for (index, tuned) in tuned.iter().enumerate() {
@@ -144,10 +143,15 @@ impl Job<'_> {
                 &session.best.layers[index],
                 self.recipe.distillation.signs,
             );
-            self.run.store.save(&state::slot_name(id, slot, &tuned.name), unit)?;
+            if survives {
+                self.run.store.save(&state::slot_name(id, slot, &tuned.name), unit)?;
+            }
         }
         drop(moments);
-        self.run.store.save(id, state::session(session, slot))
+        if survives {
+            self.run.store.save(id, state::session(session, slot))?;
+        }
+        Ok(())
     }
 
     fn plans_in_order(&self) -> Result<Vec<&LayerPlan>> {

@@ -12,17 +12,15 @@ use crate::littlebit::compress::work::Run;
 use crate::littlebit::tuning::Recipe;
 use crate::{Error, Result};
 
-/// Sequences that are written at a time.
+/// Sequences that are written at a time, at most, and bytes that their keys and values may take.
 const TOGETHER: usize = 64;
+const CACHE_BYTES: u64 = 1 << 30;
 
 /// Tokens up to which a text is made longer. Twice through as much is not learned by heart.
 const ENOUGH_TOKENS: usize = 1 << 20;
 
 /// The original continues passages of the text of this share of a sequence.
 const PROMPT_SHARE: usize = 16;
-
-/// Name of the checkpoint unit with what was written.
-const WRITTEN: &str = "written-text";
 
 /// Sequences in the order of their use: those that the blocks learn from, those that are held out,
 /// and those that only the distillation learns from.
@@ -59,26 +57,25 @@ impl Reading {
         let sequence = |index: usize| &text.tokens[index * length..(index + 1) * length];
         let enough = if recipe.text.written { ENOUGH_TOKENS / length } else { wanted };
         let missing = wanted.min(enough).saturating_sub(count);
-        let written = match (missing, recipe.text.written) {
-            (0, _) => Vec::new(),
-            (_, false) => {
-                run.warn(format!(
-                    "{} gives {count} of {wanted} sequences of {length} tokens",
-                    run.text.name
-                ));
-                Vec::new()
-            }
-            _ => {
-                run.progress.note(&format!(
-                    "{} gives {count} of {} sequences of {length} tokens: the original writes \
-                     the others",
-                    run.text.name,
-                    count + missing
-                ));
-                let passages: Vec<&[u32]> = learn.iter().map(|&index| sequence(index)).collect();
-                write(run, original, &passages, missing)?
-            }
+        let written = if missing > 0 && recipe.text.written {
+            run.progress.note(&format!(
+                "{} gives {count} of {} sequences of {length} tokens: the original writes the others",
+                run.text.name,
+                count + missing
+            ));
+            let passages: Vec<&[u32]> = learn.iter().map(|&index| sequence(index)).collect();
+            write(run, original, &passages, missing)?
+        } else {
+            Vec::new()
         };
+        let have = count + written.len() / length;
+        if have < wanted {
+            run.warn(format!(
+                "{have} sequences of {length} tokens are read instead of {wanted}, {count} of them \
+                 from {}",
+                run.text.name
+            ));
+        }
         // Evenly from the whole text, for the blocks; what was written makes up the number.
         let blocks = recipe.text.sequences.min(learn.len() + written.len() / length);
         let (first, rest): (Vec<usize>, Vec<usize>) = (0..learn.len()).partition(|at| {
@@ -125,17 +122,6 @@ impl Reading {
 /// which are of one length. They are kept in the checkpoint.
 fn write(run: &Run<'_>, original: &Decoder, passages: &[&[u32]], count: usize) -> Result<Vec<u32>> {
     let length = passages[0].len();
-    let unit = run.store.load(WRITTEN)?;
-    if let Some(bytes) = unit.as_ref().and_then(|unit| unit.bytes("tokens"))
-        && bytes.len() == 4 * count * length
-    {
-        return Ok(bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|bytes| u32::from_le_bytes(*bytes))
-            .collect());
-    }
     let seed = run.request.solver.seed;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let given = (length / PROMPT_SHARE).max(1);
@@ -148,18 +134,32 @@ fn write(run: &Run<'_>, original: &Decoder, passages: &[&[u32]], count: usize) -
             passage[start..start + given].to_vec()
         })
         .collect();
+    let room = CACHE_BYTES / writing::cache_bytes(&run.model.config, length).max(1);
+    let together = (room as usize).clamp(1, TOGETHER);
     let progress = run.progress;
-    progress.start("Writing", (count.div_ceil(TOGETHER) * (length - 1)) as u64, "tokens of each");
+    let steps = count.div_ceil(together) * (length - 1);
+    progress.start("Writing", steps as u64, "tokens of each");
     let mut tokens = Vec::with_capacity(count * length);
-    for (index, prompts) in prompts.chunks(TOGETHER).enumerate() {
-        let seed = seed ^ (index as u64 + 1).wrapping_mul(0xc2b2_ae3d);
-        tokens.extend(writing::continue_all(original, prompts, length, seed, || {
-            progress.advance(1);
-            run.check_stop()
-        })?);
+    for (index, prompts) in prompts.chunks(together).enumerate() {
+        let first = index * together;
+        let id = format!("written-{count}-{first}-{}", prompts.len());
+        let unit = run.store.load(&id)?;
+        if let Some(bytes) = unit.as_ref().and_then(|unit| unit.bytes("tokens"))
+            && bytes.len() == 4 * prompts.len() * length
+        {
+            tokens.extend(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)));
+            progress.advance(length as u64 - 1);
+            continue;
+        }
+        let written =
+            writing::continue_all(original, prompts, length, (seed, first as u64), || {
+                progress.advance(1);
+                run.check_stop()
+            })?;
+        let bytes = written.iter().flat_map(|token| token.to_le_bytes()).collect();
+        run.store.save(&id, UnitData::default().with_bytes("tokens", bytes))?;
+        tokens.extend(written);
     }
     progress.finish();
-    let bytes = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-    run.store.save(WRITTEN, UnitData::default().with_bytes("tokens", bytes))?;
     Ok(tokens)
 }

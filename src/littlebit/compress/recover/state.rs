@@ -23,7 +23,8 @@ use crate::littlebit::tuning::packed::PackedPath;
 use crate::tensor::SharedBytes;
 use crate::{Error, Result};
 
-/// Name of the unit of a tuned block: its matrices' forms are part of it.
+/// Name of the unit of a tuned block. It follows from its own matrices and from all before them, whose
+/// forms are `plans`.
 pub(super) fn block_id(index: usize, plans: &[&LayerPlan]) -> String {
     let mut hash = Sha256::new();
     plans.iter().for_each(|plan| hash.update(unit_id(plan)));
