@@ -246,7 +246,7 @@ impl Error {
                 "Run with the options of the interrupted run, or start over without --resume".into()
             }
             Self::UnsupportedConversion(_) => {
-                "See `llm-quantize quantize --help` for what can be written".into()
+                "See the `--help` of the command for what can be written from what".into()
             }
             Self::Cancelled(_) => "Pass --force to go on without the question".into(),
             Self::Imatrix { .. } => {
@@ -255,7 +255,7 @@ impl Error {
             }
             Self::ImatrixRequired(_) => {
                 "Give --imatrix FILE (made by llama-imatrix), or choose a level that needs none, such \
-                 as Q2_K, Q3_K_S or TQ1_0"
+                 as Q2_K or Q3_K_S"
                     .into()
             }
             Self::Coherence { .. } => "Compress at a higher --target-bpw".into(),
@@ -267,7 +267,7 @@ impl Error {
             Self::BpwRange { range, .. } => {
                 format!("Use target BPW between {} and {}", range.0, range.1)
             }
-            Self::Reconstruction(_) => "Compress the model again".into(),
+            Self::Reconstruction(_) => "Write the file again, or compress the model again".into(),
             Self::Interrupted { resume } => match resume {
                 Some(command) => format!("Continue with: {command}"),
                 None => "Start the command again".into(),

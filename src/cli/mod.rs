@@ -55,6 +55,8 @@ pub fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     match status {
+        // A result that nobody got is no success.
+        Ok(()) if Output::stdout_failed() => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.error(&failure.error, failure.result.as_ref());

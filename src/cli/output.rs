@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "this is the one place that prints")]
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -91,19 +92,23 @@ impl Output {
     /// Prints text that is the result in both formats (help, completion scripts).
     pub(crate) fn print_plain(text: &str) {
         let mut stdout = std::io::stdout().lock();
-        // A reader that went away (`| head`) is not an error of ours.
-        let _ = stdout.write_all(text.as_bytes());
-        if !text.ends_with('\n') {
-            let _ = stdout.write_all(b"\n");
-        }
-        let _ = stdout.flush();
+        let end: &[u8] = if text.ends_with('\n') { b"" } else { b"\n" };
+        let written = stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.write_all(end))
+            .and_then(|()| stdout.flush());
+        note_failure(written);
     }
 
     /// Prints a piece of text at once, without a line end: generated tokens.
     pub(crate) fn print_piece(text: &str) {
         let mut stdout = std::io::stdout().lock();
-        let _ = stdout.write_all(text.as_bytes());
-        let _ = stdout.flush();
+        note_failure(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
+    }
+
+    /// Whether something that belongs on stdout could not be written.
+    pub(crate) fn stdout_failed() -> bool {
+        STDOUT_FAILED.load(Ordering::Relaxed)
     }
 
     fn print_json(value: &impl Serialize) {
@@ -170,6 +175,19 @@ impl Output {
     /// The text in a colour, where colours are wanted.
     pub(crate) fn paint(&self, text: &str, code: &str) -> String {
         if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+    }
+}
+
+/// Set when stdout took less than it was given.
+static STDOUT_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Says once that stdout cannot be written. A reader that went away (`| head`) is not an error.
+fn note_failure(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+        && !STDOUT_FAILED.swap(true, Ordering::Relaxed)
+    {
+        eprintln!("error: standard output: {error}");
     }
 }
 

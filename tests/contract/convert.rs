@@ -62,6 +62,10 @@ fn gguf_ext_comes_back_bit_for_bit() {
         };
         let (of_native, of_ext) = (info(&native), info(&ext.output_path));
         assert_eq!(of_ext["achieved_bpw"], of_native["achieved_bpw"]);
+        assert_eq!(
+            (&of_native["format"], &of_ext["format"]),
+            (&"littlebit".into(), &"gguf-ext".into())
+        );
         assert!(of_ext.to_string().contains(&ext.file_size.to_string()), "{of_ext}");
         let text = |name: &str| {
             let arguments = ["generate", name, "--prompt", "The", "--max-tokens", "12"];
@@ -93,11 +97,11 @@ fn lossy_conversions_are_confirmed() {
     let arguments = ["--format", "json", "littlebit", "convert", "m.littlebit", "gguf-lossy"];
     let error = fails(&workspace, &arguments, 9, "CancelledError");
     assert!(error.message.contains("not confirmed"), "{error:?}");
-    assert!(!workspace.path("m-Q4_K_M.gguf").exists());
+    assert!(!workspace.path("m.lossy-Q4_K_M.gguf").exists());
 
     let lossy =
         convert(&workspace, "m.littlebit", &["gguf-lossy", "--force", "--gguf-quant", "f16"]);
-    assert_eq!(lossy.output_path, "./m-F16.gguf");
+    assert_eq!(lossy.output_path, "./m.lossy-F16.gguf");
     assert_eq!(lossy.quantization_level.as_deref(), Some("F16"));
     assert!(!lossy.lossless);
     // The same model up to the rounding of f16: perplexity of both beside the original.
@@ -135,7 +139,7 @@ fn lossy_conversions_are_confirmed() {
         "--offline",
     ]));
     let expected = report["quality_metrics"]["perplexity_compressed"].as_f64().unwrap();
-    let found = perplexity("m-F16.gguf");
+    let found = perplexity("m.lossy-F16.gguf");
     assert!((found / expected - 1.0).abs() < 2e-3, "{found}, {expected} from the factors");
 }
 
@@ -147,9 +151,17 @@ fn what_cannot_be_converted_is_refused() {
     fs::write(workspace.path("text"), "no model").unwrap();
     let unsupported = (8, "UnsupportedConversionError");
     let invalid = (2, "InvalidArgumentError");
+    // Nor is a file of factors quantized as if they were weights.
+    convert(&workspace, "m.littlebit", &["gguf-ext"]);
+    for name in ["m.littlebit", "m.ext.gguf"] {
+        let arguments =
+            ["--format", "json", "quantize", name, "gguf", "-q", "Q8_0", "--allow-requantize"];
+        let error = fails(&workspace, &arguments, 8, "UnsupportedConversionError");
+        assert!(error.message.contains("gguf-lossy"), "{error:?}");
+    }
     for (arguments, (code, kind), words) in [
         (&["m.littlebit", "littlebit"][..], unsupported, "already"),
-        (&["m-Q8_0.gguf", "littlebit"], unsupported, "without binary factors"),
+        (&["m.lossy-Q8_0.gguf", "littlebit"], unsupported, "without binary factors"),
         (&["text", "gguf-ext"], unsupported, "neither"),
         (&["none", "gguf-ext"], (3, "ModelNotFoundError"), "does not exist"),
         (&["m.littlebit", "gguf-lossy", "--gguf-quant", "Q9"], invalid, "Q9"),
@@ -166,7 +178,7 @@ fn compress_writes_the_other_formats() {
     let workspace = Workspace::new();
     let native: Value =
         json(&workspace.compress("m", &["--target-bpw", "1.0", "--skip-validation"]));
-    for (format, name) in [("gguf-ext", "m.ext.gguf"), ("gguf-lossy", "m-Q4_K_M.gguf")] {
+    for (format, name) in [("gguf-ext", "m.ext.gguf"), ("gguf-lossy", "m.lossy-Q4_K_M.gguf")] {
         let output = workspace
             .compress("m", &["--target-bpw", "1.0", "--skip-validation", "--format", format]);
         let report: Value = json(&output);

@@ -52,7 +52,7 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
     Ok(())
 }
 
-/// `--output-name`, else the input's stem: `m.littlebit`, `m.ext.gguf`, `m-Q4_K_M.gguf`.
+/// `--output-name`, else the input's stem: `m.littlebit`, `m.ext.gguf`, `m.lossy-Q4_K_M.gguf`.
 fn output_name(args: &ConvertArgs, target: Target) -> String {
     let extension = if target == Target::LittleBit { ".littlebit" } else { ".gguf" };
     if let Some(name) = &args.output_name {
@@ -67,7 +67,7 @@ pub(super) fn default_name(stem: &str, target: Target) -> String {
     match target {
         Target::LittleBit => format!("{stem}.littlebit"),
         Target::GgufExt => format!("{stem}.ext.gguf"),
-        Target::GgufLossy(level) => format!("{stem}-{}.gguf", level.name()),
+        Target::GgufLossy(level) => format!("{stem}.lossy-{}.gguf", level.name()),
     }
 }
 

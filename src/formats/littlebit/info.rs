@@ -12,7 +12,7 @@ use crate::Result;
 pub struct FileInfo {
     /// The path as it was given.
     pub file_path: String,
-    /// `littlebit`.
+    /// `littlebit`, or `gguf-ext` for a GGUF file that stands for one.
     pub format: String,
     /// Version of the format.
     pub format_version: u32,
@@ -119,7 +119,7 @@ impl FileInfo {
         let original_size_bytes = index.about.original_size_bytes;
         Ok(Self {
             file_path: file.path().display().to_string(),
-            format: index.format.clone(),
+            format: if file.is_in_gguf() { "gguf-ext" } else { &index.format }.to_owned(),
             format_version: index.format_version,
             source_model: index.about.source.name.clone(),
             architecture: config.class_name,
@@ -144,7 +144,8 @@ impl FileInfo {
 impl fmt::Display for FileInfo {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "File: {}", self.file_path)?;
-        writeln!(out, "Format: LittleBit Native v{}", self.format_version)?;
+        let container = if self.format == "gguf-ext" { "in GGUF" } else { "Native" };
+        writeln!(out, "Format: LittleBit {container} v{}", self.format_version)?;
         writeln!(out, "Source: {}", self.source_model.as_deref().unwrap_or("not recorded"))?;
         writeln!(out, "Architecture: {}", self.architecture)?;
         writeln!(out, "\nCompression:")?;

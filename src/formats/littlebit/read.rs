@@ -89,6 +89,12 @@ impl LittleBitFile {
         &self.bytes
     }
 
+    /// Whether the file on the disk is a GGUF file that stands for this one.
+    #[must_use]
+    pub fn is_in_gguf(&self) -> bool {
+        self.file_size != self.bytes.len() as u64
+    }
+
     /// Says that the file on the disk has another size: it holds the same in another format.
     pub(crate) fn stored_in(mut self, file_size: u64) -> Self {
         self.file_size = file_size;

@@ -1,7 +1,7 @@
 //! The work: checks everything that could fail, then streams tensor after tensor into the files.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -120,12 +120,25 @@ fn fingerprint(
         .with("version", env!("CARGO_PKG_VERSION"))
         .with("format", "gguf")
         .with("contents", sample(model)?)
+        .with("source files", stamp(model)?)
         .with("level", &plan.level_name)
         .with("overrides", request.overrides.describe())
         .with("imatrix", importance)
         .with("split", request.split_max.map_or("none".to_owned(), |bytes| bytes.to_string()))
         .with("output", target.display())
         .with("header", plan.header_hash()))
+}
+
+/// Sizes and times of modification of the source's files: a sample of the contents can miss a change.
+fn stamp(model: &GgufModel) -> Result<String> {
+    let mut hash = Sha256::new();
+    for path in &model.source_files {
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        let modified = metadata.modified().ok();
+        let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        hash.update(format!("{} {since:?}", metadata.len()));
+    }
+    Ok(hexadecimal(&hash.finalize()))
 }
 
 /// A hash over names, shapes and types, and the first and last row of each tensor.

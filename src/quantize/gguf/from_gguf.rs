@@ -4,9 +4,10 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
+use super::model::{GgufModel, ModelShape, SourceOptions, in_factors, source_type};
 use super::tensor::GgufTensor;
 use crate::formats::gguf::{GgufFile, Value};
+use crate::formats::gguf_ext;
 use crate::source::gguf::{model_name, open_parts};
 use crate::{Error, Result};
 
@@ -23,6 +24,9 @@ pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
     let Some(first) = parts.first() else {
         return Err(Error::damaged(path, "no parts"));
     };
+    if gguf_ext::is_gguf_ext(first)? {
+        return Err(in_factors(path));
+    }
     let architecture = architecture(first)?;
     let mut metadata: IndexMap<String, Value> = first
         .metadata
@@ -56,6 +60,7 @@ pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
         warnings,
         source_dtype,
         source_bytes,
+        source_files: parts.iter().map(|part| part.path.clone()).collect(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! [`GgufModel`] and how one is opened.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
@@ -31,6 +31,8 @@ pub struct GgufModel {
     pub source_dtype: String,
     /// Bytes of all tensors as the source stores them.
     pub source_bytes: u64,
+    /// The files that hold the tensors.
+    pub source_files: Vec<PathBuf>,
 }
 
 /// Counts of a model.
@@ -84,7 +86,8 @@ pub fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
         }
         PathKind::Gguf => from_gguf::open(path, options)?,
         PathKind::Directory => hf::open(path, options)?,
-        PathKind::LittleBit | PathKind::SafeTensors | PathKind::Unknown => {
+        PathKind::LittleBit => return Err(in_factors(path)),
+        PathKind::SafeTensors | PathKind::Unknown => {
             return Err(Error::Unsupported {
                 message: format!("{} is no model that can become a GGUF file", path.display()),
                 suggestion: "Give a Hugging Face directory, a hub id or a GGUF file".to_owned(),
@@ -92,10 +95,27 @@ pub fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
         }
     };
     for (key, value) in &options.override_kv {
-        model.metadata.insert(key.clone(), value.clone());
+        if let Some(there) = model.metadata.insert(key.clone(), value.clone())
+            && there.kind() != value.kind()
+        {
+            return Err(Error::InvalidArgument(format!(
+                "--override-kv {key}: the model has a value of type {}, not {}, and programs that \
+                 read the file want that type",
+                there.kind().name(),
+                value.kind().name()
+            )));
+        }
     }
     model.tensors.sort_by(|a, b| file_order(&a.name).cmp(&file_order(&b.name)));
     Ok(model)
+}
+
+/// The refusal of a file with binary factors, native or in GGUF.
+pub(super) fn in_factors(path: &Path) -> Error {
+    Error::UnsupportedConversion(format!(
+        "{} holds binary factors: `littlebit convert {0} gguf-lossy` multiplies them out",
+        path.display()
+    ))
 }
 
 /// Where llama-quantize puts a tensor: block number (-1 outside of the blocks), then name.

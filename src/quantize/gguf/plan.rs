@@ -249,6 +249,13 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
             plan.tensor_bits_per_weight
         ));
     }
+    let few_values = [Level::TQ1_0, Level::TQ2_0, Level::Q1_0, Level::Q2_0];
+    if matches!(request.goal, Goal::Level(level) if few_values.contains(&level)) {
+        out.push(format!(
+            "{} is for models that were trained to two, three or four values: others write nonsense",
+            plan.level_name
+        ));
+    }
     let names: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     for pattern in request.overrides.unused(&names) {
         out.push(format!("--tensor-type {pattern} matches no tensor"));

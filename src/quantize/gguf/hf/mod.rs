@@ -123,6 +123,7 @@ pub(super) fn open_from(
         warnings,
         source_dtype,
         source_bytes,
+        source_files: texts.weight_files(),
     })
 }
 
