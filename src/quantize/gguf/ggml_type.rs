@@ -4,7 +4,7 @@ use crate::formats::gguf::{TENSOR_TYPES, TensorType};
 use crate::tensor::StoredType;
 
 /// A tensor type that a level can ask for. The numbers are those of GGUF files; whether this crate
-/// can write one is [`encodable`](Self::encodable)'s answer.
+/// can write one is [`ggml::can_encode`](crate::tensor::ggml::can_encode)'s answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names are ggml's")]
 #[expect(non_camel_case_types, reason = "the names are ggml's")]
