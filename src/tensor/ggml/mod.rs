@@ -18,6 +18,7 @@ mod code_books;
 mod four_bits;
 mod importance;
 mod iq1_encode;
+mod iq_blocks;
 mod iq_decode;
 mod iq_encode;
 mod k_decode;
@@ -199,11 +200,11 @@ fn encode_with<V: Lanes>(
         (T::Q2_0, _) => ternary::encode_q2_0(values, bytes),
         (T::IQ1_S, _) => iq1_encode::encode_iq1_s::<V>(values, importance, bytes),
         (T::IQ1_M, _) => iq1_encode::encode_iq1_m::<V>(values, importance, bytes),
-        (T::IQ2_XXS, _) => iq_encode::encode_iq2_xxs::<V>(values, importance, bytes),
-        (T::IQ2_XS, _) => iq_encode::encode_iq2_xs::<V>(values, importance, bytes),
-        (T::IQ2_S, _) => iq_encode::encode_iq2_s::<V>(values, importance, bytes),
-        (T::IQ3_XXS, _) => iq_encode::encode_iq3_xxs::<V>(values, importance, bytes),
-        (T::IQ3_S, _) => iq_encode::encode_iq3_s::<V>(values, importance, bytes),
+        (T::IQ2_XXS, _) => iq_blocks::encode_iq2_xxs::<V>(values, importance, bytes),
+        (T::IQ2_XS, _) => iq_blocks::encode_iq2_xs::<V>(values, importance, bytes),
+        (T::IQ2_S, _) => iq_blocks::encode_iq2_s::<V>(values, importance, bytes),
+        (T::IQ3_XXS, _) => iq_blocks::encode_iq3_xxs::<V>(values, importance, bytes),
+        (T::IQ3_S, _) => iq_blocks::encode_iq3_s::<V>(values, importance, bytes),
     }
 }
 
