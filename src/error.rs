@@ -77,15 +77,27 @@ pub enum Error {
     /// A level has tensors that are worthless without an importance matrix, and none was given.
     #[error("{0}")]
     ImatrixRequired(String),
+    /// The model got worse by more than the threshold allows.
+    #[error("{0}")]
+    QualityDegradation(String),
     /// The compressed model writes nonsense.
     #[error("Model output coherence check failed (score: {score:.2})")]
     Coherence {
         /// Mean score over the prompts, 0–1.
         score: f64,
     },
+    /// A profile is missing, cannot be read or does not fit the model.
+    #[error("{0}")]
+    Profile(String),
+    /// Activations cannot be smoothed.
+    #[error("{0}")]
+    SmoothQuant(String),
     /// Calibration text cannot be used.
     #[error("{0}")]
     Calibration(String),
+    /// What matters in a model could not be computed.
+    #[error("{0}")]
+    Importance(String),
     /// A matrix could not be factorized.
     #[error("{message}")]
     Factorization {
@@ -168,8 +180,12 @@ impl Error {
             Self::UnsupportedConversion(_) => 8,
             Self::Cancelled(_) => 9,
             Self::Imatrix { .. } | Self::ImatrixRequired(_) => 10,
+            Self::QualityDegradation(_) => 11,
             Self::Coherence { .. } => 12,
+            Self::Profile(_) => 13,
+            Self::SmoothQuant(_) => 14,
             Self::Calibration(_) => 15,
+            Self::Importance(_) => 16,
             Self::Factorization { .. } => 20,
             Self::QualityThreshold(_) => 21,
             Self::BpwRange { .. } => 22,
@@ -195,8 +211,12 @@ impl Error {
             Self::UnsupportedConversion(_) => "UnsupportedConversionError",
             Self::Cancelled(_) => "CancelledError",
             Self::Imatrix { .. } | Self::ImatrixRequired(_) => "ImportanceMatrixError",
+            Self::QualityDegradation(_) => "QualityDegradationError",
             Self::Coherence { .. } => "CoherenceCheckFailed",
+            Self::Profile(_) => "ProfileError",
+            Self::SmoothQuant(_) => "SmoothQuantError",
             Self::Calibration(_) => "CalibrationDataError",
+            Self::Importance(_) => "ImportanceComputationError",
             Self::Factorization { .. } => "FactorizationFailed",
             Self::QualityThreshold(_) => "QualityThresholdExceeded",
             Self::BpwRange { .. } => "InvalidBPWRange",
@@ -258,7 +278,24 @@ impl Error {
                  as Q2_K or Q3_K_S"
                     .into()
             }
-            Self::Coherence { .. } => "Compress at a higher --target-bpw".into(),
+            Self::QualityDegradation(_) => {
+                "Try using --protect-super-weights or a less aggressive profile or level".into()
+            }
+            Self::Coherence { .. } => {
+                "Compression may be too aggressive: choose more bits (a higher --target-bpw, Q2_K or \
+                 more, or a dynamic profile)"
+                    .into()
+            }
+            Self::Profile(_) => {
+                "See `llm-quantize profile list`, or make one with `llm-quantize profile create`".into()
+            }
+            Self::SmoothQuant(_) => {
+                "Try a lower --alpha, --alpha auto, or calibration text that is like the model's use"
+                    .into()
+            }
+            Self::Importance(_) => {
+                "Check the weights with `llm-quantize info`, or use --method activation".into()
+            }
             Self::Calibration(_) => {
                 "Give a .txt, .json or .jsonl file with a `text` or `messages` field".into()
             }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::HubArgs;
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("goal").required(true).args(["quant_level", "target_size", "target_bpw"]))]
+#[command(group = clap::ArgGroup::new("goal").required(true).args(["quant_level", "target_size", "target_bpw", "dynamic"]).multiple(true))]
 pub(crate) struct QuantizeArgs {
     /// Model path (HF Hub ID, local directory or GGUF file)
     pub(crate) model: String,
@@ -56,7 +56,16 @@ pub(crate) struct QuantizeArgs {
     pub(crate) file: FileArgs,
 
     #[command(flatten)]
+    pub(crate) dynamic: DynamicArgs,
+
+    #[command(flatten)]
+    pub(crate) packed: PackedArgs,
+
+    #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
+
+    #[command(flatten)]
+    pub(crate) quality: QualityArgs,
 
     #[command(flatten)]
     pub(crate) hub: HubArgs,
@@ -125,21 +134,80 @@ pub(crate) struct FileArgs {
     pub(crate) split_max_size: Option<u64>,
 }
 
-/// Options of formats and steps that this version does not have.
+/// Types of each layer's own (`-q dynamic`).
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Calibration (awq, gptq and smoothquant; not in this version)")]
+#[command(next_help_heading = "Dynamic")]
+pub(crate) struct DynamicArgs {
+    /// Types of each layer's own; the same as --quant-level dynamic
+    #[arg(long)]
+    pub(crate) dynamic: bool,
+
+    /// Profile: attention-high, balanced, compression-max, or path to a custom .dqprofile
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) profile: Option<String>,
+
+    /// Enable super weight protection (requires --imatrix)
+    #[arg(long)]
+    pub(crate) protect_super_weights: bool,
+
+    /// Super weight coverage fraction [default: 0.0001]
+    #[arg(long, value_name = "FLOAT")]
+    pub(crate) protection_coverage: Option<f64>,
+}
+
+/// How integers are found and grouped (awq, gptq and smoothquant).
+#[derive(Debug, Args)]
+#[command(next_help_heading = "AWQ, GPTQ and SmoothQuant")]
+pub(crate) struct PackedArgs {
+    /// Weights along a row that share a scale; -1 is the whole row [default: 128]
+    #[arg(long, value_name = "INT", allow_negative_numbers = true)]
+    pub(crate) group_size: Option<i64>,
+
+    /// Quantize columns in the order of their activations (gptq)
+    #[arg(long)]
+    pub(crate) desc_act: bool,
+
+    /// Zero points instead of a symmetric grid (gptq)
+    #[arg(long)]
+    pub(crate) asym: bool,
+
+    /// What is added to the Hessian's diagonal, as a fraction of its mean (gptq) [default: 0.01]
+    #[arg(long, value_name = "FLOAT")]
+    pub(crate) damp_percent: Option<f64>,
+
+    /// Enable SmoothQuant W8A8 transformation
+    #[arg(long)]
+    pub(crate) smoothquant: bool,
+
+    /// SmoothQuant alpha factor, 0 to 1, or `auto` to search one for each block [default: 0.5]
+    #[arg(long, value_name = "FLOAT")]
+    pub(crate) alpha: Option<String>,
+}
+
+/// Text that is read while quantizing.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Calibration")]
 pub(crate) struct CalibrationArgs {
     /// Custom calibration dataset
     #[arg(long, value_name = "PATH")]
     pub(crate) calibration_data: Option<PathBuf>,
 
-    /// Number of calibration samples
+    /// Number of calibration samples [default: 256]
     #[arg(long, value_name = "INT")]
     pub(crate) calibration_samples: Option<usize>,
+}
 
-    /// Weights that share a scale
-    #[arg(long, value_name = "INT")]
-    pub(crate) group_size: Option<i64>,
+/// What is measured of the written model.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Quality")]
+pub(crate) struct QualityArgs {
+    /// Generate quality report after quantization
+    #[arg(long)]
+    pub(crate) quality_report: bool,
+
+    /// Run output coherence validation
+    #[arg(long)]
+    pub(crate) coherence_check: bool,
 }
 
 /// Formats of the contract.
@@ -147,10 +215,10 @@ pub(crate) struct CalibrationArgs {
 pub(crate) enum TargetFormat {
     /// One file for llama.cpp and everything built on it
     Gguf,
-    /// Not in this version
+    /// 4-bit integers in a Hugging Face directory (AutoAWQ's GEMM layout)
     Awq,
-    /// Not in this version
+    /// 2-, 3-, 4- or 8-bit integers in a Hugging Face directory (GPTQ v1)
     Gptq,
-    /// Not in this version
+    /// 8-bit weights and activations in a Hugging Face directory (compressed-tensors)
     Smoothquant,
 }

@@ -1,11 +1,11 @@
-//! `quantize`.
+//! `quantize MODEL gguf`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::resume_command;
-use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
+use crate::cli::args::quantize::QuantizeArgs;
 use crate::cli::bars::Bars;
+use crate::cli::commands::resume_command;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
 use crate::cli::{Context, Failure, interrupt, models};
 use crate::formats::gguf::Value;
@@ -18,9 +18,9 @@ use crate::quantize::gguf::{
 };
 use crate::{Error, Result};
 
-pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
+pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
     let began = Instant::now();
-    refuse_what_is_missing(args)?;
+    refuse_what_does_nothing(args)?;
     let goal = goal(args)?;
     let overrides = overrides(args)?;
     let override_kv =
@@ -72,26 +72,18 @@ pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     Ok(())
 }
 
-/// Formats, levels and options of the contract that do not exist yet: named, never ignored.
-fn refuse_what_is_missing(args: &QuantizeArgs) -> Result<()> {
-    if args.output_format != TargetFormat::Gguf {
-        let name = format!("{:?}", args.output_format).to_lowercase();
-        return Err(Error::UnsupportedConversion(format!(
-            "this version does not write {name}; it writes gguf"
-        )));
-    }
-    if args.quant_level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("dynamic")) {
-        return Err(Error::UnsupportedConversion(
-            "this version has no level `dynamic`; --target-size or --target-bpw choose types by \
-             measured error"
-                .into(),
-        ));
-    }
-    let calibration = &args.calibration;
+/// Options that mean nothing for this format: named, never ignored.
+fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
+    let (calibration, packed) = (&args.calibration, &args.packed);
     for (option, given) in [
         ("--calibration-data", calibration.calibration_data.is_some()),
         ("--calibration-samples", calibration.calibration_samples.is_some()),
-        ("--group-size", calibration.group_size.is_some()),
+        ("--group-size", packed.group_size.is_some()),
+        ("--desc-act", packed.desc_act),
+        ("--asym", packed.asym),
+        ("--damp-percent", packed.damp_percent.is_some()),
+        ("--smoothquant", packed.smoothquant),
+        ("--alpha", packed.alpha.is_some()),
     ] {
         if given {
             return Err(Error::InvalidArgument(format!(
@@ -100,15 +92,25 @@ fn refuse_what_is_missing(args: &QuantizeArgs) -> Result<()> {
             )));
         }
     }
-    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
-        return Err(Error::InvalidArgument(
-            "--output-name is a file name; use --output-dir for the folder".into(),
-        ));
-    }
     Ok(())
 }
 
 fn goal(args: &QuantizeArgs) -> Result<Goal> {
+    let dynamic = &args.dynamic;
+    if dynamic.dynamic
+        || dynamic.profile.is_some()
+        || dynamic.protect_super_weights
+        || dynamic.protection_coverage.is_some()
+        || args.quality.quality_report
+        || args.quality.coherence_check
+        || args.quant_level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("dynamic"))
+    {
+        return Err(Error::UnsupportedConversion(
+            "this version has no level `dynamic` and no quality report; --target-size or \
+             --target-bpw choose types by measured error"
+                .into(),
+        ));
+    }
     match (&args.quant_level, args.types.target_size, args.types.target_bpw) {
         (Some(level), None, None) => Ok(Goal::Level(Level::parse(level)?)),
         (None, Some(bytes), None) => Ok(Goal::Bytes(bytes)),
