@@ -140,9 +140,7 @@ impl Output {
     pub(crate) fn usage_error(&self, text: &str) {
         eprint!("{text}");
         if self.format == OutputFormat::Json {
-            let message = text.lines().next().unwrap_or_default();
-            let error =
-                Error::InvalidArgument(message.strip_prefix("error: ").unwrap_or(message).into());
+            let error = Error::InvalidArgument(usage_message(text));
             Self::print_json(&ErrorDocument {
                 status: "error",
                 error_code: error.exit_code(),
@@ -214,6 +212,15 @@ pub(crate) fn clock(seconds: u64) -> String {
     } else {
         format!("{minutes:02}:{seconds:02}")
     }
+}
+
+/// What is wrong, without the usage lines that people get to see below it.
+fn usage_message(text: &str) -> String {
+    let lines = text.lines().map(str::trim).take_while(|line| {
+        !(line.starts_with("Usage:") || line.starts_with("For more information"))
+    });
+    let message = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    message.strip_prefix("error: ").unwrap_or(&message).to_owned()
 }
 
 #[cfg(test)]

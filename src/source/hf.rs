@@ -187,7 +187,7 @@ fn merge_end_tokens(
 }
 
 /// The weight files, all of them present.
-fn shards(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn shards(directory: &Path) -> Result<Vec<PathBuf>> {
     let single = directory.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);

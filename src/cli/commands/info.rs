@@ -10,7 +10,6 @@ use crate::cli::bars::Bars;
 use crate::cli::output::{Report, grouped, human_bytes};
 use crate::cli::{Context, Failure, models};
 use crate::formats::detect::{self, PathKind};
-use crate::formats::gguf::GgufFile;
 use crate::progress::Progress;
 use crate::quantize::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
 use crate::source::{LocalModel, ModelFormat, Weight};
@@ -30,14 +29,17 @@ struct InfoReport {
     vocab_size: usize,
     max_position_embeddings: usize,
     torch_dtype: String,
+    /// Bytes of the files that hold the weights.
     size_bytes: u64,
+    /// Bytes of the tensors in them.
+    weight_bytes: u64,
     /// Tensors with NaN or Inf; `null` when the weights were not read.
     non_finite: Option<Vec<NonFinite>>,
     /// The level that a GGUF file names.
     file_type: Option<String>,
     tensor_types: Vec<TypeRow>,
     /// What can load it.
-    runtimes: Vec<&'static str>,
+    runtimes: Vec<String>,
     /// With `--tensors`.
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<TensorRow>>,
@@ -109,15 +111,11 @@ fn of_model(
             })
             .collect()
     };
-    let mut runtimes = vec!["llm-quantize"];
-    match model.format {
-        ModelFormat::Gguf => runtimes.push("llama.cpp and what is built on it"),
-        ModelFormat::HuggingFace => runtimes.push("transformers, vLLM"),
-        ModelFormat::LittleBit => {}
-    }
+    let tensor_types = histogram(&tensors);
     Ok(InfoReport {
         parameter_count: model.parameter_count(),
-        size_bytes: model.weight_bytes(),
+        size_bytes: files_bytes(&model.path, model.format)?,
+        weight_bytes: model.weight_bytes(),
         path: model.path.display().to_string(),
         format: model.format.name(),
         architecture: model.config.class_name.clone(),
@@ -127,12 +125,16 @@ fn of_model(
         num_key_value_heads: model.config.num_kv_heads,
         vocab_size: model.config.vocab_size,
         max_position_embeddings: model.config.max_positions,
-        torch_dtype: model.config.torch_dtype.clone(),
+        torch_dtype: match (model.format, tensor_types.first()) {
+            // What the weights of a GGUF file were before is not in the file.
+            (ModelFormat::Gguf, Some(most)) => most.r#type.clone(),
+            _ => model.config.torch_dtype.clone(),
+        },
         model_name: model.name.clone(),
         non_finite: (!args.skip_scan).then(|| scan(model, progress)),
         file_type: file_type(model.format, &model.path)?,
-        tensor_types: histogram(&tensors),
-        runtimes,
+        runtimes: runtimes(model.format, &tensor_types),
+        tensor_types,
         tensors: args.tensors.then_some(tensors),
     })
 }
@@ -160,9 +162,11 @@ fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<Info
         non_finite = Some(found);
     }
     let tensors = gguf_tensors(&model);
+    let tensor_types = histogram(&tensors);
     Ok(InfoReport {
         parameter_count: model.parameters(),
-        size_bytes: model.source_bytes,
+        size_bytes: files_bytes(path, ModelFormat::Gguf)?,
+        weight_bytes: model.source_bytes,
         path: path.display().to_string(),
         format: ModelFormat::Gguf.name(),
         architecture: model.architecture.clone(),
@@ -175,11 +179,51 @@ fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<Info
         torch_dtype: model.source_dtype.clone(),
         non_finite,
         file_type: file_type(ModelFormat::Gguf, path)?,
-        tensor_types: histogram(&tensors),
-        runtimes: vec!["llama.cpp and what is built on it, if it knows the architecture"],
+        runtimes: vec![format!("{}, if it knows the architecture", llama_cpp(&tensor_types))],
+        tensor_types,
         tensors: args.tensors.then_some(tensors),
         model_name: model.name,
     })
+}
+
+/// What can load a model that this crate runs.
+fn runtimes(format: ModelFormat, types: &[TypeRow]) -> Vec<String> {
+    let mut runtimes = vec!["llm-quantize".to_owned()];
+    match format {
+        ModelFormat::Gguf => runtimes.push(llama_cpp(types)),
+        ModelFormat::HuggingFace => runtimes.push("transformers, vLLM".to_owned()),
+        ModelFormat::LittleBit => {}
+    }
+    runtimes
+}
+
+/// llama.cpp, and what it must know that its versions before 2026 do not.
+fn llama_cpp(types: &[TypeRow]) -> String {
+    let new: Vec<&str> = types
+        .iter()
+        .map(|row| row.r#type.as_str())
+        .filter(|name| matches!(*name, "Q1_0" | "Q2_0"))
+        .collect();
+    if new.is_empty() {
+        "llama.cpp and what is built on it".to_owned()
+    } else {
+        format!("a llama.cpp that is new enough to know {}", new.join(" and "))
+    }
+}
+
+/// Bytes of the files that hold a model's weights.
+fn files_bytes(path: &Path, format: ModelFormat) -> Result<u64> {
+    let files = match format {
+        ModelFormat::HuggingFace => source::hf::shards(path)?,
+        ModelFormat::Gguf => {
+            source::gguf::open_parts(path)?.into_iter().map(|part| part.path).collect()
+        }
+        ModelFormat::LittleBit => vec![path.to_path_buf()],
+    };
+    let bytes = |file: &std::path::PathBuf| {
+        file.metadata().map(|data| data.len()).map_err(|error| Error::io(file, error))
+    };
+    files.iter().map(bytes).sum()
 }
 
 /// What a GGUF file calls itself.
@@ -187,7 +231,9 @@ fn file_type(format: ModelFormat, path: &Path) -> Result<Option<String>> {
     if format != ModelFormat::Gguf {
         return Ok(None);
     }
-    let number = GgufFile::open(path)?.u32("general.file_type")?;
+    // Of a split file only the first part has the metadata.
+    let parts = source::gguf::open_parts(path)?;
+    let number = parts.first().map(|part| part.u32("general.file_type")).transpose()?.flatten();
     Ok(number.map(|number| {
         Level::from_file_type(number)
             .map_or_else(|| format!("unknown ({number})"), |level| level.name().to_owned())

@@ -8,13 +8,17 @@ use super::{
     ARCHITECTURE, FILE_KEY, INDEX_KEY, VERSION, VERSION_KEY, factor_name, signs, tensor_name,
 };
 use crate::formats::gguf::{FileLayout, GgufWriter, PlannedTensor, Value, WrittenFile};
-use crate::formats::littlebit::{Entry, LittleBitFile};
+use crate::formats::littlebit::{Entry, LittleBitFile, TOKENIZER_CONFIG_FILE};
 use crate::formats::space;
 use crate::littlebit::factor::Factor;
 use crate::progress::Progress;
+use crate::source::names::size_label;
 use crate::source::{Architecture, Weight};
 use crate::tensor::StoredType;
 use crate::{Error, Result};
+
+/// llama.cpp's number for files of mostly Q1_0, the type of the signs.
+const FILE_TYPE: u32 = 40;
 
 /// Writes `file` as a GGUF file to `target`, and reads it back: what it becomes again must be the
 /// bytes of `file`.
@@ -66,6 +70,25 @@ pub fn write(file: &LittleBitFile, target: &Path, progress: &dyn Progress) -> Re
     written.pop().ok_or_else(|| Error::General("no file was written".into()))
 }
 
+/// Number of parameters: values, not bits.
+fn parameters(file: &LittleBitFile) -> Result<u64> {
+    let mut parameters = 0;
+    for name in file.contents().tensors.keys() {
+        parameters += file.tensor(name)?.map_or(0, |weight| weight.elements() as u64);
+    }
+    Ok(parameters)
+}
+
+/// The default chat template of the model's tokenizer.
+fn chat_template(file: &LittleBitFile) -> Result<Option<String>> {
+    let Some(text) = file.text(TOKENIZER_CONFIG_FILE)? else { return Ok(None) };
+    let root: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let template = &root["chat_template"];
+    let named = |entry: &&serde_json::Value| entry["name"] == "default";
+    let default = template.as_array().and_then(|list| Some(&list.iter().find(named)?["template"]));
+    Ok(default.unwrap_or(template).as_str().map(str::to_owned))
+}
+
 fn metadata(file: &LittleBitFile) -> Result<IndexMap<String, Value>> {
     let config = file.config()?;
     let base = match config.architecture {
@@ -83,6 +106,11 @@ fn metadata(file: &LittleBitFile) -> Result<IndexMap<String, Value>> {
     set("general.type".into(), "model".into());
     if let Some(name) = &about.source.name {
         set("general.name".into(), name.as_str().into());
+    }
+    set("general.size_label".into(), size_label(parameters(file)?, 0, 0).as_str().into());
+    set("general.file_type".into(), FILE_TYPE.into());
+    if let Some(template) = chat_template(file)? {
+        set("tokenizer.chat_template".into(), template.as_str().into());
     }
     set("general.quantized_by".into(), about.tool.as_str().into());
     set("general.quantization_version".into(), 2u32.into());

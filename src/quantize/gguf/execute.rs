@@ -14,7 +14,7 @@ use super::tensor::GgufTensor;
 use crate::checkpoint::{CheckpointStore, Fingerprint, hexadecimal};
 use crate::formats::gguf::{PartialGguf, WrittenFile, part_path};
 use crate::formats::space;
-use crate::progress::Progress;
+use crate::progress::{NullProgress, Progress};
 use crate::tensor::{StoredType, ggml};
 use crate::{Error, Result};
 
@@ -38,10 +38,11 @@ pub struct Outcome {
 }
 
 /// Refuses what would fail later: a missing importance matrix, a folder that cannot be written, a
-/// disk that is too small, the source as the target, weights that are not numbers.
+/// checkpoint of another run, a disk that is too small, the source as the target, weights that are
+/// not numbers.
 ///
 /// # Errors
-/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`],
+/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`], [`Error::Checkpoint`],
 /// [`Error::ValidationFailed`].
 pub fn refuse(
     model: &GgufModel,
@@ -70,7 +71,28 @@ pub fn refuse(
             )));
         }
     }
-    let run = run_name(&fingerprint(model, plan, request)?);
+    let fingerprint = fingerprint(model, plan, request)?;
+    match &request.checkpoints {
+        Checkpoints::Off => {}
+        Checkpoints::Under(parent) => {
+            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+            space::check_writable(parent)?;
+        }
+        Checkpoints::Resume(parent) => {
+            drop(CheckpointStore::open(parent, &fingerprint, &NullProgress)?);
+        }
+    }
+    let run = run_name(&fingerprint);
+    for file in plan.layout.files() {
+        let own = part_path(&file.path(&request.output), &run);
+        for part in other_parts(&file.path(&request.output), &own) {
+            progress.note(&format!(
+                "{} belongs to an interrupted run with other options; delete it unless you mean to go \
+                 on with that run",
+                part.display()
+            ));
+        }
+    }
     let there: u64 = plan
         .layout
         .files()
@@ -80,6 +102,20 @@ pub fn refuse(
         .sum();
     space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))?;
     check_finite(model, progress)
+}
+
+/// Unfinished files of other runs for the same target.
+fn other_parts(target: &Path, own: &Path) -> Vec<PathBuf> {
+    let front = part_path(target, "");
+    let front = front.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let entries = std::fs::read_dir(folder_of(target)).into_iter().flatten().flatten();
+    let mut parts: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&front))
+        .map(|entry| folder_of(target).join(entry.file_name()))
+        .filter(|path| path != own)
+        .collect();
+    parts.sort();
+    parts
 }
 
 fn check_finite(model: &GgufModel, progress: &dyn Progress) -> Result<()> {

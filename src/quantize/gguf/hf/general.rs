@@ -7,6 +7,7 @@ use super::card::Card;
 use super::names;
 use crate::formats::gguf::{Array, Value};
 use crate::quantize::gguf::tensor::GgufTensor;
+use crate::source::names::size_label;
 
 /// What the metadata is made from.
 pub(super) struct General<'a> {
@@ -136,7 +137,7 @@ impl General<'_> {
             let stacked = tensor.name.contains("_exps.");
             *(if stacked { &mut experts } else { &mut shared }) += tensor.elements() as u64;
         }
-        names::size_label(shared, experts / self.experts.max(1) as u64, self.experts)
+        size_label(shared, experts / self.experts.max(1) as u64, self.experts)
     }
 }
 

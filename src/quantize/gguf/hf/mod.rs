@@ -85,6 +85,7 @@ pub(super) fn open_from(
     let tied = class.kind.is_gemma() || fields.flag("tie_word_embeddings", false)?;
     let (mut tensors, rows) =
         weights::collect(directory, class, &sizes, tied, checkpoint, &mut warnings)?;
+    check_vocabulary(&fields, rows, &config_path, &mut warnings)?;
     let (source_dtype, source_bytes) = source_type(&tensors);
     let (parameters, of_config) =
         parameters::metadata(&fields, class, &sizes, rows, &mut warnings)?;
@@ -125,6 +126,30 @@ pub(super) fn open_from(
         source_bytes,
         source_files: texts.weight_files(),
     })
+}
+
+/// The number of embeddings against `vocab_size`: tokens without one could not be used, more of them
+/// than tokens are padding.
+fn check_vocabulary(
+    fields: &Fields,
+    rows: usize,
+    config: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let Some(stated) = fields.optional_size("vocab_size", 1 << 32)? else { return Ok(()) };
+    if stated > rows {
+        return Err(Error::damaged(
+            config,
+            format!("vocab_size is {stated}, but the weights have embeddings of {rows} tokens"),
+        ));
+    }
+    if stated < rows {
+        warnings.push(format!(
+            "the weights have embeddings of {rows} tokens, config.json says vocab_size {stated}: the \
+             file has {rows}"
+        ));
+    }
+    Ok(())
 }
 
 /// The configuration with that of its language model, if it has one inside, laid over it.

@@ -170,27 +170,10 @@ pub(super) fn title(name: &str) -> String {
     name.replace('-', " ").split_whitespace().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// `135M`, `1.2B`, `8x7B`: parameters in a mixture count once per expert. `shared` are those outside
-/// of the experts, `expert` those of one expert.
-pub(super) fn size_label(shared: u64, expert: u64, experts: usize) -> String {
-    let parameters = (shared + expert) as f64;
-    let (scaled, unit) = match parameters {
-        n if n > 1e12 => (n * 1e-12, 'T'),
-        n if n > 1e9 => (n * 1e-9, 'B'),
-        n if n > 1e6 => (n * 1e-6, 'M'),
-        n => (n * 1e-3, 'K'),
-    };
-    // At least two digits.
-    let rounded = scaled.round_ties_even();
-    let digits = if rounded >= 1.0 { format!("{rounded:.0}").len() } else { 0 };
-    let decimals = 2usize.saturating_sub(digits);
-    let label = format!("{scaled:.decimals$}{unit}");
-    if experts > 0 { format!("{experts}x{label}") } else { label }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::names::size_label;
 
     /// Names of the hub and what the converter makes of them.
     #[test]
