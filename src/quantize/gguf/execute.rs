@@ -37,12 +37,11 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Refuses what would fail later: a missing importance matrix, a folder that cannot be written, a
-/// disk that is too small, the source as the target, weights that are not numbers.
+/// Refuses what would fail later: what [`refuse_plan`] does, and weights that are not numbers. Makes
+/// the folder of the output.
 ///
 /// # Errors
-/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`],
-/// [`Error::ValidationFailed`].
+/// As [`refuse_plan`]; [`Error::ValidationFailed`].
 pub fn refuse(
     model: &GgufModel,
     plan: &QuantizePlan,
@@ -50,11 +49,27 @@ pub fn refuse(
     request: &QuantizeRequest,
     progress: &dyn Progress,
 ) -> Result<()> {
+    refuse_plan(model, plan, source, request)?;
+    let folder = folder_of(&request.output);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    check_finite(model, progress)
+}
+
+/// Refuses a missing importance matrix, a folder that cannot be written, a disk that is too small and
+/// the source as the target. Leaves nothing behind and reads no weights but a sample.
+///
+/// # Errors
+/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`].
+pub fn refuse_plan(
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    source: &[PathBuf],
+    request: &QuantizeRequest,
+) -> Result<()> {
     if !plan.lacking_importance.is_empty() {
         return Err(Error::ImatrixRequired(lacking(plan)));
     }
     let folder = folder_of(&request.output);
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     space::check_writable(folder)?;
     let source: Vec<PathBuf> = source.iter().filter_map(|path| path.canonicalize().ok()).collect();
     for file in plan.layout.files() {
@@ -78,8 +93,7 @@ pub fn refuse(
         .filter_map(|file| part_path(&file.path(&request.output), &run).metadata().ok())
         .map(|metadata| metadata.len())
         .sum();
-    space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))?;
-    check_finite(model, progress)
+    space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))
 }
 
 fn check_finite(model: &GgufModel, progress: &dyn Progress) -> Result<()> {
