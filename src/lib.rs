@@ -26,6 +26,7 @@ pub mod formats;
 pub mod inference;
 pub mod linalg;
 pub mod littlebit;
+pub mod profile;
 pub mod progress;
 pub mod quantize;
 pub mod settings;

@@ -32,6 +32,7 @@ pub mod names {
     pub const HF_HUB_OFFLINE: &str = "HF_HUB_OFFLINE";
     pub const HF_HUB_DISABLE_PROGRESS_BARS: &str = "HF_HUB_DISABLE_PROGRESS_BARS";
     pub const LLM_QUANTIZE_CHECKPOINT_DIR: &str = "LLM_QUANTIZE_CHECKPOINT_DIR";
+    pub const LLM_QUANTIZE_PROFILE_DIR: &str = "LLM_QUANTIZE_PROFILE_DIR";
     pub const LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH: &str = "LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH";
     pub const LLM_QUANTIZE_LITTLEBIT_MIN_BPW: &str = "LLM_QUANTIZE_LITTLEBIT_MIN_BPW";
     pub const LLM_QUANTIZE_LITTLEBIT_MAX_BPW: &str = "LLM_QUANTIZE_LITTLEBIT_MAX_BPW";
@@ -113,6 +114,8 @@ pub struct Settings {
     pub progress_bars_disabled: bool,
     /// Parent folder of checkpoints.
     pub checkpoint_dir: PathBuf,
+    /// The user's folder of profiles. `None` when no variable names one and there is no home.
+    pub profile_dir: Option<PathBuf>,
     /// Most iterations of a search for a rank or a bits-per-weight that meets a quality target.
     pub rank_search: u32,
     /// Smallest accepted target, in bits per weight.
@@ -166,6 +169,11 @@ impl Settings {
             names::LLM_QUANTIZE_CHECKPOINT_DIR,
             "Folder for the checkpoints of interrupted runs",
             "./.checkpoint",
+        ),
+        variable(
+            names::LLM_QUANTIZE_PROFILE_DIR,
+            "Folder of your own quantization profiles",
+            "~/.config/llm-quantize/profiles",
         ),
         variable(
             names::LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH,
@@ -270,6 +278,8 @@ impl Settings {
             progress_bars_disabled: reader.flag(names::HF_HUB_DISABLE_PROGRESS_BARS)?,
             checkpoint_dir: path(names::LLM_QUANTIZE_CHECKPOINT_DIR)
                 .unwrap_or_else(|| PathBuf::from("./.checkpoint")),
+            profile_dir: path(names::LLM_QUANTIZE_PROFILE_DIR)
+                .or_else(|| home.as_ref().map(|home| home.join(".config/llm-quantize/profiles"))),
             rank_search: reader.iterations(names::LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH)?,
             min_bpw,
             max_bpw,

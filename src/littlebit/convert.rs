@@ -171,6 +171,8 @@ fn lossy(
     let model = from_littlebit::open(file, &SourceOptions::default())?;
     let request = QuantizeRequest {
         goal: Goal::Level(level),
+        dynamic: None,
+        protection_coverage: None,
         overrides: Overrides::default(),
         importance: None,
         // Embeddings have blocks already.

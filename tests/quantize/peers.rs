@@ -56,6 +56,8 @@ fn write_dat(path: &Path, entries: &[(String, Vec<f32>)]) {
 fn quantize(from: &Path, to: &Path, level: Level, importance: Option<&Path>) -> bool {
     let request = QuantizeRequest {
         goal: Goal::Level(level),
+        dynamic: None,
+        protection_coverage: None,
         overrides: Overrides::default(),
         importance: importance.map(|path| ImportanceMatrix::open(path).unwrap()),
         allow_requantize: true,

@@ -1,6 +1,7 @@
 //! What can be typed. These structures hold exactly that; checks of values happen in the library.
 
 pub(crate) mod littlebit;
+pub(crate) mod profile;
 pub(crate) mod quantize;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::output::{OutputFormat, Verbosity};
 use littlebit::LittlebitCommand;
+use profile::ProfileCommand;
 use quantize::QuantizeArgs;
 
 /// Make language models small, measure what it cost, run the result.
@@ -41,6 +43,11 @@ pub(crate) enum Command {
     Littlebit {
         #[command(subcommand)]
         command: LittlebitCommand,
+    },
+    /// Manage and create dynamic quantization profiles
+    Profile {
+        #[command(subcommand)]
+        command: ProfileCommand,
     },
     /// Show a model's architecture and size, and look for NaN and Inf in its weights
     Info(InfoArgs),

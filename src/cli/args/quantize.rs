@@ -153,6 +153,19 @@ pub(crate) struct DynamicArgs {
     /// Super weight coverage fraction [default: 0.0001]
     #[arg(long, value_name = "FLOAT")]
     pub(crate) protection_coverage: Option<f64>,
+
+    /// How the loss by each tensor's error is known
+    #[arg(long, value_enum, default_value_t = SensitivityArg::Estimated, value_name = "HOW")]
+    pub(crate) sensitivity: SensitivityArg,
+}
+
+/// Where a tensor's weight in a budget comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SensitivityArg {
+    /// By its role and place in the model
+    Estimated,
+    /// By running the model with each tensor quantized, on --calibration-data
+    Measured,
 }
 
 /// How integers are found and grouped (awq, gptq and smoothquant).

@@ -37,13 +37,11 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Refuses what would fail later: a missing importance matrix, a folder that cannot be written, a
-/// checkpoint of another run, a disk that is too small, the source as the target, weights that are
-/// not numbers.
+/// Refuses what would fail later: what [`refuse_plan`] does, and weights that are not numbers. Makes
+/// the folder of the output, and names unfinished files of other runs.
 ///
 /// # Errors
-/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`], [`Error::Checkpoint`],
-/// [`Error::ValidationFailed`].
+/// As [`refuse_plan`]; [`Error::ValidationFailed`].
 pub fn refuse(
     model: &GgufModel,
     plan: &QuantizePlan,
@@ -51,11 +49,39 @@ pub fn refuse(
     request: &QuantizeRequest,
     progress: &dyn Progress,
 ) -> Result<()> {
+    refuse_plan(model, plan, source, request)?;
+    let folder = folder_of(&request.output);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let run = run_name(&fingerprint(model, plan, request)?);
+    for file in plan.layout.files() {
+        let own = part_path(&file.path(&request.output), &run);
+        for part in other_parts(&file.path(&request.output), &own) {
+            progress.note(&format!(
+                "{} belongs to an interrupted run with other options; delete it unless you mean to go \
+                 on with that run",
+                part.display()
+            ));
+        }
+    }
+    check_finite(model, progress)
+}
+
+/// Refuses a missing importance matrix, a folder that cannot be written, a checkpoint of another run,
+/// a disk that is too small and the source as the target. Leaves nothing behind and reads no weights
+/// but a sample.
+///
+/// # Errors
+/// [`Error::ImatrixRequired`], [`Error::Io`], [`Error::InvalidArgument`], [`Error::Checkpoint`].
+pub fn refuse_plan(
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    source: &[PathBuf],
+    request: &QuantizeRequest,
+) -> Result<()> {
     if !plan.lacking_importance.is_empty() {
         return Err(Error::ImatrixRequired(lacking(plan)));
     }
     let folder = folder_of(&request.output);
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     space::check_writable(folder)?;
     let source: Vec<PathBuf> = source.iter().filter_map(|path| path.canonicalize().ok()).collect();
     for file in plan.layout.files() {
@@ -74,25 +100,12 @@ pub fn refuse(
     let fingerprint = fingerprint(model, plan, request)?;
     match &request.checkpoints {
         Checkpoints::Off => {}
-        Checkpoints::Under(parent) => {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-            space::check_writable(parent)?;
-        }
+        Checkpoints::Under(parent) => space::check_writable(parent)?,
         Checkpoints::Resume(parent) => {
             drop(CheckpointStore::open(parent, &fingerprint, &NullProgress)?);
         }
     }
     let run = run_name(&fingerprint);
-    for file in plan.layout.files() {
-        let own = part_path(&file.path(&request.output), &run);
-        for part in other_parts(&file.path(&request.output), &own) {
-            progress.note(&format!(
-                "{} belongs to an interrupted run with other options; delete it unless you mean to go \
-                 on with that run",
-                part.display()
-            ));
-        }
-    }
     let there: u64 = plan
         .layout
         .files()
@@ -100,8 +113,7 @@ pub fn refuse(
         .filter_map(|file| part_path(&file.path(&request.output), &run).metadata().ok())
         .map(|metadata| metadata.len())
         .sum();
-    space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))?;
-    check_finite(model, progress)
+    space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))
 }
 
 /// Unfinished files of other runs for the same target.

@@ -8,6 +8,7 @@ use super::ggml_type::GgmlType;
 use super::level::Level;
 use super::mix::{self, Decision, ModelFacts, TensorFacts};
 use super::model::GgufModel;
+use super::protect::Protection;
 use super::request::{Goal, QuantizeRequest};
 use super::tensor::GgufTensor;
 use crate::checkpoint::hexadecimal;
@@ -50,6 +51,11 @@ pub struct QuantizePlan {
     pub warnings: Vec<String>,
     /// Names of tensors that are worthless without an importance matrix and have none.
     pub lacking_importance: Vec<String>,
+    /// The super weights, if they are protected.
+    pub protection: Option<Protection>,
+    /// Of a budget: the sum of what each tensor's error is expected to cost the model, nats per
+    /// token.
+    pub expected_loss: Option<f64>,
 }
 
 /// The facts of a model that the rules ask for.
@@ -101,18 +107,56 @@ pub fn plan(
         .iter()
         .map(|tensor| TensorFacts { name: &tensor.name, shape: &tensor.shape })
         .collect();
-    let with_importance = request.importance.is_some();
-    let (decisions, level) = match request.goal {
-        Goal::Level(level) => {
-            let overrides = &request.overrides;
-            (mix::plan_types(&facts, &tensors, level, with_importance, overrides), Some(level))
+    let protection = match (request.protection_coverage, &request.importance) {
+        (Some(coverage), Some(importance)) => {
+            Some(Protection::find(model, importance, coverage, progress)?)
         }
-        Goal::Bytes(_) | Goal::BitsPerWeight(_) => {
-            let chosen = budget::choose(model, &facts, &tensors, request, progress)?;
-            (chosen, None)
+        (Some(_), None) => {
+            return Err(Error::InvalidArgument(
+                "super weights are found with an importance matrix (--imatrix)".into(),
+            ));
         }
+        (None, _) => None,
     };
-    assemble(model, request, decisions, level)
+    let with_importance = request.importance.is_some();
+    let mut plan = if let Goal::Level(level) = request.goal {
+        let overrides = &request.overrides;
+        let mut decisions = mix::plan_types(&facts, &tensors, level, with_importance, overrides);
+        if let Some(protection) = &protection {
+            lift_protected(model, request, protection, &mut decisions)?;
+        }
+        assemble(model, request, decisions, Some(level))?
+    } else {
+        let chosen =
+            budget::choose(model, &facts, &tensors, request, protection.as_ref(), progress)?;
+        let mut plan = assemble(model, request, chosen.decisions, None)?;
+        plan.warnings.extend(chosen.warnings);
+        plan.expected_loss = Some(chosen.expected_loss);
+        plan
+    };
+    plan.protection = protection;
+    Ok(plan)
+}
+
+/// Gives the tensors of a level's mix that hold super weights a type that keeps them.
+fn lift_protected(
+    model: &GgufModel,
+    request: &QuantizeRequest,
+    protection: &Protection,
+    decisions: &mut [Decision],
+) -> Result<()> {
+    for (tensor, decision) in model.tensors.iter().zip(decisions) {
+        let chosen_by_level =
+            matches!(decision.reason, mix::Reason::Level | mix::Reason::Mix | mix::Reason::Output);
+        let (Some(kind), true) = (decision.kind, chosen_by_level) else { continue };
+        let importance = importance_of(request.importance.as_ref(), tensor)?;
+        let lifted = protection.lift(tensor, kind, importance)?;
+        if lifted != kind {
+            *decision =
+                Decision { kind: Some(lifted), reason: mix::Reason::Protected, instead_of: None };
+        }
+    }
+    Ok(())
 }
 
 /// Turns decisions into a plan.
@@ -158,7 +202,10 @@ pub(super) fn assemble(
             Goal::Level(level) => level.name().to_owned(),
             Goal::Bytes(bytes) => format!("{bytes} bytes"),
             Goal::BitsPerWeight(bits) => format!("{bits} bpw"),
+            Goal::TensorBits(_) | Goal::Rules => "dynamic".to_owned(),
         },
+        protection: None,
+        expected_loss: None,
         tensors,
         layout,
         warnings: Vec::new(),
@@ -256,10 +303,16 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
             plan.level_name
         ));
     }
-    let names: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    for pattern in request.overrides.unused(&names) {
-        out.push(format!("--tensor-type {pattern} matches no tensor"));
+    if request.goal == Goal::Level(Level::MXFP4_MOE)
+        && !plan.tensors.iter().any(|work| work.kind == StoredType::MXFP4)
+    {
+        out.push(
+            "MXFP4_MOE writes only the matrices of experts as MXFP4, and this model has none: all of \
+             them become Q8_0 (--tensor-type weight=mxfp4 --pure writes MXFP4 all the same)"
+                .to_owned(),
+        );
     }
+    out.extend(idle_options(model, request, plan));
     if let Some(matrix) = &request.importance {
         let quantized = |(tensor, work): &(&GgufTensor, &PlannedWork)| {
             work.kind != tensor.source_type
@@ -297,6 +350,43 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
     out
 }
 
+/// Options that decide about no tensor.
+fn idle_options(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -> Vec<String> {
+    let mut out = Vec::new();
+    let quantizable = |tensor: &&GgufTensor| mix::may_be_quantized(&tensor.name, &tensor.shape);
+    let all: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let able: Vec<&str> =
+        model.tensors.iter().filter(quantizable).map(|tensor| tensor.name.as_str()).collect();
+    let unmatched = request.overrides.unused(&all);
+    for pattern in request.overrides.unused(&able) {
+        out.push(if unmatched.contains(&pattern) {
+            format!("--tensor-type {pattern} matches no tensor")
+        } else {
+            format!("--tensor-type {pattern} matches only tensors that are never quantized")
+        });
+    }
+    for pattern in request.overrides.patterns() {
+        let decides = plan
+            .tensors
+            .iter()
+            .any(|work| work.decision.reason == mix::Reason::Override(pattern.to_owned()));
+        if !decides && able.iter().any(|name| request.overrides.finds(pattern, name)) {
+            out.push(format!(
+                "--tensor-type {pattern} decides about no tensor: options before it have them all"
+            ));
+        }
+    }
+    let tied = !all.contains(&"output.weight");
+    if request.overrides.leave_output && tied {
+        out.push(
+            "--leave-output-tensor changes nothing: the embeddings serve as the output matrix, and \
+             llama-quantize quantizes them too (--token-embedding-type F16 keeps them)"
+                .to_owned(),
+        );
+    }
+    out
+}
+
 /// Which tensors need an importance matrix, in words.
 pub(super) fn lacking(plan: &QuantizePlan) -> String {
     let names = &plan.lacking_importance;
@@ -311,27 +401,6 @@ pub(super) fn lacking(plan: &QuantizePlan) -> String {
 }
 
 impl QuantizePlan {
-    /// Which types how many tensors, weights and bytes have, the largest part first.
-    #[must_use]
-    pub fn histogram(&self, model: &GgufModel) -> Vec<TypeCount> {
-        let mut counts: IndexMap<StoredType, TypeCount> = IndexMap::new();
-        let bytes = self.layout.tensor_bytes();
-        for ((tensor, work), bytes) in model.tensors.iter().zip(&self.tensors).zip(bytes) {
-            let count = counts.entry(work.kind).or_insert_with(|| TypeCount {
-                kind: work.kind.name(),
-                tensors: 0,
-                weights: 0,
-                bytes: 0,
-            });
-            count.tensors += 1;
-            count.weights += tensor.elements() as u64;
-            count.bytes += bytes;
-        }
-        let mut counts: Vec<TypeCount> = counts.into_values().collect();
-        counts.sort_by_key(|count| std::cmp::Reverse(count.bytes));
-        counts
-    }
-
     /// SHA-256 over the headers of all files: equal for equal metadata, names, shapes and types.
     #[must_use]
     pub fn header_hash(&self) -> String {
@@ -342,18 +411,4 @@ impl QuantizePlan {
         }
         hexadecimal(&hash.finalize())
     }
-}
-
-/// How much of a model has a type.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct TypeCount {
-    /// ggml's name.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// Number of tensors.
-    pub tensors: usize,
-    /// Number of weights.
-    pub weights: u64,
-    /// Bytes in the file.
-    pub bytes: u64,
 }

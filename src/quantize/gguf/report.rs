@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::execute::Outcome;
 use super::model::GgufModel;
-use super::plan::{QuantizePlan, TypeCount};
+use super::plan::QuantizePlan;
 use super::request::QuantizeRequest;
+use super::summary::TypeCount;
 use crate::backend::memory;
 
 /// The result of `quantize MODEL gguf`, or its plan.
@@ -43,6 +44,25 @@ pub struct QuantizeReport {
     /// Of a plan: every tensor, in the order of the file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorReport>,
+    /// The profile of a dynamic quantization.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Of a dynamic quantization: its layers in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layer_summary: Vec<LayerSummary>,
+    /// Of a dynamic quantization: bits of the tensors' data per weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effective_bpw: Option<f64>,
+    /// Where types were chosen by loss: the sum of what each tensor's error is expected to cost the
+    /// model, nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_loss: Option<f64>,
+    /// How that is known: `estimated` or `measured`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<&'static str>,
+    /// The super weights, if they are protected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub super_weights: Option<SuperWeightReport>,
     /// The importance matrix, if one was used.
     pub imatrix: Option<ImportanceReport>,
     /// Tensors that an interrupted run had finished.
@@ -97,6 +117,48 @@ pub struct TensorReport {
     /// The type that was meant, where rows do not fill its blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instead_of: Option<&'static str>,
+}
+
+/// A block, or a matrix outside of the blocks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerSummary {
+    /// Its Hugging Face name: `model.layers.0`.
+    pub layer_name: String,
+    /// Bits that its weights take on the mean, scales included.
+    pub bit_width: f64,
+    /// Its weights.
+    pub parameter_count: u64,
+    /// Whether one of its tensors got a type that keeps super weights.
+    pub is_protected: bool,
+}
+
+/// What was done about super weights.
+#[derive(Debug, Serialize)]
+pub struct SuperWeightReport {
+    /// The part of all weights that was looked for.
+    pub coverage: f64,
+    /// Super weights in all tensors.
+    pub found: u64,
+    /// Those whose tensors got a type that keeps them.
+    pub total_protected: u64,
+    /// The file that they were read from; `null` if they were found here.
+    pub mask: Option<String>,
+    /// The tensors that are protected.
+    pub tensors: Vec<ProtectedReport>,
+}
+
+/// A tensor with super weights.
+#[derive(Debug, Serialize)]
+pub struct ProtectedReport {
+    /// GGUF name.
+    pub name: String,
+    /// Type in the file.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Its super weights.
+    pub protected: u64,
+    /// The part of the energy of the tensor's output that they carry.
+    pub output_share: f64,
 }
 
 /// The importance matrix of a quantization.
@@ -199,6 +261,19 @@ impl QuantizeReport {
             files,
             tensor_types: plan.histogram(model),
             tensors: Vec::new(),
+            profile: plan.profile(request).map(str::to_owned),
+            layer_summary: if plan.profile(request).is_some() {
+                plan.layers(model)
+            } else {
+                Vec::new()
+            },
+            effective_bpw: plan.profile(request).map(|_| plan.tensor_bits_per_weight),
+            expected_loss: plan.expected_loss,
+            sensitivity: plan.expected_loss.map(|_| match &request.dynamic {
+                Some(dynamic) if dynamic.measured.is_some() => "measured",
+                _ => "estimated",
+            }),
+            super_weights: plan.super_weights(model),
             imatrix: request.importance.as_ref().map(|matrix| ImportanceReport {
                 path: matrix.path.display().to_string(),
                 entries: matrix.entries.len(),

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use super::level::Level;
 use super::mix::Overrides;
+use crate::calibration::CalibrationWindows;
 use crate::formats::imatrix::ImportanceMatrix;
+use crate::profile::Profile;
+use crate::source::LocalModel;
 
 /// How types are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,6 +18,31 @@ pub enum Goal {
     Bytes(u64),
     /// The smallest error at this many bits per weight of the whole file.
     BitsPerWeight(f64),
+    /// The smallest error at this many bits per weight of the tensors' data, or at as many as it
+    /// takes: what a profile aims at.
+    TensorBits(f64),
+    /// The smallest error that a profile's rules leave, whatever the size.
+    Rules,
+}
+
+/// Types of each tensor's own.
+#[derive(Debug)]
+pub struct Dynamic {
+    /// Whether the user asked for a profile; a plain budget is one without rules or name.
+    pub named: bool,
+    /// Rules that hold before anything is chosen.
+    pub profile: Profile,
+    /// How the loss by each tensor is measured; without it, it is estimated.
+    pub measured: Option<Measured>,
+}
+
+/// A model that can be run, and text to run it on.
+#[derive(Debug)]
+pub struct Measured {
+    /// The source.
+    pub model: LocalModel,
+    /// The text.
+    pub windows: CalibrationWindows,
 }
 
 /// Where finished work is kept.
@@ -33,6 +61,10 @@ pub enum Checkpoints {
 pub struct QuantizeRequest {
     /// Level or budget.
     pub goal: Goal,
+    /// A profile, for a budget with rules.
+    pub dynamic: Option<Dynamic>,
+    /// The part of all weights that are super weights, which their tensors' types must keep.
+    pub protection_coverage: Option<f64>,
     /// Types for particular tensors.
     pub overrides: Overrides,
     /// Importance of columns.

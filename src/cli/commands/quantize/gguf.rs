@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::cli::args::quantize::QuantizeArgs;
+use super::dynamic;
+use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
 use crate::cli::commands::resume_command;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
@@ -21,13 +22,28 @@ use crate::{Error, Result};
 pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
     let began = Instant::now();
     refuse_what_does_nothing(args)?;
-    let goal = goal(args)?;
+    let profile = dynamic::profile(args, context)?;
+    if profile.is_none() {
+        // A level that does not exist is refused before anything is downloaded.
+        args.quant_level.as_deref().map(Level::parse).transpose()?;
+    }
     let overrides = overrides(args)?;
     let override_kv =
         args.file.override_kv.iter().map(|text| parse_override(text)).collect::<Result<_>>()?;
     models::limit_threads(args.threads)?;
     let progress = Bars::new(&context.output);
-    let importance = args.types.imatrix.as_deref().map(ImportanceMatrix::open).transpose()?;
+    if profile.is_some() {
+        progress.note(&format!("Loading model: {}", args.model));
+    }
+    let importance = match &args.types.imatrix {
+        Some(path) => {
+            if profile.is_some() {
+                progress.note(&format!("Loading importance matrix: {}", path.display()));
+            }
+            Some(ImportanceMatrix::open(path)?)
+        }
+        None => None,
+    };
     let options = SourceOptions {
         pre: args.file.pre.clone(),
         provenance: !args.file.no_provenance,
@@ -38,15 +54,22 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     if let Some(name) = name {
         model.name = name;
     }
+    let goal = dynamic::goal(args, profile.as_ref(), &model)?;
     let checkpoint_dir =
         args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    if profile.is_some() && importance.is_none() {
+        progress.note("No importance matrix: all columns count the same (see --imatrix)");
+    }
+    interrupt::install();
     let request = QuantizeRequest {
         goal,
+        dynamic: dynamic::request(args, profile.clone(), &path, context, &progress)?,
+        protection_coverage: dynamic::coverage(args),
         overrides,
         importance,
         allow_requantize: args.types.allow_requantize,
         provenance: !args.file.no_provenance,
-        output: args.output_dir.join(output_name(args, &model, goal)),
+        output: args.output_dir.join(output_name(args, &model, goal, profile.is_some())),
         split_max: args.file.split_max_size,
         resume_command: (!args.no_checkpoints)
             .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
@@ -58,26 +81,44 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
             Checkpoints::Under(checkpoint_dir)
         },
     };
-    interrupt::install();
-    let plan = plan::plan(&model, &request, &progress)?;
+    let mut plan = plan::plan(&model, &request, &progress)?;
+    let there = plan.layout.files().iter().map(|file| file.path(&request.output));
+    let replaced: Vec<String> = there
+        .filter(|path| path.is_file())
+        .map(|path| format!("{} exists and is replaced", path.display()))
+        .collect();
+    plan.warnings.extend(replaced);
+    dynamic::announce(profile.as_ref(), goal, &model, &plan, &progress);
+    let source = source_files(&path);
     if args.dry_run {
+        execute::refuse_plan(&model, &plan, &source, &request)?;
         context.output.result(&QuantizeReport::planned(&model, &plan, &request));
         return Ok(());
     }
     plan.warnings.iter().for_each(|warning| progress.warn(warning));
-    execute::refuse(&model, &plan, &source_files(&path), &request, &progress)?;
+    execute::refuse(&model, &plan, &source, &request, &progress)?;
     let outcome = execute::execute(&model, &plan, &request, &progress)?;
     let seconds = began.elapsed().as_secs_f64();
-    context.output.result(&QuantizeReport::finished(&model, &plan, &request, &outcome, seconds));
+    let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
+    if profile.is_some() {
+        dynamic::complete(&report, &progress);
+    }
+    context.output.result(&report);
     Ok(())
 }
 
 /// Options that mean nothing for this format: named, never ignored.
 fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
+    if args.quality.quality_report || args.quality.coherence_check {
+        return Err(Error::UnsupportedConversion(
+            "this version measures no quality after quantizing".into(),
+        ));
+    }
     let (calibration, packed) = (&args.calibration, &args.packed);
+    let reads_text = args.dynamic.sensitivity == SensitivityArg::Measured;
     for (option, given) in [
-        ("--calibration-data", calibration.calibration_data.is_some()),
-        ("--calibration-samples", calibration.calibration_samples.is_some()),
+        ("--calibration-data", calibration.calibration_data.is_some() && !reads_text),
+        ("--calibration-samples", calibration.calibration_samples.is_some() && !reads_text),
         ("--group-size", packed.group_size.is_some()),
         ("--desc-act", packed.desc_act),
         ("--asym", packed.asym),
@@ -95,35 +136,6 @@ fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
     Ok(())
 }
 
-fn goal(args: &QuantizeArgs) -> Result<Goal> {
-    let dynamic = &args.dynamic;
-    if dynamic.dynamic
-        || dynamic.profile.is_some()
-        || dynamic.protect_super_weights
-        || dynamic.protection_coverage.is_some()
-        || args.quality.quality_report
-        || args.quality.coherence_check
-        || args.quant_level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("dynamic"))
-    {
-        return Err(Error::UnsupportedConversion(
-            "this version has no level `dynamic` and no quality report; --target-size or \
-             --target-bpw choose types by measured error"
-                .into(),
-        ));
-    }
-    match (&args.quant_level, args.types.target_size, args.types.target_bpw) {
-        (Some(level), None, None) => Ok(Goal::Level(Level::parse(level)?)),
-        (None, Some(bytes), None) => Ok(Goal::Bytes(bytes)),
-        (None, None, Some(bits)) if bits.is_finite() && bits > 0.0 => Ok(Goal::BitsPerWeight(bits)),
-        (None, None, Some(bits)) => {
-            Err(Error::InvalidArgument(format!("--target-bpw {bits} must be above 0")))
-        }
-        _ => Err(Error::InvalidArgument(
-            "give one of --quant-level, --target-size and --target-bpw".into(),
-        )),
-    }
-}
-
 fn overrides(args: &QuantizeArgs) -> Result<Overrides> {
     let types = &args.types;
     let mut overrides = Overrides::default();
@@ -134,7 +146,7 @@ fn overrides(args: &QuantizeArgs) -> Result<Overrides> {
     for text in &types.tensor_type {
         overrides.add(text)?;
     }
-    if types.pure && args.quant_level.is_none() {
+    if types.pure && (args.quant_level.is_none() || dynamic::asked(args)) {
         return Err(Error::InvalidArgument("--pure goes with --quant-level".into()));
     }
     Ok(overrides)
@@ -163,19 +175,30 @@ fn parse_override(text: &str) -> Result<(String, Value)> {
     Ok((key.into(), value))
 }
 
-/// `--output-name`, else the last part of the model's name and the level; always with the
-/// extension.
-fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal) -> String {
+/// `--output-name`, else the last part of the model's name, without the level that it may end in, and
+/// the level; always with the extension.
+fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal, dynamic: bool) -> String {
     let stem = args.output_name.clone().unwrap_or_else(|| {
         let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
+        let name = without_level(name);
         match goal {
+            _ if dynamic => format!("{name}-dynamic"),
             Goal::Level(level) => format!("{name}-{}", level.name()),
             Goal::Bytes(bytes) => format!("{name}-{}MB", bytes >> 20),
             Goal::BitsPerWeight(bits) => format!("{name}-{bits}bpw"),
+            Goal::TensorBits(_) | Goal::Rules => format!("{name}-dynamic"),
         }
     });
     let whole = Path::new(&stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
     if whole { stem } else { format!("{stem}.gguf") }
+}
+
+/// `model-Q8_0` → `model`: the new file has another level.
+fn without_level(name: &str) -> &str {
+    let Some((front, end)) = name.rsplit_once(['-', '.']) else { return name };
+    let is_level = Level::all().any(|level| level.name().eq_ignore_ascii_case(end));
+    let known = is_level || end.eq_ignore_ascii_case("dynamic");
+    if known && !front.is_empty() { front } else { name }
 }
 
 /// The GGUF files that a model at `path` lies in, which must not be written over: the file itself
@@ -207,6 +230,9 @@ impl Report for QuantizeReport {
             row("Files:", self.files.len().to_string());
         }
         row("Level:", self.quantization_level.clone());
+        if let Some(profile) = &self.profile {
+            row("Profile:", profile.clone());
+        }
         row(
             "Size:",
             format!("{} ({} bytes)", human_bytes(self.file_size), grouped(self.file_size)),
@@ -235,6 +261,20 @@ impl Report for QuantizeReport {
         }
         if let Some(matrix) = &self.imatrix {
             row("Importance:", format!("{}, used for {} tensors", matrix.path, matrix.used));
+        }
+        if let Some(found) = &self.super_weights {
+            row(
+                "Super weights:",
+                format!(
+                    "{} protected in {} tensors",
+                    grouped(found.total_protected),
+                    found.tensors.len()
+                ),
+            );
+        }
+        for layer in &self.layer_summary {
+            let held = if layer.is_protected { ", protected" } else { "" };
+            row("", format!("{:<24} {:.2} bits{held}", layer.layer_name, layer.bit_width));
         }
         if planned {
             for warning in &self.warnings {
@@ -280,6 +320,21 @@ impl Report for QuantizeReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_lose_the_level_they_had() {
+        for (name, stem) in [
+            ("model-Q8_0", "model"),
+            ("SmolLM2-135M-Instruct.Q4_1", "SmolLM2-135M-Instruct"),
+            ("m-bf16", "m"),
+            ("m-dynamic", "m"),
+            ("Llama-3.2-1B", "Llama-3.2-1B"),
+            ("Q8_0", "Q8_0"),
+            ("-F16", "-F16"),
+        ] {
+            assert_eq!(without_level(name), stem);
+        }
+    }
 
     #[test]
     fn metadata_values_have_a_type() {

@@ -1,5 +1,6 @@
 //! `quantize`: one file for each output format.
 
+pub(super) mod dynamic;
 mod gguf;
 
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};

@@ -77,6 +77,10 @@ pub enum Reason {
     Override(String),
     /// Chosen for a size budget.
     Budget,
+    /// A profile's assignment with this `layer_name`.
+    Profile(String),
+    /// It holds super weights.
+    Protected,
 }
 
 impl fmt::Display for Reason {
@@ -90,6 +94,8 @@ impl fmt::Display for Reason {
             Self::OutputOption => out.write_str("--output-tensor-type"),
             Self::Override(pattern) => write!(out, "--tensor-type {pattern}"),
             Self::Budget => out.write_str("budget"),
+            Self::Profile(rule) => write!(out, "profile {rule}"),
+            Self::Protected => out.write_str("protected"),
         }
     }
 }

@@ -58,6 +58,18 @@ impl Overrides {
             .map(|pattern| (pattern.text.as_str(), pattern.kind))
     }
 
+    /// The patterns, in the order given.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.patterns.iter().map(|pattern| pattern.text.as_str())
+    }
+
+    /// Whether the pattern of that text is found in `name`.
+    #[must_use]
+    pub fn finds(&self, text: &str, name: &str) -> bool {
+        let mut patterns = self.patterns.iter().filter(|pattern| pattern.text == text);
+        patterns.any(|pattern| pattern.regex.is_match(name).unwrap_or(false))
+    }
+
     /// Patterns that no name of `names` contains.
     #[must_use]
     pub fn unused(&self, names: &[&str]) -> Vec<&str> {

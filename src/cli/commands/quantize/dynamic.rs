@@ -1,0 +1,214 @@
+//! `quantize MODEL gguf -q dynamic`: the options of profiles, budgets and super weights.
+
+use std::path::Path;
+
+use crate::calibration::CalibrationWindows;
+use crate::cli::args::HubArgs;
+use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
+use crate::cli::output::{grouped, human_bytes};
+use crate::cli::{Context, models};
+use crate::littlebit::measure;
+use crate::profile::{Profile, store};
+use crate::progress::Progress;
+use crate::quantize::gguf::{
+    Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan, QuantizeReport,
+};
+use crate::source::{self, tokenizer::Tokenizer};
+use crate::{Error, Result};
+
+/// The profile when none is named.
+const DEFAULT_PROFILE: &str = "balanced";
+/// Part of the weights that are super weights when nothing else is said.
+const DEFAULT_COVERAGE: f64 = 1e-4;
+/// Windows of text on which sensitivity is measured, and their length.
+const WINDOWS: usize = 2;
+const WINDOW: usize = 256;
+/// Of the places of these windows in the text.
+const SEED: u64 = 7;
+
+/// Whether the command asks for types of each tensor's own.
+pub(super) fn asked(args: &QuantizeArgs) -> bool {
+    let level = args.quant_level.as_deref();
+    args.dynamic.dynamic || level.is_some_and(|level| level.eq_ignore_ascii_case("dynamic"))
+}
+
+/// The profile of the command, if it is dynamic. Refuses options that go together with nothing.
+pub(super) fn profile(args: &QuantizeArgs, context: &Context) -> Result<Option<Profile>> {
+    let dynamic = &args.dynamic;
+    let wrong = |message: &str| Err(Error::InvalidArgument(message.into()));
+    let named = args.quant_level.as_deref().filter(|l| !l.eq_ignore_ascii_case("dynamic"));
+    if let Some(level) = named.filter(|_| dynamic.dynamic) {
+        return wrong(&format!("--dynamic and --quant-level {level} are two ways: give one"));
+    }
+    if !asked(args) && dynamic.profile.is_some() {
+        return wrong("--profile goes with --quant-level dynamic");
+    }
+    if dynamic.sensitivity == SensitivityArg::Measured && named.is_some() {
+        return wrong(
+            "--sensitivity goes with --quant-level dynamic, --target-size or --target-bpw",
+        );
+    }
+    if dynamic.protect_super_weights && args.types.imatrix.is_none() {
+        return wrong("--protect-super-weights requires --imatrix");
+    }
+    if dynamic.protection_coverage.is_some() && !dynamic.protect_super_weights {
+        return wrong("--protection-coverage goes with --protect-super-weights");
+    }
+    if !asked(args) {
+        return Ok(None);
+    }
+    let name = dynamic.profile.as_deref().unwrap_or(DEFAULT_PROFILE);
+    store::find(name, context.settings.profile_dir.as_deref()).map(Some)
+}
+
+/// What the types have to keep to: the command's target, else the profile's.
+pub(super) fn goal(
+    args: &QuantizeArgs,
+    profile: Option<&Profile>,
+    model: &GgufModel,
+) -> Result<Goal> {
+    let types = &args.types;
+    let level = args.quant_level.as_deref().filter(|l| !l.eq_ignore_ascii_case("dynamic"));
+    match (level, types.target_size, types.target_bpw) {
+        (Some(level), None, None) => Ok(Goal::Level(Level::parse(level)?)),
+        (None, Some(bytes), None) => Ok(Goal::Bytes(bytes)),
+        (None, None, Some(bits)) if bits.is_finite() && bits > 0.0 => Ok(Goal::BitsPerWeight(bits)),
+        (None, None, Some(bits)) => {
+            Err(Error::InvalidArgument(format!("--target-bpw {bits} must be above 0")))
+        }
+        (None, None, None) if let Some(profile) = profile => Ok(of_profile(profile, model)),
+        _ => Err(Error::InvalidArgument(
+            "give one of --quant-level, --target-size and --target-bpw".into(),
+        )),
+    }
+}
+
+/// The target of a profile.
+fn of_profile(profile: &Profile, model: &GgufModel) -> Goal {
+    match (profile.target_bpw, profile.target_compression) {
+        (Some(bits), _) => Goal::TensorBits(bits),
+        (None, Some(ratio)) => {
+            let part = if ratio > 1.0 { 1.0 / ratio } else { ratio };
+            let bits = model.source_bytes as f64 * 8.0 / model.parameters().max(1) as f64;
+            Goal::TensorBits(bits * part)
+        }
+        (None, None) => Goal::Rules,
+    }
+}
+
+/// The part of the weights to protect.
+pub(super) fn coverage(args: &QuantizeArgs) -> Option<f64> {
+    let dynamic = &args.dynamic;
+    let asked = dynamic.protect_super_weights;
+    asked.then(|| dynamic.protection_coverage.unwrap_or(DEFAULT_COVERAGE))
+}
+
+/// The request's dynamic part.
+pub(super) fn request(
+    args: &QuantizeArgs,
+    profile: Option<Profile>,
+    path: &Path,
+    context: &Context,
+    progress: &dyn Progress,
+) -> Result<Option<Dynamic>> {
+    let measured = if args.dynamic.sensitivity == SensitivityArg::Measured {
+        let text = Text {
+            data: args.calibration.calibration_data.as_deref(),
+            samples: args.calibration.calibration_samples,
+        };
+        Some(measured(path, &text, &args.hub, context, progress)?)
+    } else {
+        None
+    };
+    let Some(profile) = profile else {
+        // A plain budget is a profile without rules.
+        return Ok(measured.map(|measured| Dynamic {
+            named: false,
+            profile: crate::profile::presets::PRESETS[1].profile(),
+            measured: Some(measured),
+        }));
+    };
+    Ok(Some(Dynamic { named: true, profile, measured }))
+}
+
+/// Which text sensitivity is measured on.
+pub(in crate::cli::commands) struct Text<'a> {
+    pub(in crate::cli::commands) data: Option<&'a Path>,
+    pub(in crate::cli::commands) samples: Option<usize>,
+}
+
+/// Opens the source so that it can be run, and the text.
+pub(in crate::cli::commands) fn measured(
+    path: &Path,
+    text: &Text<'_>,
+    hub: &HubArgs,
+    context: &Context,
+    progress: &dyn Progress,
+) -> Result<Measured> {
+    let samples = text.samples.unwrap_or(WINDOWS);
+    if samples == 0 {
+        return Err(Error::InvalidArgument("--calibration-samples must be at least 1".into()));
+    }
+    let model = source::open_local(path)?;
+    let tokenizer = Tokenizer::from_model(&model)?;
+    let length = WINDOW.min(model.config.max_positions).max(2);
+    let mut options = models::text_options(hub, context);
+    options.calibration = text.data.map(Path::to_path_buf);
+    let source = measure::open_text(&options, &tokenizer, samples * length, Some(0), progress)?;
+    let windows =
+        CalibrationWindows::sample(&source.calibration, &tokenizer, samples, length, SEED)?;
+    Ok(Measured { model, windows })
+}
+
+/// What was decided, as the contract words it.
+pub(super) fn announce(
+    profile: Option<&Profile>,
+    goal: Goal,
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    progress: &dyn Progress,
+) {
+    if let Some(profile) = profile {
+        let target = match goal {
+            Goal::TensorBits(bits) | Goal::BitsPerWeight(bits) => format!("target: {bits} bpw"),
+            Goal::Bytes(bytes) => format!("target: {}", human_bytes(bytes)),
+            Goal::Rules | Goal::Level(_) => "no target".to_owned(),
+        };
+        progress.note(&format!("Applying profile: {} ({target})", profile.profile_name));
+        progress.note("Layer assignments:");
+        for group in plan.groups(model) {
+            progress.detail(&format!(
+                "- {} ({}): {:.2}-bit ({})",
+                group.name, group.layers, group.bits_per_weight, group.types
+            ));
+        }
+    }
+    if let Some(protection) = &plan.protection {
+        let types = plan.protected_types(model);
+        progress.detail(&if protection.tensors.is_empty() {
+            format!(
+                "- Protected weights: none ({} super weights, none of which carries 1 % of its \
+                 tensor's output)",
+                grouped(protection.found)
+            )
+        } else {
+            format!(
+                "- Protected weights: {} at {types} ({} of {} super weights, in {} tensors)",
+                grouped(protection.total()),
+                grouped(protection.total()),
+                grouped(protection.found),
+                protection.tensors.len()
+            )
+        });
+    }
+}
+
+/// The last line.
+pub(super) fn complete(report: &QuantizeReport, progress: &dyn Progress) {
+    progress.note(&format!(
+        "Complete: {} ({}, {:.2} bpw)",
+        report.output_path,
+        human_bytes(report.file_size),
+        report.effective_bpw.unwrap_or(report.bits_per_weight)
+    ));
+}

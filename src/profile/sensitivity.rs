@@ -1,0 +1,384 @@
+//! What the model as a whole loses when one of its tensors is quantized: measured, tensor by tensor.
+//!
+//! A tensor is replaced by itself in a low type, everything behind it is run again on a few hundred
+//! tokens of text, and the Kullback–Leibler divergence of the next-token distributions from the
+//! original's is the loss, in nats per token. The blocks in front of it have not changed, so each
+//! measurement starts at the tensor's own block.
+//!
+//! A small disturbance of the weights moves the divergence by ½ δᵀFδ (F: the Fisher information of
+//! the weights), so in its second power: twice the squared error costs twice as much. Between two
+//! measured points the loss is a power of the squared error, and below the smallest one it is
+//! proportional to it.
+
+use candle_core::Tensor;
+use indexmap::IndexMap;
+use rayon::prelude::*;
+
+use crate::backend::Backend;
+use crate::calibration::CalibrationWindows;
+use crate::eval::rows;
+use crate::formats::imatrix::ImportanceMatrix;
+use crate::inference::{Decoder, LinearLayer, StoredLinear};
+use crate::progress::Progress;
+use crate::source::{LocalModel, Weight, names};
+use crate::tensor::{SharedBytes, StoredTensor, StoredType, ggml};
+use crate::{Error, Result};
+
+/// Logits of the original that are kept in memory, bytes.
+const MOST_LOGITS: usize = 512 << 20;
+/// Rows of logits that are made at a time.
+const ROWS: usize = 256;
+/// The embedding, as Hugging Face names it.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The head, where it is a matrix of its own.
+const HEAD: &str = "lm_head.weight";
+
+/// A tensor in one type.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// The type.
+    pub kind: StoredType,
+    /// Σ w (x − y)² / Σ w x² over the tensor, w the importance of the column.
+    pub error: f64,
+    /// Mean divergence of the model with this one tensor in that type, nats per token.
+    pub divergence: f64,
+}
+
+/// What the model loses by one tensor's error.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sensitivity {
+    /// Measurements, smallest error first.
+    points: Vec<Point>,
+}
+
+impl Sensitivity {
+    /// From measurements; those without error or divergence say nothing and are dropped.
+    #[must_use]
+    pub fn new(mut points: Vec<Point>) -> Self {
+        points.retain(|point| point.error > 0.0 && point.divergence > 0.0);
+        points.sort_by(|a, b| a.error.total_cmp(&b.error));
+        Self { points }
+    }
+
+    /// The measurements.
+    #[must_use]
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// The divergence to expect of a relative squared error, nats per token. A type that was
+    /// measured has what was measured.
+    #[must_use]
+    pub fn divergence(&self, kind: StoredType, error: f64) -> f64 {
+        if let Some(point) = self.points.iter().find(|point| point.kind == kind) {
+            return point.divergence;
+        }
+        let Some(first) = self.points.first() else { return 0.0 };
+        let last = self.points[self.points.len() - 1];
+        if error <= first.error {
+            return first.divergence * error / first.error;
+        }
+        let pair = self.points.windows(2).find(|pair| error <= pair[1].error);
+        let Some([low, high]) = pair else { return last.divergence * error / last.error };
+        let span = (high.error / low.error).ln();
+        let power = if span > 0.0 { (high.divergence / low.divergence).ln() / span } else { 1.0 };
+        low.divergence * (error / low.error).powf(power)
+    }
+}
+
+/// How many tokens of text a model's logits are kept for: as many as asked, in whole windows of
+/// `length`, but at least one window and no more than fit half a gigabyte.
+#[must_use]
+pub fn windows_that_fit(vocabulary: usize, length: usize, wanted: usize) -> usize {
+    let most = MOST_LOGITS / 4 / vocabulary.max(1) / length.max(1);
+    wanted.min(most).max(1)
+}
+
+/// Measures every tensor for which `kinds` (by GGUF name and tensor) names types.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a model whose weights are factors, [`Error::Interrupted`] when the user
+/// asks to stop, and what running the model can fail with.
+pub fn measure(
+    model: &LocalModel,
+    importance: Option<&ImportanceMatrix>,
+    windows: &CalibrationWindows,
+    kinds: &dyn Fn(&str, &StoredTensor) -> Vec<StoredType>,
+    progress: &dyn Progress,
+) -> Result<IndexMap<String, Sensitivity>> {
+    let mut prober = Prober::new(model, importance, windows, progress)?;
+    let jobs = prober.jobs(kinds)?;
+    let count: usize = jobs.iter().map(|job| job.kinds.len()).sum();
+    progress.start("Measuring sensitivity", count as u64, "measurements");
+    let mut found: IndexMap<String, Vec<Point>> = IndexMap::new();
+    let mut at = 0;
+    for job in &jobs {
+        if let Place::Block(block, _) = job.place {
+            while at < block {
+                prober.advance(at)?;
+                at += 1;
+            }
+        }
+        for &kind in &job.kinds {
+            if progress.stop_requested() {
+                progress.finish();
+                return Err(Error::Interrupted { resume: None });
+            }
+            let point = prober.point(job, kind)?;
+            progress.verbose(&format!(
+                "{} {}: error {:.4}, divergence {:.6}",
+                job.name,
+                kind.name(),
+                point.error,
+                point.divergence
+            ));
+            found.entry(job.name.clone()).or_default().push(point);
+            progress.advance(1);
+        }
+    }
+    progress.finish();
+    Ok(found.into_iter().map(|(name, points)| (name, Sensitivity::new(points))).collect())
+}
+
+/// Where a tensor works.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Place {
+    /// The embedding and, where they are one matrix, the head.
+    Embedding,
+    /// The number of the block and of the linear layer in it.
+    Block(usize, usize),
+    /// The head alone.
+    Head,
+}
+
+struct Job<'a> {
+    name: String,
+    tensor: &'a StoredTensor,
+    kinds: Vec<StoredType>,
+    place: Place,
+}
+
+struct Prober<'a> {
+    model: &'a LocalModel,
+    importance: Option<&'a ImportanceMatrix>,
+    tokens: &'a [u32],
+    batch: usize,
+    decoder: Decoder,
+    head: StoredLinear,
+    /// What goes into the block that is measured, `[tokens, hidden]`.
+    input: Tensor,
+    /// The original's final hidden states.
+    hidden: Tensor,
+    /// The original's logits, `[tokens, vocabulary]`, and `ln Σ exp` of each row.
+    logits: Vec<f32>,
+    sums: Vec<f64>,
+}
+
+impl<'a> Prober<'a> {
+    fn new(
+        model: &'a LocalModel,
+        importance: Option<&'a ImportanceMatrix>,
+        windows: &'a CalibrationWindows,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let decoder = Decoder::new(model, &Backend::cpu())?;
+        let length = windows.length;
+        let batch = windows_that_fit(model.config.vocab_size, length, windows.count());
+        let tokens = &windows.tokens[..batch * length];
+        progress.note(&format!("Sensitivity is measured on {} tokens", tokens.len()));
+        let head = if model.config.tie_word_embeddings { EMBEDDING } else { HEAD };
+        let head = StoredLinear::new(stored(model, head)?.clone())?;
+        let input = decoder.embed(tokens)?;
+        let hidden = decoder.hidden(tokens, batch, None, None)?;
+        let mut prober = Self {
+            model,
+            importance,
+            tokens,
+            batch,
+            decoder,
+            head,
+            input,
+            hidden,
+            logits: Vec::new(),
+            sums: Vec::new(),
+        };
+        let vocabulary = model.config.vocab_size;
+        let (mut logits, mut sums) = (Vec::new(), Vec::new());
+        prober.each_block_of_logits(&prober.hidden, &prober.head, |_, values| {
+            sums.par_extend(values.par_chunks_exact(vocabulary).map(rows::log_sum_exp));
+            logits.extend_from_slice(values);
+        })?;
+        prober.logits = logits;
+        prober.sums = sums;
+        Ok(prober)
+    }
+
+    /// The tensors to measure: the embedding, block by block the linear layers, the head.
+    fn jobs(&self, kinds: &dyn Fn(&str, &StoredTensor) -> Vec<StoredType>) -> Result<Vec<Job<'a>>> {
+        let mut places = vec![(EMBEDDING.to_owned(), Place::Embedding)];
+        for (block, parts) in self.decoder.blocks().iter().enumerate() {
+            for (number, projection) in parts.projections().iter().enumerate() {
+                places.push((format!("{}.weight", projection.name), Place::Block(block, number)));
+            }
+        }
+        if !self.model.config.tie_word_embeddings {
+            places.push((HEAD.to_owned(), Place::Head));
+        }
+        let mut jobs = Vec::new();
+        for (name, place) in places {
+            let tensor = stored(self.model, &name)?;
+            let name = names::to_gguf(&name)
+                .ok_or_else(|| Error::General(format!("{name} has no name in GGUF files")))?;
+            let kinds = kinds(&name, tensor);
+            jobs.push(Job { name, tensor, kinds, place });
+        }
+        Ok(jobs)
+    }
+
+    /// Runs the original's block `block` on its input.
+    fn advance(&mut self, block: usize) -> Result<()> {
+        let positions = self.decoder.positions(self.batch, self.tokens.len() / self.batch, 0);
+        self.input = self.decoder.block(block).forward(&self.input, &positions, None, None)?;
+        Ok(())
+    }
+
+    fn point(&mut self, job: &Job<'a>, kind: StoredType) -> Result<Point> {
+        let columns = match self.importance {
+            Some(matrix) => matrix.columns(&job.name, 1, job.tensor.cols()).ok().flatten(),
+            None => None,
+        };
+        let (tensor, error) = written_as(job.tensor, kind, columns)?;
+        let hidden = match job.place {
+            Place::Head => self.hidden.clone(),
+            Place::Embedding => self.run(0, embed(&tensor, self.tokens)?)?,
+            Place::Block(block, number) => {
+                let layer: Box<dyn LinearLayer> = Box::new(StoredLinear::new(tensor.clone())?);
+                let place = &mut self.decoder.block_mut(block).projections_mut();
+                let original = std::mem::replace(&mut place[number].layer, layer);
+                let hidden = self.run(block, self.input.clone());
+                self.decoder.block_mut(block).projections_mut()[number].layer = original;
+                hidden?
+            }
+        };
+        let tied = self.model.config.tie_word_embeddings;
+        let replaced = match job.place {
+            Place::Head => true,
+            Place::Embedding => tied,
+            Place::Block(..) => false,
+        };
+        let changed = if replaced { Some(StoredLinear::new(tensor)?) } else { None };
+        let divergence = self.divergence(&hidden, changed.as_ref().unwrap_or(&self.head))?;
+        Ok(Point { kind, error, divergence })
+    }
+
+    /// Runs everything from block `first` on.
+    fn run(&self, first: usize, mut x: Tensor) -> Result<Tensor> {
+        let positions = self.decoder.positions(self.batch, self.tokens.len() / self.batch, 0);
+        for block in &self.decoder.blocks()[first..] {
+            x = block.forward(&x, &positions, None, None)?;
+        }
+        self.decoder.final_norm(&x)
+    }
+
+    fn divergence(&self, hidden: &Tensor, head: &StoredLinear) -> Result<f64> {
+        let vocabulary = self.model.config.vocab_size;
+        let mut total = 0.0;
+        self.each_block_of_logits(hidden, head, |first, values| {
+            let rows: Vec<f64> = values
+                .par_chunks_exact(vocabulary)
+                .enumerate()
+                .map(|(row, q)| {
+                    let row = first + row;
+                    let p = &self.logits[row * vocabulary..(row + 1) * vocabulary];
+                    rows::divergence(p, self.sums[row], q, rows::log_sum_exp(q))
+                })
+                .collect();
+            total += rows.iter().sum::<f64>();
+        })?;
+        let mean = total / self.tokens.len() as f64;
+        // A type so poor that a token becomes impossible is as bad as can be.
+        Ok(if mean.is_finite() { mean } else { f64::MAX })
+    }
+
+    fn each_block_of_logits(
+        &self,
+        hidden: &Tensor,
+        head: &StoredLinear,
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        for first in (0..self.tokens.len()).step_by(ROWS) {
+            let count = ROWS.min(self.tokens.len() - first);
+            let logits = head.forward(&hidden.narrow(0, first, count)?.contiguous()?)?;
+            rows::with_values(&logits, |values| {
+                visit(first, values);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn stored<'a>(model: &'a LocalModel, name: &str) -> Result<&'a StoredTensor> {
+    match model.weights.get(name) {
+        Some(Weight::Stored(tensor)) => Ok(tensor),
+        Some(_) => Err(Error::Unsupported {
+            message: format!("{name} is not stored as a matrix"),
+            suggestion: "Give the original model".to_owned(),
+        }),
+        None => Err(Error::damaged(&model.path, format!("the tensor {name} is missing"))),
+    }
+}
+
+/// A matrix in another type, rows in Hugging Face order, and its relative squared error.
+fn written_as(
+    tensor: &StoredTensor,
+    kind: StoredType,
+    columns: Option<&[f32]>,
+) -> Result<(StoredTensor, f64)> {
+    let (rows, cols) = (tensor.rows(), tensor.cols());
+    let row_bytes = kind.row_bytes(cols).ok_or_else(|| {
+        Error::General(format!("rows of {cols} values do not fill blocks of {}", kind.name()))
+    })?;
+    let mut bytes = vec![0; rows * row_bytes];
+    let sums: Vec<(f64, f64)> = bytes
+        .par_chunks_exact_mut(row_bytes)
+        .enumerate()
+        .map_init(
+            || (vec![0.0f32; cols], vec![0.0f32; cols]),
+            |(values, decoded), (row, bytes)| {
+                tensor.read_rows(row..row + 1, values);
+                ggml::encode_row(kind, values, columns, bytes);
+                ggml::decode(kind, bytes, decoded);
+                squares(values, decoded, columns)
+            },
+        )
+        .collect();
+    let (noise, signal) = sums.iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
+    let error = if signal > 0.0 { noise / signal } else { 0.0 };
+    let shape = vec![rows, cols];
+    Ok((StoredTensor::new(shape, kind, SharedBytes::from_vec(bytes))?, error))
+}
+
+/// Σ w (x − y)² and Σ w x².
+pub(crate) fn squares(values: &[f32], decoded: &[f32], columns: Option<&[f32]>) -> (f64, f64) {
+    let (mut noise, mut signal) = (0.0f64, 0.0f64);
+    for (column, (x, y)) in values.iter().zip(decoded).enumerate() {
+        let weight = columns.map_or(1.0, |columns| f64::from(columns[column]));
+        noise += weight * f64::from(x - y).powi(2);
+        signal += weight * f64::from(*x).powi(2);
+    }
+    (noise, signal)
+}
+
+fn embed(table: &StoredTensor, tokens: &[u32]) -> Result<Tensor> {
+    let cols = table.cols();
+    let mut out = vec![0.0; tokens.len() * cols];
+    for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(cols)) {
+        let row = token as usize;
+        if row >= table.rows() {
+            return Err(Error::General(format!("token {token} is outside the vocabulary")));
+        }
+        table.read_rows(row..row + 1, out);
+    }
+    Ok(Tensor::from_vec(out, (tokens.len(), cols), &candle_core::Device::Cpu)?)
+}
