@@ -5,6 +5,7 @@ pub(super) mod generate;
 pub(super) mod info;
 mod littlebit_convert;
 mod littlebit_info;
+pub(super) mod quality;
 pub(super) mod quantize;
 mod validate;
 

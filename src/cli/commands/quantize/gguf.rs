@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::quality;
 use crate::cli::args::quantize::QuantizeArgs;
 use crate::cli::bars::Bars;
 use crate::cli::commands::resume_command;
@@ -34,6 +35,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         override_kv,
     };
     let (path, name) = models::locate(&args.model, &args.hub, context, &check_config, &progress)?;
+    quality::check(args, &path)?;
     let mut model = crate::quantize::gguf::open(&path, &options)?;
     if let Some(name) = name {
         model.name = name;
@@ -68,16 +70,19 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     execute::refuse(&model, &plan, &source_files(&path), &request, &progress)?;
     let outcome = execute::execute(&model, &plan, &request, &progress)?;
     let seconds = began.elapsed().as_secs_f64();
-    context.output.result(&QuantizeReport::finished(&model, &plan, &request, &outcome, seconds));
-    Ok(())
+    let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
+    let quality = quality::after(args, &path, Path::new(&report.output_path), context, &progress)?;
+    quality::finish(&report, quality, context)
 }
 
 /// Options that mean nothing for this format: named, never ignored.
 fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
     let (calibration, packed) = (&args.calibration, &args.packed);
+    // The text to measure with.
+    let measured = args.quality.quality_report;
     for (option, given) in [
-        ("--calibration-data", calibration.calibration_data.is_some()),
-        ("--calibration-samples", calibration.calibration_samples.is_some()),
+        ("--calibration-data", calibration.calibration_data.is_some() && !measured),
+        ("--calibration-samples", calibration.calibration_samples.is_some() && !measured),
         ("--group-size", packed.group_size.is_some()),
         ("--desc-act", packed.desc_act),
         ("--asym", packed.asym),
@@ -87,8 +92,8 @@ fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
     ] {
         if given {
             return Err(Error::InvalidArgument(format!(
-                "{option} does nothing for gguf: importance is given with --imatrix, and groups are \
-                 those of the level"
+                "{option} does nothing for gguf: importance is given with --imatrix, groups are those \
+                 of the level, and text is read with --quality-report only"
             )));
         }
     }
@@ -101,13 +106,11 @@ fn goal(args: &QuantizeArgs) -> Result<Goal> {
         || dynamic.profile.is_some()
         || dynamic.protect_super_weights
         || dynamic.protection_coverage.is_some()
-        || args.quality.quality_report
-        || args.quality.coherence_check
         || args.quant_level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("dynamic"))
     {
         return Err(Error::UnsupportedConversion(
-            "this version has no level `dynamic` and no quality report; --target-size or \
-             --target-bpw choose types by measured error"
+            "this version has no level `dynamic`; --target-size or --target-bpw choose types by \
+             measured error"
                 .into(),
         ));
     }

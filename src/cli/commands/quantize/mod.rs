@@ -1,6 +1,7 @@
 //! `quantize`: one file for each output format.
 
 mod gguf;
+mod quality;
 
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::{Context, Failure};
