@@ -68,6 +68,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Quantize(args) => commands::quantize::run(&args, context),
+        Command::Analyze(args) => commands::analyze::run(&args, context),
         Command::Littlebit { command } => commands::littlebit(command, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Generate(args) => commands::generate::run(&args, context),
