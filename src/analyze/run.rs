@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use super::cache::Entry;
 use super::collector::Sums;
 use super::pass::{self, OUTPUT, Pass};
+use super::plot::Subject;
 use super::report::{AnalyzeReport, CalibrationReport, SuperWeightReport};
 use super::request::{AnalyzeRequest, Checkpoints, MatrixFormat, Samples};
 use super::spikes::{self, Found};
@@ -99,8 +100,13 @@ pub fn analyze(
         ..AnalyzeReport::of(&sums)
     };
     if let Some(path) = &request.plot {
-        let (order, mask) = (&model.name, mask.as_ref());
-        plot::draw(path, order, &sums, &report.super_weights.super_weights, mask)?;
+        let subject = Subject {
+            name: &model.name,
+            sums: &sums,
+            super_weights: &report.super_weights.super_weights,
+            mask: mask.as_ref(),
+        };
+        plot::draw(path, &subject)?;
         report.plot_path = Some(path.display().to_string());
     }
     progress.note(&format!("Complete: {}", request.output.display()));
@@ -161,7 +167,10 @@ pub fn files(request: &FileRequest, progress: &dyn Progress) -> Result<AnalyzeRe
     };
     if let Some(path) = &request.plot {
         let name = request.inputs[0].file_stem().unwrap_or_default().to_string_lossy();
-        plot::draw(path, &name, &sums, &[], None)?;
+        let subject = Subject { name: &name, sums: &sums, super_weights: &[], mask: None };
+        plot::check_path(path)?;
+        check_output(path)?;
+        plot::draw(path, &subject)?;
         report.plot_path = Some(path.display().to_string());
     }
     report.duration_seconds = began.elapsed().as_secs_f64();

@@ -24,10 +24,10 @@ use crate::progress::{NullProgress, Progress};
 use crate::source::LocalModel;
 use crate::{Error, Result};
 
-/// How many times the root mean square of a block's outputs, and of its inputs, a spike is.
-pub const OUTPUT_SPIKE: f32 = 50.0;
-/// See [`OUTPUT_SPIKE`].
-pub const INPUT_SPIKE: f32 = 50.0;
+/// How many times the median magnitude of a block's outputs a spike is.
+pub const OUTPUT_SPIKE: f32 = 300.0;
+/// How many times the median magnitude of a block's inputs a spike is.
+pub const INPUT_SPIKE: f32 = 300.0;
 /// Share of the output that the one product makes.
 pub const LEAST_SHARE: f32 = 0.5;
 /// Most that are looked for in one block.
@@ -50,9 +50,9 @@ pub struct SuperWeight {
     pub input: f32,
     /// The output at the spike.
     pub output: f32,
-    /// Input over the root mean square of the block's inputs.
+    /// Input over the median magnitude of the block's inputs.
     pub input_spike: f32,
-    /// Output over the root mean square of the block's outputs.
+    /// Output over the median magnitude of the block's outputs.
     pub output_spike: f32,
     /// Share of the output that this one product makes.
     pub share: f32,
@@ -97,12 +97,12 @@ pub(super) fn search(
         let output = with_f32(&output.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
         let spikes = with_f32(&input.to_device(&Device::Cpu)?, |input| {
             spikes(input, output, (rows, cols), |row, values| {
-                weight.read_rows(row..row + 1, values)
+                weight.read_rows(row..row + 1, values);
             })
         })?;
         for spike in spikes {
             progress.debug(&format!(
-                "block {index}: output {:.1} ({:.1} rms), input {:.1} ({:.1} rms), share {:.2} at \
+                "block {index}: output {:.1} ({:.0} medians), input {:.1} ({:.0} medians), share {:.2} at \
                  [{}, {}]{}",
                 spike.output,
                 spike.output_spike,
@@ -166,7 +166,7 @@ fn spikes(
     (rows, cols): (usize, usize),
     read: impl Fn(usize, &mut [f32]),
 ) -> Vec<SuperWeight> {
-    let (of_inputs, of_outputs) = (root_mean_square(input), root_mean_square(&output));
+    let (of_inputs, of_outputs) = (median(input), median(&output));
     let mut found = Vec::new();
     let mut weights = vec![0.0; cols];
     while found.len() < MOST_OF_A_BLOCK {
@@ -174,6 +174,10 @@ fn spikes(
         let (token, row, value) = (at / rows, at % rows, output[at]);
         read(row, &mut weights);
         let x = &input[token * cols..(token + 1) * cols];
+        // Those that are taken out already make nothing of what is left.
+        for spike in found.iter().filter(|spike: &&SuperWeight| spike.row == row) {
+            weights[spike.column] = 0.0;
+        }
         let products: Vec<f32> = x.iter().zip(&weights).map(|(x, w)| x * w).collect();
         let Some(column) = largest(&products) else { break };
         let spike = SuperWeight {
@@ -201,9 +205,15 @@ fn spikes(
     found
 }
 
-fn root_mean_square(values: &[f32]) -> f32 {
-    let sum: f64 = values.iter().map(|v| f64::from(*v).powi(2)).sum();
-    (sum / values.len().max(1) as f64).sqrt() as f32
+/// Median of the magnitudes, and never zero.
+fn median(values: &[f32]) -> f32 {
+    let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
+    let middle = sizes.len() / 2;
+    let median = match sizes.get(middle) {
+        Some(_) => *sizes.select_nth_unstable_by(middle, f32::total_cmp).1,
+        None => 0.0,
+    };
+    median.max(f32::MIN_POSITIVE)
 }
 
 /// Where the largest magnitude is, the first of equals; `None` if all are zero.

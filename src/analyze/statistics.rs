@@ -4,7 +4,7 @@
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use crate::formats::imatrix::ImportanceSums;
+use crate::formats::imatrix::{ColumnSums, ImportanceSums};
 
 /// A column is active above this value, as in `llama-imatrix`.
 pub const ACTIVE: f64 = 1e-5;
@@ -94,7 +94,7 @@ pub fn tensors(sums: &ImportanceSums) -> Vec<TensorStatistics> {
 /// Figures over all tensors.
 #[must_use]
 pub fn global(sums: &ImportanceSums) -> GlobalStatistics {
-    let all: Vec<f64> = sums.entries.values().flat_map(|entry| entry.means()).collect();
+    let all: Vec<f64> = sums.entries.values().flat_map(ColumnSums::means).collect();
     let Moments { min, max, mean, std, .. } = moments(&all);
     GlobalStatistics { min, max, mean, std }
 }
@@ -148,7 +148,6 @@ fn cosine(a: &[f64], b: &[f64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::imatrix::ColumnSums;
 
     fn close(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-12, "{a} {b}");
