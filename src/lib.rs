@@ -16,6 +16,7 @@
 //! The library never prints, never exits and never reads the environment. Shapes are written
 //! `[rows, cols]`; a linear layer's weight is `[out, in]`.
 
+pub mod analyze;
 pub mod backend;
 pub mod calibration;
 pub mod checkpoint;

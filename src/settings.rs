@@ -33,6 +33,7 @@ pub mod names {
     pub const HF_HUB_DISABLE_PROGRESS_BARS: &str = "HF_HUB_DISABLE_PROGRESS_BARS";
     pub const LLM_QUANTIZE_CHECKPOINT_DIR: &str = "LLM_QUANTIZE_CHECKPOINT_DIR";
     pub const LLM_QUANTIZE_PROFILE_DIR: &str = "LLM_QUANTIZE_PROFILE_DIR";
+    pub const LLM_QUANTIZE_IMATRIX_CACHE: &str = "LLM_QUANTIZE_IMATRIX_CACHE";
     pub const LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH: &str = "LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH";
     pub const LLM_QUANTIZE_LITTLEBIT_MIN_BPW: &str = "LLM_QUANTIZE_LITTLEBIT_MIN_BPW";
     pub const LLM_QUANTIZE_LITTLEBIT_MAX_BPW: &str = "LLM_QUANTIZE_LITTLEBIT_MAX_BPW";
@@ -116,6 +117,9 @@ pub struct Settings {
     pub checkpoint_dir: PathBuf,
     /// The user's folder of profiles. `None` when no variable names one and there is no home.
     pub profile_dir: Option<PathBuf>,
+    /// Where finished importance matrices are kept. `None` when no variable names a folder and there
+    /// is no home directory to put it into.
+    pub imatrix_cache: Option<PathBuf>,
     /// Most iterations of a search for a rank or a bits-per-weight that meets a quality target.
     pub rank_search: u32,
     /// Smallest accepted target, in bits per weight.
@@ -174,6 +178,11 @@ impl Settings {
             names::LLM_QUANTIZE_PROFILE_DIR,
             "Folder of your own quantization profiles",
             "~/.config/llm-quantize/profiles",
+        ),
+        variable(
+            names::LLM_QUANTIZE_IMATRIX_CACHE,
+            "Folder for importance matrices that `analyze` has computed",
+            "~/.cache/llm-quantize/imatrix",
         ),
         variable(
             names::LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH,
@@ -280,6 +289,11 @@ impl Settings {
                 .unwrap_or_else(|| PathBuf::from("./.checkpoint")),
             profile_dir: path(names::LLM_QUANTIZE_PROFILE_DIR)
                 .or_else(|| home.as_ref().map(|home| home.join(".config/llm-quantize/profiles"))),
+            imatrix_cache: path(names::LLM_QUANTIZE_IMATRIX_CACHE).or_else(|| {
+                path(names::XDG_CACHE_HOME)
+                    .or_else(|| home.as_ref().map(|home| home.join(".cache")))
+                    .map(|cache| cache.join("llm-quantize/imatrix"))
+            }),
             rank_search: reader.iterations(names::LLM_QUANTIZE_LITTLEBIT_RANK_SEARCH)?,
             min_bpw,
             max_bpw,

@@ -220,7 +220,11 @@ impl EvaluationWindows {
 /// Encodes documents into one stream. With `add_special` each is framed as the tokenizer's rule
 /// says. Without, the leading token stands between documents, as it does in a framed stream; where
 /// a tokenizer frames nothing, the separator does.
-fn encode(documents: &[String], codec: &dyn TextCodec, add_special: bool) -> Result<Vec<u32>> {
+pub(crate) fn encode(
+    documents: &[String],
+    codec: &dyn TextCodec,
+    add_special: bool,
+) -> Result<Vec<u32>> {
     let framed = add_special && codec.leading_token().is_some();
     let between = codec.leading_token().or(codec.separator());
     let mut stream = Vec::new();

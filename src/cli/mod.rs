@@ -69,6 +69,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Quantize(args) => commands::quantize::run(&args, context),
+        Command::Analyze(args) => commands::analyze::run(&args, context),
         Command::Littlebit { command } => commands::littlebit(command, context),
         Command::Profile { command } => commands::profile::run(&command, context),
         Command::Quality { command } => commands::quality::run(&command, context),

@@ -38,6 +38,7 @@ impl Workspace {
             .current_dir(self.folder.path())
             .env("HF_HOME", self.path("hf-home"))
             .env("HF_HUB_OFFLINE", "1")
+            .env("LLM_QUANTIZE_IMATRIX_CACHE", self.path("imatrix-cache"))
             .env_remove("COLUMNS")
             .args(arguments);
         command

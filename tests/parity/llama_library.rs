@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code, reason = "calls into a C library")]
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -288,6 +289,213 @@ impl LlamaCpp {
             free(model);
             rows
         }
+    }
+}
+
+/// Sums over tokens of the squares of a matrix's input columns, and the number of tokens.
+pub(crate) type Squares = HashMap<String, (Vec<f64>, u64)>;
+
+/// Where `llama_context_params` has the callback for computed tensors and its argument.
+const CALLBACK: usize = 88;
+/// `ggml_tensor`, up to its name.
+#[repr(C)]
+struct Tensor {
+    kind: i32,
+    buffer: *const c_void,
+    sizes: [i64; 4],
+    strides: [usize; 4],
+    operation: i32,
+    parameters: [i32; 16],
+    flags: i32,
+    sources: [*const Tensor; 10],
+    viewed: *const Tensor,
+    view_offset: usize,
+    data: *const f32,
+    name: [c_char; 64],
+}
+
+impl Tensor {
+    fn count(&self) -> usize {
+        usize::try_from(self.sizes.iter().product::<i64>()).unwrap()
+    }
+}
+
+impl LlamaCpp {
+    /// What `llama-imatrix` sums: for every matrix of the blocks the squares of its input columns,
+    /// over chunks of `length` tokens, four of them at a time. With the seconds that the library
+    /// needs to compute `chunks` on `threads` threads, its logits included as `llama-imatrix` has
+    /// them unless told otherwise.
+    pub(crate) fn squares(
+        &self,
+        model: &Path,
+        chunks: &[u32],
+        length: usize,
+        threads: i32,
+    ) -> (Squares, f64) {
+        let mut squares = Squares::new();
+        let mut parameters = self.defaults(b"llama_context_default_params");
+        let tokens = i32::try_from(4 * length).unwrap();
+        parameters.set(0, tokens); // n_ctx
+        parameters.set(4, tokens); // n_batch
+        parameters.set(12, 4); // n_seq_max
+        for (offset, default) in CACHE_TYPES.into_iter().chain([FLASH_ATTENTION]) {
+            assert_eq!(parameters.get(offset), default, "this llama.cpp has another layout");
+        }
+        assert_eq!(parameters.0[CALLBACK..CALLBACK + 16], [0; 16], "another structure");
+        let mut collector = Collector { squares: &mut squares, describe: None };
+        let path = c_path(model);
+        // SAFETY: the signatures are those of llama.h and ggml.h; the batch has room for the tokens
+        // of four chunks; the callback gets the collector, which outlives the context.
+        unsafe {
+            let describe: Symbol<unsafe extern "C" fn(*const Tensor) -> *const c_char> =
+                self.ggml.get(b"ggml_op_desc").unwrap();
+            collector.describe = Some(*describe);
+            let callback: unsafe extern "C" fn(*const Tensor, bool, *mut c_void) -> bool = collect;
+            let pointers = [callback as usize, (&raw mut collector) as usize];
+            for (index, pointer) in pointers.into_iter().enumerate() {
+                let at = CALLBACK + 8 * index;
+                parameters.0[at..at + 8].copy_from_slice(&pointer.to_ne_bytes());
+            }
+            let llama = &self.llama;
+            let load: Symbol<unsafe extern "C" fn(*const c_char, Opaque) -> *mut c_void> =
+                llama.get(b"llama_model_load_from_file").unwrap();
+            let model = load(path.as_ptr(), self.defaults(b"llama_model_default_params"));
+            assert!(!model.is_null(), "llama.cpp cannot load {path:?}");
+            let init: Symbol<unsafe extern "C" fn(*mut c_void, Opaque) -> *mut c_void> =
+                llama.get(b"llama_init_from_model").unwrap();
+            let context = init(model, parameters);
+            assert!(!context.is_null(), "llama.cpp cannot make a context");
+            let set: Symbol<unsafe extern "C" fn(*mut c_void, i32, i32)> =
+                llama.get(b"llama_set_n_threads").unwrap();
+            set(context, threads, threads);
+            let batch_init: Symbol<unsafe extern "C" fn(i32, i32, i32) -> Batch> =
+                llama.get(b"llama_batch_init").unwrap();
+            let decode: Symbol<unsafe extern "C" fn(*mut c_void, Batch) -> i32> =
+                llama.get(b"llama_decode").unwrap();
+            let memory: Symbol<unsafe extern "C" fn(*mut c_void) -> *mut c_void> =
+                llama.get(b"llama_get_memory").unwrap();
+            let clear: Symbol<unsafe extern "C" fn(*mut c_void, bool)> =
+                llama.get(b"llama_memory_clear").unwrap();
+            let began = std::time::Instant::now();
+            for part in chunks.chunks(4 * length) {
+                let mut batch = batch_init(tokens, 0, 1);
+                for (i, token) in part.iter().enumerate() {
+                    *batch.token.add(i) = i32::try_from(*token).unwrap();
+                    *batch.pos.add(i) = i32::try_from(i % length).unwrap();
+                    *batch.n_seq_id.add(i) = 1;
+                    **batch.seq_id.add(i) = i32::try_from(i / length).unwrap();
+                    *batch.logits.add(i) = 1;
+                }
+                batch.n_tokens = i32::try_from(part.len()).unwrap();
+                clear(memory(context), true);
+                assert_eq!(decode(context, batch), 0, "llama_decode failed");
+            }
+            let seconds = began.elapsed().as_secs_f64();
+            let free: Symbol<unsafe extern "C" fn(*mut c_void)> = llama.get(b"llama_free").unwrap();
+            free(context);
+            let free: Symbol<unsafe extern "C" fn(*mut c_void)> =
+                llama.get(b"llama_model_free").unwrap();
+            free(model);
+            (squares, seconds)
+        }
+    }
+
+    /// The means in a GGUF importance matrix, read with ggml's own reader as llama.cpp does it: sums
+    /// over counts; and its keys `imatrix.chunk_count` and `imatrix.chunk_size`.
+    pub(crate) fn read_importance(&self, path: &Path) -> (Vec<(String, Vec<f32>)>, u32, u32) {
+        #[repr(C)]
+        struct Parameters {
+            no_alloc: bool,
+            context: *mut *mut c_void,
+        }
+        let path = c_path(path);
+        let mut tensors: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the signatures are those of gguf.h and ggml.h; tensors lie in the context, which
+        // lives until the end of the process.
+        unsafe {
+            let ggml = &self.ggml;
+            let open: Symbol<unsafe extern "C" fn(*const c_char, Parameters) -> *mut c_void> =
+                ggml.get(b"gguf_init_from_file").unwrap();
+            let parameters = Parameters { no_alloc: false, context: &raw mut tensors };
+            let file = open(path.as_ptr(), parameters);
+            assert!(!file.is_null(), "ggml cannot read {path:?}");
+            let find: Symbol<unsafe extern "C" fn(*const c_void, *const c_char) -> i64> =
+                ggml.get(b"gguf_find_key").unwrap();
+            let number: Symbol<unsafe extern "C" fn(*const c_void, i64) -> u32> =
+                ggml.get(b"gguf_get_val_u32").unwrap();
+            let count: Symbol<unsafe extern "C" fn(*const c_void) -> i64> =
+                ggml.get(b"gguf_get_n_tensors").unwrap();
+            let name_of: Symbol<unsafe extern "C" fn(*const c_void, i64) -> *const c_char> =
+                ggml.get(b"gguf_get_tensor_name").unwrap();
+            let get: Symbol<unsafe extern "C" fn(*const c_void, *const c_char) -> *const Tensor> =
+                ggml.get(b"ggml_get_tensor").unwrap();
+            let key = |name: &std::ffi::CStr| {
+                let at = find(file, name.as_ptr());
+                assert!(at >= 0, "{name:?} is missing");
+                at
+            };
+            key(c"imatrix.datasets");
+            let chunks = number(file, key(c"imatrix.chunk_count"));
+            let chunk_size = number(file, key(c"imatrix.chunk_size"));
+            let values = |name: &str| -> Vec<f32> {
+                let name = CString::new(name).unwrap();
+                let tensor = get(tensors, name.as_ptr());
+                assert!(!tensor.is_null(), "{name:?} is missing");
+                std::slice::from_raw_parts((*tensor).data, (*tensor).count()).to_vec()
+            };
+            let mut all = Vec::new();
+            for index in 0..count(file) {
+                let name = std::ffi::CStr::from_ptr(name_of(file, index)).to_str().unwrap();
+                let Some(tensor) = name.strip_suffix(".in_sum2") else { continue };
+                let counts = values(&format!("{tensor}.counts"));
+                let sums = values(name);
+                let columns = sums.len() / counts.len();
+                let means = sums.iter().enumerate().map(|(i, sum)| sum / counts[i / columns]);
+                all.push((tensor.to_owned(), means.collect()));
+            }
+            (all, chunks, chunk_size)
+        }
+    }
+}
+
+struct Collector<'a> {
+    squares: &'a mut Squares,
+    describe: Option<unsafe extern "C" fn(*const Tensor) -> *const c_char>,
+}
+
+/// Called before (`ask`) and after a tensor is computed.
+unsafe extern "C" fn collect(tensor: *const Tensor, ask: bool, data: *mut c_void) -> bool {
+    // SAFETY: the fields lie where ggml.h has them; the tensors of this context are in the host's
+    // memory; the argument is the collector.
+    unsafe {
+        let collector = &mut *data.cast::<Collector>();
+        let text = |at: *const c_char| std::ffi::CStr::from_ptr(at).to_string_lossy().into_owned();
+        let Some(describe) = collector.describe else { return false };
+        if text(describe(tensor)) != "MUL_MAT" {
+            return false;
+        }
+        let [weight, input, ..] = (*tensor).sources;
+        let name = text((*weight).name.as_ptr());
+        if !name.starts_with("blk.") {
+            return false;
+        }
+        if ask {
+            return true;
+        }
+        let input = &*input;
+        let columns = usize::try_from(input.sizes[0]).unwrap();
+        let rows = input.count() / columns;
+        assert!(input.strides[0] == 4 && input.sizes[2] * input.sizes[3] == 1, "another input");
+        let entry = collector.squares.entry(name).or_insert_with(|| (vec![0.0; columns], 0));
+        for row in 0..rows {
+            let row = input.data.add(row * input.strides[1] / 4);
+            let row = std::slice::from_raw_parts(row, columns);
+            for (sum, x) in entry.0.iter_mut().zip(row) {
+                *sum += f64::from(*x) * f64::from(*x);
+            }
+        }
+        entry.1 += rows as u64;
+        true
     }
 }
 

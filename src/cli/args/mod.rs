@@ -1,5 +1,6 @@
 //! What can be typed. These structures hold exactly that; checks of values happen in the library.
 
+pub(crate) mod analyze;
 pub(crate) mod littlebit;
 pub(crate) mod profile;
 pub(crate) mod quality;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::{OutputFormat, Verbosity};
+use analyze::AnalyzeArgs;
 use littlebit::LittlebitCommand;
 use profile::ProfileCommand;
 use quality::QualityCommand;
@@ -41,6 +43,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Quantize a model to another format, at any level of llama.cpp
     Quantize(Box<QuantizeArgs>),
+    /// Compute importance matrix and analyze model for optimal quantization
+    Analyze(Box<AnalyzeArgs>),
     /// Compress below one bit per weight by binary low-rank factorization
     Littlebit {
         #[command(subcommand)]

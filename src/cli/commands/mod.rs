@@ -1,5 +1,6 @@
 //! One file per command: arguments to request, library call, report to [`Output`].
 
+pub(super) mod analyze;
 mod compress;
 pub(super) mod generate;
 pub(super) mod info;

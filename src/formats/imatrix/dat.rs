@@ -2,7 +2,13 @@
 //! values, f32 values (mean squares times calls); then, in files since 2024, i32 number of chunks,
 //! i32 length and name of the text. Little-endian.
 
+use std::io::Write;
+use std::path::Path;
+
+use super::sums::{ColumnSums, DEFAULT_CHUNK, ImportanceSums};
 use super::{Contents, Importance};
+use crate::formats::atomic::AtomicFile;
+use crate::{Error, Result};
 
 /// Longer names belong to something else than a tensor.
 const MAX_NAME: usize = 4096;
@@ -67,4 +73,66 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, String> {
         }
     }
     Ok(contents)
+}
+
+/// Everything in a file. A value is a mean times the number of calls, and a call is a chunk.
+pub(super) fn read_sums(bytes: &[u8]) -> Result<ImportanceSums, String> {
+    let contents = read(bytes)?;
+    let mut calls = Cursor { bytes };
+    let mut sums = ImportanceSums {
+        datasets: contents.datasets,
+        chunks: contents.chunks,
+        chunk_size: DEFAULT_CHUNK,
+        ..ImportanceSums::default()
+    };
+    calls.count("the number of entries")?;
+    for (name, entry) in contents.entries {
+        calls.name(&name)?;
+        let count = f64::from(calls.i32(&name)?.max(1)) * sums.count_of_chunk();
+        let values = calls.count(&name)?;
+        calls.take(4 * values, &name)?;
+        let entry = ColumnSums {
+            sums: entry.values.iter().map(|mean| f64::from(*mean) * count).collect(),
+            counts: vec![count],
+        };
+        sums.entries.insert(name, entry);
+    }
+    Ok(sums)
+}
+
+/// Writes, reads back and renames.
+pub(super) fn write(sums: &ImportanceSums, path: &Path) -> Result<()> {
+    let bytes = encode(sums).map_err(|message| Error::General(format!("{message} for .dat")))?;
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(&bytes).map_err(|e| Error::io(path, e))?;
+    let written = std::fs::read(file.sync()?).map_err(|e| Error::io(path, e))?;
+    let back = read(&written).map_err(|message| Error::damaged(path, message))?;
+    if written != bytes || back.entries.len() != sums.entries.len() {
+        return Err(Error::damaged(path, "it does not read back as it was written"));
+    }
+    file.commit()
+}
+
+fn encode(sums: &ImportanceSums) -> Result<Vec<u8>, String> {
+    let number = |value: usize| i32::try_from(value).map_err(|_| "too many values".to_owned());
+    let mut bytes = Vec::new();
+    let put = |bytes: &mut Vec<u8>, value: i32| bytes.extend(value.to_le_bytes());
+    put(&mut bytes, number(sums.entries.len())?);
+    for (name, entry) in &sums.entries {
+        put(&mut bytes, number(name.len())?);
+        bytes.extend(name.as_bytes());
+        let largest = entry.counts.iter().copied().fold(0.0, f64::max);
+        // Rounded up: a reader takes 0 for "no calls".
+        let calls = (largest / sums.count_of_chunk()).ceil().max(1.0);
+        put(&mut bytes, calls as i32);
+        put(&mut bytes, number(entry.sums.len())?);
+        for mean in entry.means() {
+            bytes.extend(((mean * calls) as f32).to_le_bytes());
+        }
+    }
+    put(&mut bytes, i32::try_from(sums.chunks).unwrap_or(i32::MAX));
+    let dataset = sums.datasets.first().map_or("", String::as_str);
+    put(&mut bytes, number(dataset.len())?);
+    bytes.extend(dataset.as_bytes());
+    Ok(bytes)
 }

@@ -1,16 +1,20 @@
 //! Importance matrices: for each matrix of a model the mean square of every column's input, as
 //! `llama-imatrix` measures them.
 //!
-//! Two formats are read, told apart by their contents: GGUF files (since 2025) and the `.dat` files
-//! before them. Format: `tools/imatrix/imatrix.cpp` of llama.cpp.
+//! Two formats are read and written, told apart by their contents: GGUF files (since 2025) and the
+//! `.dat` files before them. Format: `tools/imatrix/imatrix.cpp` of llama.cpp. [`ImportanceMatrix`]
+//! is what a quantizer reads, [`ImportanceSums`] what is measured, merged and written.
 
 mod dat;
 mod gguf;
+mod sums;
 
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
+
+pub use sums::{ColumnSums, DEFAULT_CHUNK, ImportanceSums, Method};
 
 use crate::checkpoint::hexadecimal;
 use crate::formats::detect::GGUF_MAGIC;

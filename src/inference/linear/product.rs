@@ -21,6 +21,12 @@ impl ProductLinear {
     pub fn new(weight: &StoredTensor) -> Self {
         Self { values: weight.to_f32(), dims: (weight.rows(), weight.cols()) }
     }
+
+    /// A matrix that is decoded already, `[out, in]`.
+    #[must_use]
+    pub(crate) fn of(values: Vec<f32>, dims: (usize, usize)) -> Self {
+        Self { values, dims }
+    }
 }
 
 impl LinearLayer for ProductLinear {

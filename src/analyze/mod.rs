@@ -1,0 +1,29 @@
+//! What matters in a model: the importance of every column of every matrix, measured on text, and
+//! the single weights that must not be lost.
+//!
+//! Three measures ([`Method`]): the mean square of each column's input, which is `llama-imatrix`'s
+//! quantity; the mean absolute gradient of the loss with respect to each column's weights; and its
+//! mean square (the diagonal of the empirical Fisher information). The result is an importance matrix
+//! that llama.cpp reads, and on demand a [mask](super_weights) of the weights with the largest scores
+//! and a [picture](plot).
+
+mod cache;
+mod collector;
+mod gradient;
+mod pass;
+pub mod plot;
+pub mod report;
+pub mod request;
+mod run;
+pub mod scores;
+pub mod spikes;
+pub mod statistics;
+pub mod super_weights;
+mod text;
+mod weights;
+
+pub use crate::formats::imatrix::Method;
+pub use report::AnalyzeReport;
+pub use request::{AnalyzeRequest, Checkpoints, MatrixFormat, Samples};
+pub use run::{FileRequest, analyze, files};
+pub use super_weights::{SuperWeightMask, mask_path};
