@@ -12,6 +12,7 @@ mod gguf_tokenizer;
 pub mod hf;
 pub mod hub;
 pub mod names;
+pub(crate) mod packed;
 pub(crate) mod pre_tokenizers;
 mod text_pieces;
 pub mod tokenizer;
@@ -24,6 +25,7 @@ pub use config::{Architecture, ModelConfig};
 
 use crate::formats::detect::{self, PathKind};
 use crate::formats::littlebit;
+use crate::formats::packed::PackedTensor;
 use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::StoredTensor;
 use crate::{Error, Result};
@@ -51,13 +53,15 @@ impl ModelFormat {
     }
 }
 
-/// A tensor of a model: as stored, or in factors.
+/// A tensor of a model: as stored, in factors, or in packed integers.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Plain or block-quantized values.
     Stored(StoredTensor),
     /// A linear layer's weight as binary factors.
     Factorized(FactorizedLinear),
+    /// A linear layer's weight in the packed integers of a GPTQ, AWQ or W8A8 checkpoint.
+    Packed(PackedTensor),
 }
 
 impl Weight {
@@ -67,6 +71,7 @@ impl Weight {
         match self {
             Self::Stored(tensor) => tensor.shape.clone(),
             Self::Factorized(linear) => vec![linear.out_features, linear.in_features],
+            Self::Packed(tensor) => vec![tensor.rows(), tensor.cols()],
         }
     }
 
@@ -76,6 +81,7 @@ impl Weight {
         match self {
             Self::Stored(tensor) => tensor.elements(),
             Self::Factorized(linear) => linear.out_features * linear.in_features,
+            Self::Packed(tensor) => tensor.rows() * tensor.cols(),
         }
     }
 
@@ -85,6 +91,7 @@ impl Weight {
         match self {
             Self::Stored(tensor) => tensor.bytes.len(),
             Self::Factorized(linear) => (linear.bits() / 8) as usize,
+            Self::Packed(tensor) => tensor.stored_bytes(),
         }
     }
 }
@@ -115,6 +122,15 @@ pub struct LocalModel {
 }
 
 impl LocalModel {
+    /// The first of the weights that are packed integers, if any are: how the checkpoint is packed.
+    #[must_use]
+    pub fn packed(&self) -> Option<&PackedTensor> {
+        self.weights.values().find_map(|weight| match weight {
+            Weight::Packed(tensor) => Some(tensor),
+            _ => None,
+        })
+    }
+
     /// Number of parameters: a tied head counts once.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {

@@ -103,6 +103,7 @@ fn of_model(
                 r#type: match weight {
                     Weight::Stored(tensor) => tensor.dtype.name().into(),
                     Weight::Factorized(_) => "binary factors".into(),
+                    Weight::Packed(tensor) => tensor.type_name(),
                 },
                 shape: weight.shape(),
                 bytes: weight.stored_bytes() as u64,
@@ -231,6 +232,7 @@ fn scan(model: &LocalModel, progress: &dyn Progress) -> Vec<NonFinite> {
             let found = match weight {
                 Weight::Stored(tensor) => tensor.first_non_finite(),
                 Weight::Factorized(_) => None,
+                Weight::Packed(tensor) => tensor.first_non_finite(),
             };
             progress.advance(1);
             found.map(|(first_index, value)| NonFinite {
