@@ -17,6 +17,7 @@ pub(crate) mod pre_tokenizers;
 mod text_pieces;
 pub mod tokenizer;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -82,6 +83,50 @@ impl Weight {
             Self::Stored(tensor) => tensor.elements(),
             Self::Factorized(linear) => linear.out_features * linear.in_features,
             Self::Packed(tensor) => tensor.rows() * tensor.cols(),
+        }
+    }
+
+    /// Rows: the product of all dimensions but the last. A vector is one row.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let shape = self.shape();
+        shape[..shape.len().saturating_sub(1)].iter().product()
+    }
+
+    /// Columns: the last dimension.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.shape().last().copied().unwrap_or(0)
+    }
+
+    /// Decodes `rows`, in Hugging Face order, into `out`, which is `[rows.len(), cols]`.
+    ///
+    /// # Panics
+    /// If `out` has another length or the range is outside of the tensor.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        match self {
+            Self::Factorized(linear) => linear.reconstruct_rows(rows, out),
+            Self::Packed(tensor) => tensor.read_rows(rows, out),
+            Self::Stored(tensor) => tensor.read_rows(rows, out),
+        }
+    }
+
+    /// The type it is stored in: `Q4_K`, `BF16`, `GPTQ 4-bit g128`, `binary factors`.
+    #[must_use]
+    pub fn type_name(&self) -> String {
+        match self {
+            Self::Stored(tensor) => tensor.dtype.name().to_owned(),
+            Self::Factorized(_) => "binary factors".to_owned(),
+            Self::Packed(tensor) => tensor.type_name(),
+        }
+    }
+
+    /// Gives the mapped pages back to the system; they are read again when needed.
+    pub fn release(&self) {
+        match self {
+            Self::Stored(tensor) => tensor.bytes.release(),
+            Self::Packed(tensor) => tensor.release(),
+            Self::Factorized(_) => {}
         }
     }
 

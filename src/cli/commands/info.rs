@@ -100,11 +100,7 @@ fn of_model(
             .iter()
             .map(|(name, weight)| TensorRow {
                 name: name.clone(),
-                r#type: match weight {
-                    Weight::Stored(tensor) => tensor.dtype.name().into(),
-                    Weight::Factorized(_) => "binary factors".into(),
-                    Weight::Packed(tensor) => tensor.type_name(),
-                },
+                r#type: weight.type_name(),
                 shape: weight.shape(),
                 bytes: weight.stored_bytes() as u64,
             })

@@ -38,6 +38,16 @@ pub fn exact_type(packed: &PackedTensor) -> Option<StoredType> {
     TYPES.iter().find(|(_, most)| fits(limits, *most)).map(|(kind, _)| *kind)
 }
 
+/// Whether a type holds every value of a layer exactly: F32 always does.
+#[must_use]
+pub fn holds(packed: &PackedTensor, kind: StoredType) -> bool {
+    let rank = |kind: StoredType| TYPES.iter().position(|(name, _)| *name == kind);
+    kind == StoredType::F32
+        || rank(kind).is_some_and(|rank_of_kind| {
+            exact_type(packed).and_then(rank).is_some_and(|needed| needed <= rank_of_kind)
+        })
+}
+
 fn fits((low, high): (i16, i16), most: i16) -> bool {
     low >= -most - 1 && high <= most
 }
