@@ -8,7 +8,8 @@
 //! | module | role |
 //! |---|---|
 //! | [`cli`] | arguments, output, progress bars: the only code that prints or reads the environment |
-//! | [`quantize`], [`littlebit`], [`quality`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
+//! | [`quantize`], [`littlebit`], [`convert`] | the jobs that write models |
+//! | [`analyze`], [`profile`], [`quality`], [`eval`], [`calibration`] | what matters in a model, and what a change cost |
 //! | [`inference`] | the decoder graph over exchangeable linear layers |
 //! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
 //! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |
@@ -21,6 +22,7 @@ pub mod backend;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
+pub mod convert;
 pub mod error;
 pub mod eval;
 pub mod formats;

@@ -73,6 +73,7 @@ fn run(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Littlebit { command } => commands::littlebit(command, context),
         Command::Profile { command } => commands::profile::run(&command, context),
         Command::Quality { command } => commands::quality::run(&command, context),
+        Command::Convert(args) => commands::convert::run(&args, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Generate(args) => commands::generate::run(&args, context),
         Command::Completions { shell } => {

@@ -1,6 +1,7 @@
 //! What can be typed. These structures hold exactly that; checks of values happen in the library.
 
 pub(crate) mod analyze;
+pub(crate) mod convert;
 pub(crate) mod littlebit;
 pub(crate) mod profile;
 pub(crate) mod quality;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::output::{OutputFormat, Verbosity};
 use analyze::AnalyzeArgs;
+use convert::ConvertArgs;
 use littlebit::LittlebitCommand;
 use profile::ProfileCommand;
 use quality::QualityCommand;
@@ -60,6 +62,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: QualityCommand,
     },
+    /// Convert between quantized formats: gguf, awq, gptq
+    Convert(ConvertArgs),
     /// Show a model's architecture and size, and look for NaN and Inf in its weights
     Info(InfoArgs),
     /// Generate text with a model, compressed or not

@@ -2,6 +2,7 @@
 
 pub(super) mod analyze;
 mod compress;
+pub(super) mod convert;
 pub(super) mod generate;
 pub(super) mod info;
 mod littlebit_convert;
