@@ -7,5 +7,7 @@ pub mod gguf_ext;
 pub mod imatrix;
 pub mod littlebit;
 pub(crate) mod lock;
+pub mod model_directory;
+pub mod packed;
 pub mod scratch;
 pub mod space;

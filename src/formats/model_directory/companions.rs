@@ -1,0 +1,142 @@
+//! The files of a model directory besides its weights.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::source::hf::{self, MAX_CONFIG, MAX_TOKENIZER};
+use crate::source::{LocalModel, ModelFormat};
+use crate::{Error, Result};
+
+/// A small file of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SideFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// Its contents.
+    pub bytes: Vec<u8>,
+}
+
+impl SideFile {
+    /// A file of that text.
+    #[must_use]
+    pub fn text(name: &str, text: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), bytes: text.into().into_bytes() }
+    }
+}
+
+/// What is copied from a Hugging Face directory as it is.
+const COPIED: [&str; 13] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "NOTICE",
+];
+
+/// What is written new.
+const WRITTEN: [&str; 4] =
+    ["config.json", "quantize_config.json", "README.md", "model.safetensors.index.json"];
+
+/// Whether a file of that name is of a model written by this program.
+pub(super) fn is_companion(name: &str) -> bool {
+    COPIED.contains(&name)
+        || WRITTEN.contains(&name)
+        || (name.starts_with("model") && name.ends_with(".safetensors"))
+}
+
+/// The files that a model brings along: tokenizer, generation settings, licence. Those of a directory
+/// are copied byte by byte; those of a GGUF file are the ones rebuilt from its metadata.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::ValidationFailed`] for files of absurd size.
+pub fn companions(model: &LocalModel) -> Result<Vec<SideFile>> {
+    let mut files = Vec::new();
+    if model.format == ModelFormat::HuggingFace {
+        for name in COPIED {
+            let path = model.path.join(name);
+            let bytes = match std::fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io(&path, error)),
+            };
+            if bytes.len() as u64 > MAX_TOKENIZER {
+                return Err(Error::damaged(&path, "too large"));
+            }
+            files.push(SideFile { name: name.to_owned(), bytes });
+        }
+        return Ok(files);
+    }
+    let config = &model.config;
+    let eos = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        several => json!(several),
+    };
+    let generation = json!({
+        "_from_model_config": true,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos,
+    });
+    files.push(SideFile::text("generation_config.json", format!("{generation:#}\n")));
+    if let Some(text) = &model.tokenizer_json {
+        files.push(SideFile::text("tokenizer.json", text.clone()));
+    }
+    if let Some(text) = &model.tokenizer_config_json {
+        files.push(SideFile::text("tokenizer_config.json", text.clone()));
+    }
+    Ok(files)
+}
+
+/// A model's `config.json` with this `quantization_config` (or without one) and element type of what
+/// is not packed (`float16`, `bfloat16` or `float32`).
+///
+/// # Errors
+/// [`Error::ValidationFailed`] if the model's file is no JSON object.
+pub fn config_with(
+    model: &LocalModel,
+    quantization: Option<&Value>,
+    dtype: Option<&str>,
+) -> Result<String> {
+    let path = config_path(model);
+    let text = match model.format {
+        ModelFormat::HuggingFace => hf::read_text(&path, MAX_CONFIG)?,
+        _ => None,
+    };
+    let text = text.as_ref().unwrap_or(&model.config_json);
+    let mut root: Map<String, Value> = serde_json::from_str(text)
+        .map_err(|e| Error::damaged(&path, format!("not a JSON object: {e}")))?;
+    root.shift_remove("quantization_config");
+    if let Some(dtype) = dtype {
+        set_dtype(&mut root, dtype);
+        if let Some(Value::Object(inner)) = root.get_mut("text_config") {
+            set_dtype(inner, dtype);
+        }
+    }
+    if let Some(quantization) = quantization {
+        root.insert("quantization_config".to_owned(), quantization.clone());
+    }
+    Ok(format!("{:#}\n", Value::Object(root)))
+}
+
+/// Sets the element type under the key that is there; under the one that every version of transformers
+/// reads if there is none.
+fn set_dtype(root: &mut Map<String, Value>, dtype: &str) {
+    let key = if root.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    root.insert(key.to_owned(), json!(dtype));
+}
+
+fn config_path(model: &LocalModel) -> std::path::PathBuf {
+    match model.format {
+        ModelFormat::HuggingFace => model.path.join("config.json"),
+        _ => Path::new(&model.path).to_path_buf(),
+    }
+}

@@ -1,0 +1,9 @@
+//! A model as a Hugging Face directory, written: shards of tensors, their index, and the files beside
+//! them.
+
+mod companions;
+mod layout;
+mod writer;
+
+pub use companions::{SideFile, companions, config_with};
+pub use writer::{DEFAULT_SHARD_BYTES, DirectoryWriter, TensorSlot, WrittenDirectory};

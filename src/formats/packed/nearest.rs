@@ -1,0 +1,96 @@
+//! Round to nearest on the grid that each group's smallest and largest weight span: the plain method,
+//! without calibration.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::Grouped;
+use super::w8a8::{Int8Rows, as_scale};
+use crate::Result;
+use safetensors::Dtype;
+
+/// The smallest scale: groups of zeros get it, so that no scale is 0.
+const SMALLEST: f32 = 1e-5;
+
+/// Where a grid lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grid {
+    /// Zero in the middle: `s = 2 max|w| / (2^b - 1)`, `z = 2^(b-1)`.
+    Symmetric,
+    /// From the smallest weight to the largest, 0 included: `s = (max - min) / (2^b - 1)`,
+    /// `z = round(-min / s)`.
+    Asymmetric,
+}
+
+/// Scale and zero point of the values of one group; the scale as f16 holds it.
+#[must_use]
+pub fn grid(values: impl Iterator<Item = f32>, bits: u8, grid: Grid) -> (f16, u8) {
+    let (low, high) = values.fold((0.0f32, 0.0f32), |(low, high), v| (low.min(v), high.max(v)));
+    let largest = f32::from(Grouped::largest(bits));
+    let scale = match grid {
+        Grid::Symmetric => 2.0 * high.max(-low) / largest,
+        Grid::Asymmetric => (high - low) / largest,
+    };
+    // Scales of tiny weights must not become 0 in f16, nor those of huge ones infinite.
+    let scale = f16::from_f32(scale.max(SMALLEST).min(f16::MAX.to_f32()));
+    let zero = match grid {
+        Grid::Symmetric => Grouped::middle(bits),
+        Grid::Asymmetric => (-low / scale.to_f32()).round_ties_even().clamp(0.0, largest) as u8,
+    };
+    (scale, zero)
+}
+
+/// The nearest integer of a grid.
+#[must_use]
+pub fn nearest(value: f32, scale: f16, zero: u8, bits: u8) -> u8 {
+    let step = (value / scale.to_f32()).round_ties_even() + f32::from(zero);
+    step.clamp(0.0, f32::from(Grouped::largest(bits))) as u8
+}
+
+/// Rounds a weight `[out, inputs]`, row-major, in groups of `group` neighbouring inputs.
+#[must_use]
+pub fn round(weight: &[f32], inputs: usize, group: usize, bits: u8, kind: Grid) -> Grouped {
+    let (out, groups) = (weight.len() / inputs, inputs.div_ceil(group));
+    let mut layer = Grouped {
+        out,
+        inputs,
+        group,
+        bits,
+        q: vec![0; weight.len()],
+        scales: vec![f16::ZERO; out * groups],
+        zeros: vec![0; out * groups],
+        group_of: None,
+    };
+    let rows = layer.q.par_chunks_exact_mut(inputs).zip(weight.par_chunks_exact(inputs));
+    let grids = layer.scales.par_chunks_exact_mut(groups);
+    let grids = grids.zip(layer.zeros.par_chunks_exact_mut(groups));
+    rows.zip(grids).for_each(|((q, weight), (scales, zeros))| {
+        let parts = q.chunks_mut(group).zip(weight.chunks(group));
+        for ((q, weight), (s, z)) in parts.zip(scales.iter_mut().zip(zeros)) {
+            (*s, *z) = grid(weight.iter().copied(), bits, kind);
+            for (q, &value) in q.iter_mut().zip(weight) {
+                *q = nearest(value, *s, *z, bits);
+            }
+        }
+    });
+    layer
+}
+
+/// Rounds a weight `[out, inputs]` to 8 bits with one scale per row, `max|w| / 127`.
+///
+/// # Errors
+/// If `scale` is no type of scales.
+pub fn round_rows(weight: &[f32], inputs: usize, scale: Dtype) -> Result<Int8Rows> {
+    let mut q = vec![0i8; weight.len()];
+    let mut scales = vec![0.0f32; weight.len() / inputs];
+    let rows = q.par_chunks_exact_mut(inputs).zip(weight.par_chunks_exact(inputs));
+    rows.zip(&mut scales).try_for_each(|((q, weight), s)| -> Result<()> {
+        let most = weight.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        *s = as_scale((most / 127.0).max(SMALLEST), scale)?;
+        for (q, value) in q.iter_mut().zip(weight) {
+            *q = (value / *s).round_ties_even().clamp(-127.0, 127.0) as i8;
+        }
+        Ok(())
+    })?;
+    Ok(Int8Rows { out: scales.len(), inputs, q, scales })
+}
