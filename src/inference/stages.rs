@@ -111,7 +111,6 @@ fn project(projection: &Projection, x: &Tensor) -> Result<Tensor> {
 mod tests {
     use std::path::Path;
 
-    use super::*;
     use crate::backend::Backend;
     use crate::inference::Decoder;
 

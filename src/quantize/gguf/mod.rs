@@ -23,6 +23,6 @@ pub use hf::check_config;
 pub use level::Level;
 pub use model::{GgufModel, ModelShape, SourceOptions, open};
 pub use plan::QuantizePlan;
-pub use report::QuantizeReport;
+pub use report::{FileReport, QuantizeReport, SourceReport};
 pub use request::{Checkpoints, Goal, QuantizeRequest};
 pub use tensor::GgufTensor;

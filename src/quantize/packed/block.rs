@@ -239,7 +239,9 @@ impl LinearLayer for Dense {
                 let tokens = x.dim(0)?;
                 let mut y = vec![0.0; tokens * out];
                 let weight = Operand::new(values, out, inputs).t();
-                with_f32(x, |x| multiply_f32(&mut y, Operand::new(x, tokens, inputs), weight, false))?;
+                with_f32(x, |x| {
+                    multiply_f32(&mut y, Operand::new(x, tokens, inputs), weight, false);
+                })?;
                 Ok(Tensor::from_vec(y, (tokens, out), x.device())?)
             }
             Place::Device(weight) => Ok(x.matmul(&weight.t()?)?),
@@ -252,9 +254,5 @@ impl LinearLayer for Dense {
 /// # Errors
 /// If they cannot be copied there.
 pub fn host(x: &Tensor) -> Result<Vec<f32>> {
-    if x.device().is_cpu() {
-        with_f32(x, <[f32]>::to_vec)
-    } else {
-        Ok(x.flatten_all()?.to_vec1()?)
-    }
+    if x.device().is_cpu() { with_f32(x, <[f32]>::to_vec) } else { Ok(x.flatten_all()?.to_vec1()?) }
 }

@@ -7,10 +7,11 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::block::{BlockWeights, Dense, PlainType};
-use super::grouped::Grouped;
-use super::smoothquant::int8::{Int8Rows, RoundedInputs};
+use super::smoothquant::int8::RoundedInputs;
 use super::smoothquant::migrate::FactorStatistics;
 use crate::checkpoint::UnitData;
+use crate::formats::packed::Grouped;
+use crate::formats::packed::w8a8::Int8Rows;
 use crate::inference::{Block, LinearLayer};
 use crate::{Error, Result};
 
@@ -33,7 +34,13 @@ impl Levels {
                 grouped.read_rows(0..grouped.out, &mut values);
                 values
             }
-            Self::Rows(rows) => rows.values(),
+            Self::Rows(rows) => {
+                let mut values: Vec<f32> = rows.q.iter().map(|&q| f32::from(q)).collect();
+                for (row, scale) in values.chunks_exact_mut(rows.inputs).zip(&rows.scales) {
+                    row.iter_mut().for_each(|value| *value *= scale);
+                }
+                values
+            }
         }
     }
 }
@@ -186,7 +193,8 @@ impl Finished {
         shapes: [(usize, usize); 7],
         groups: Option<(u8, [usize; 7])>,
     ) -> Result<Self> {
-        let damaged = || Error::Checkpoint("a finished block in the checkpoint does not fit".into());
+        let damaged =
+            || Error::Checkpoint("a finished block in the checkpoint does not fit".into());
         let bytes = |name: String| unit.bytes(&name).ok_or_else(damaged);
         let floats = |name: &str| unit.f32(name).map(<[f32]>::to_vec).ok_or_else(damaged);
         let mut linears = Vec::with_capacity(7);

@@ -27,8 +27,9 @@ impl Gram {
     pub fn new(channels: usize) -> Self {
         let tiles = channels.div_ceil(TILE);
         let size = |row: usize, col: usize| extent(channels, row) * extent(channels, col);
-        let tiles =
-            (0..tiles).flat_map(|row| (0..=row).map(move |col| vec![0.0; size(row, col)])).collect();
+        let tiles = (0..tiles)
+            .flat_map(|row| (0..=row).map(move |col| vec![0.0; size(row, col)]))
+            .collect();
         Self { channels, tiles, tokens: 0 }
     }
 
@@ -49,11 +50,7 @@ impl Gram {
             return Err(Error::General(format!("{} inputs for {channels} channels", x.len())));
         }
         if let Some(at) = x.iter().position(|value| !value.is_finite()) {
-            return Err(Error::General(format!(
-                "channel {} receives {}",
-                at % channels,
-                x[at]
-            )));
+            return Err(Error::General(format!("channel {} receives {}", at % channels, x[at])));
         }
         let tokens = x.len() / channels;
         self.tiles.par_iter_mut().enumerate().for_each(|(index, tile)| {

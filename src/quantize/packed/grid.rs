@@ -68,7 +68,7 @@ impl Grid {
             low = low.min(value);
             high = high.max(value);
         }
-        if low == high {
+        if high - low <= 0.0 {
             return self.constant();
         }
         let plain = if self.symmetric {
@@ -121,21 +121,21 @@ impl Grid {
         best
     }
 
-    fn middle(&self) -> u8 {
+    fn middle(self) -> u8 {
         1 << (self.bits - 1)
     }
 
     /// A group of zeros.
-    fn constant(&self) -> Scale {
+    fn constant(self) -> Scale {
         let zero = if self.symmetric { self.middle() } else { self.least_zero };
         Scale { scale: f16::ONE, zero }
     }
 
-    fn symmetric(&self, scale: f32) -> Scale {
+    fn symmetric(self, scale: f32) -> Scale {
         Scale { scale: representable(scale), zero: self.middle() }
     }
 
-    fn range(&self, low: f32, high: f32) -> Scale {
+    fn range(self, low: f32, high: f32) -> Scale {
         let most = f32::from(self.most());
         let mut scale = representable((high - low) / most);
         let mut zero = (-low / scale.to_f32()).round();
@@ -159,12 +159,14 @@ impl Grid {
             error * error
         };
         match importance {
-            Some(weights) => values.iter().zip(weights).map(|(&v, &weight)| weight * error(v)).sum(),
+            Some(weights) => {
+                values.iter().zip(weights).map(|(&v, &weight)| weight * error(v)).sum()
+            }
             None => values.iter().map(|&v| error(v)).sum(),
         }
     }
 
-    fn refit(&self, values: &[f32], importance: Option<&[f32]>, scale: Scale) -> Option<Scale> {
+    fn refit(self, values: &[f32], importance: Option<&[f32]>, scale: Scale) -> Option<Scale> {
         let most = f32::from(self.most());
         let (mut product, mut square) = (0.0f32, 0.0f32);
         for (at, &value) in values.iter().enumerate() {
@@ -213,7 +215,7 @@ mod tests {
             .collect()
     }
 
-    fn round_trip(grid: &Grid, values: &[f32], scale: Scale) -> f64 {
+    fn round_trip(grid: Grid, values: &[f32], scale: Scale) -> f64 {
         let most = f32::from(grid.most());
         values
             .iter()
@@ -242,9 +244,12 @@ mod tests {
                     let values = values(seed, 64);
                     let (plain, searched) =
                         (grid(bits, symmetric, false), grid(bits, symmetric, true));
-                    let before = round_trip(&plain, &values, plain.fit(&values, None));
-                    let after = round_trip(&plain, &values, searched.fit(&values, None));
-                    assert!(after <= before * 1.0001, "{bits} {symmetric} {seed}: {before} {after}");
+                    let before = round_trip(plain, &values, plain.fit(&values, None));
+                    let after = round_trip(plain, &values, searched.fit(&values, None));
+                    assert!(
+                        after <= before * 1.0001,
+                        "{bits} {symmetric} {seed}: {before} {after}"
+                    );
                 }
             }
         }

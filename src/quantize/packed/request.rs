@@ -122,7 +122,9 @@ impl GroupSize {
 }
 
 fn wrong_group(number: i64) -> Error {
-    Error::InvalidArgument(format!("--group-size {number}: a number from 1 on, or -1 for whole rows"))
+    Error::InvalidArgument(format!(
+        "--group-size {number}: a number from 1 on, or -1 for whole rows"
+    ))
 }
 
 impl Method {
@@ -164,7 +166,9 @@ pub fn parse_bits(level: &str, format: &str) -> Result<u8> {
         .or_else(|| text.strip_suffix("bit"))
         .map(|rest| rest.trim_end_matches(['-', '_']))
         .or_else(|| text.strip_prefix("int"))
-        .or_else(|| text.strip_prefix('w').map(|rest| rest.strip_suffix(activations).unwrap_or(rest)))
+        .or_else(|| {
+            text.strip_prefix('w').map(|rest| rest.strip_suffix(activations).unwrap_or(rest))
+        })
         .unwrap_or(&text);
     match digits.parse::<u8>() {
         Ok(bits) if allowed.contains(&bits) => Ok(bits),

@@ -1,6 +1,7 @@
 //! `quantize`: one file for each output format.
 
 mod gguf;
+mod packed;
 
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::{Context, Failure};
@@ -15,12 +16,8 @@ pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     }
     match args.output_format {
         TargetFormat::Gguf => gguf::run(args, context),
-        format => {
-            let name = format!("{format:?}").to_lowercase();
-            Err(Error::UnsupportedConversion(format!(
-                "this version does not write {name}; it writes gguf"
-            ))
-            .into())
+        TargetFormat::Awq | TargetFormat::Gptq | TargetFormat::Smoothquant => {
+            packed::run(args, context)
         }
     }
 }

@@ -16,7 +16,7 @@ use super::solve::{Groups, Rows};
 pub(super) fn refine(rows: &mut Rows<'_>, hessian: &[f32]) {
     let n = rows.n();
     for _ in 0..rows.layer.options.refinements {
-        for row in 0..rows.rows {
+        for row in 0..rows.count {
             let errors = &rows.error[row * n..(row + 1) * n];
             // g = e H; H is symmetric.
             let mut gradient = vec![0.0f32; n];

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::super::grid::{Grid, Scale};
 use super::factor::SecondMoments;
 use super::refine;
-use super::super::grouped::Grouped;
+use crate::formats::packed::Grouped;
 use crate::linalg::products::{Operand, multiply_f32_here};
 
 /// Columns whose errors are spread together.
@@ -126,7 +126,7 @@ pub(super) struct Layer<'a> {
 /// Some rows of a layer, columns in rounding order.
 pub(super) struct Rows<'a> {
     pub(super) layer: &'a Layer<'a>,
-    pub(super) rows: usize,
+    pub(super) count: usize,
     /// `[rows, n]`
     pub(super) weight: Vec<f32>,
     /// `[rows, n]`: what rounding changed, original minus rounded.
@@ -148,11 +148,13 @@ impl<'a> Rows<'a> {
     ) -> Self {
         let order = &layer.moments.order;
         let n = order.len();
-        let weight: Vec<f32> =
-            weight.chunks_exact(n).flat_map(|row| order.iter().map(|&column| row[column])).collect();
+        let weight: Vec<f32> = weight
+            .chunks_exact(n)
+            .flat_map(|row| order.iter().map(|&column| row[column]))
+            .collect();
         Self {
             layer,
-            rows: weight.len() / n,
+            count: weight.len() / n,
             error: vec![0.0; weight.len()],
             levels: vec![0; weight.len()],
             weight,
@@ -197,7 +199,7 @@ impl<'a> Rows<'a> {
             if options.groups == Groups::Running && options.group > BLOCK {
                 if from.is_multiple_of(options.group) {
                     let ahead = self.corrected(from, from + options.group);
-                    for row in 0..self.rows {
+                    for row in 0..self.count {
                         let values = &ahead[row * options.group..(row + 1) * options.group];
                         self.fit(row, from, values);
                     }
@@ -212,10 +214,10 @@ impl<'a> Rows<'a> {
     /// Columns `from..to` after the errors of all before `from`: `[rows, to − from]`.
     fn corrected(&self, from: usize, to: usize) -> Vec<f32> {
         let (n, width) = (self.n(), to - from);
-        let mut out = Vec::with_capacity(self.rows * width);
+        let mut out = Vec::with_capacity(self.count * width);
         self.weight.chunks_exact(n).for_each(|row| out.extend_from_slice(&row[from..to]));
         if from > 0 {
-            let errors = Operand::part(&self.error, n, self.rows, from);
+            let errors = Operand::part(&self.error, n, self.count, from);
             let upper = Operand::part(&self.layer.moments.upper[from..], n, from, width);
             multiply_f32_here(&mut out, errors, upper, true);
         }
@@ -236,7 +238,7 @@ impl<'a> Rows<'a> {
         let mut costs = vec![0.0; n];
         let mut values = vec![0.0; n];
         moments.order.iter().zip(&moments.costs).for_each(|(&column, &cost)| costs[column] = cost);
-        for row in 0..self.rows {
+        for row in 0..self.count {
             let weight = &self.weight[row * n..(row + 1) * n];
             moments.order.iter().zip(weight).for_each(|(&column, &value)| values[column] = value);
             for group in 0..n / options.group {
@@ -256,7 +258,7 @@ impl<'a> Rows<'a> {
             upper.extend_from_slice(&self.layer.moments.upper[k * n + from..k * n + to]);
         }
         let fits = options.groups == Groups::Running && options.group <= BLOCK;
-        for row in 0..self.rows {
+        for row in 0..self.count {
             let values = &mut current[row * width..(row + 1) * width];
             for at in 0..width {
                 let step = from + at;
@@ -290,12 +292,14 @@ impl<'a> Rows<'a> {
         let (n, moments) = (self.n(), self.layer.moments);
         let mut product = vec![0.0; values.len()];
         let upper = Operand::new(&moments.upper, n, n);
-        multiply_f32_here(&mut product, Operand::new(values, self.rows, n), upper, false);
+        multiply_f32_here(&mut product, Operand::new(values, self.count, n), upper, false);
         let damped: f64 = product
             .chunks_exact(n)
             .map(|row| {
                 let squares = row.iter().zip(&moments.costs);
-                squares.map(|(&v, &cost)| f64::from(v) * f64::from(v) * f64::from(cost)).sum::<f64>()
+                squares
+                    .map(|(&v, &cost)| f64::from(v) * f64::from(v) * f64::from(cost))
+                    .sum::<f64>()
             })
             .sum();
         let plain: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();

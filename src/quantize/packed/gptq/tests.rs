@@ -13,7 +13,9 @@ fn noise(seed: usize, count: usize) -> Vec<f32> {
     let mut state = (seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
     (0..count)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             ((state >> 40) as f32 / (1u64 << 24) as f32) - 0.5
         })
         .collect()
@@ -94,8 +96,7 @@ fn paper(
         let mut scale = None;
         for i in 0..IN {
             if i % options.group == 0 {
-                let values: Vec<f32> =
-                    w[i..i + options.group].iter().map(|&v| v as f32).collect();
+                let values: Vec<f32> = w[i..i + options.group].iter().map(|&v| v as f32).collect();
                 scale = Some(options.grid.fit(&values, None));
             }
             let scale = scale.unwrap();
@@ -148,8 +149,10 @@ fn levels_are_those_of_the_paper() {
             // f32 against f64: a value in the middle of two levels may fall to either side.
             let same = levels.iter().zip(&solution.grouped.q).filter(|(a, b)| a == b).count();
             assert!(same * 100 >= levels.len() * 98, "{bits} {symmetric} {group}: {same}");
-            let (ours, theirs) =
-                (output_error(&weight, &values(&solution), &x), output_error(&weight, &rounded, &x));
+            let (ours, theirs) = (
+                output_error(&weight, &values(&solution), &x),
+                output_error(&weight, &rounded, &x),
+            );
             assert!((ours / theirs - 1.0).abs() < 0.05, "{bits}: {ours} {theirs}");
             assert!((solution.error / ours - 1.0).abs() < 1e-3, "{} {ours}", solution.error);
             let indirect = order == Order::Activations;

@@ -5,62 +5,13 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::super::block::{Dense, PlainType};
+use super::super::block::Dense;
 use crate::Result;
 use crate::inference::LinearLayer;
 use crate::inference::slices::with_f32;
 
 /// Largest absolute level.
 const MOST: f32 = 127.0;
-
-/// A weight `[out, in]` in 8 bits, a scale per row: `w = q s`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Int8Rows {
-    /// Rows.
-    pub out: usize,
-    /// Columns.
-    pub inputs: usize,
-    /// Levels, −127 to 127.
-    pub q: Vec<i8>,
-    /// One for each row, exactly representable as they are stored.
-    pub scales: Vec<f32>,
-}
-
-impl Int8Rows {
-    /// Rounds every row to nearest, its largest absolute value on level 127.
-    #[must_use]
-    pub fn round(weight: &[f32], out: usize, inputs: usize, plain: PlainType) -> Self {
-        let mut q = vec![0; out * inputs];
-        let mut scales = vec![1.0; out];
-        q.par_chunks_exact_mut(inputs)
-            .zip(weight.par_chunks_exact(inputs))
-            .zip(&mut scales)
-            .for_each(|((q, row), scale)| {
-                let largest = row.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-                let stored = plain.rounded(largest / MOST);
-                if stored > 0.0 && stored.is_finite() {
-                    *scale = stored;
-                }
-                for (q, value) in q.iter_mut().zip(row) {
-                    *q = (value / *scale).round().clamp(-MOST, MOST) as i8;
-                }
-            });
-        Self { out, inputs, q, scales }
-    }
-
-    /// The values that the levels stand for, `[out, in]`.
-    #[must_use]
-    pub fn values(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.q.len()];
-        out.par_chunks_exact_mut(self.inputs)
-            .zip(self.q.par_chunks_exact(self.inputs))
-            .zip(&self.scales)
-            .for_each(|((out, q), scale)| {
-                out.iter_mut().zip(q).for_each(|(out, &q)| *out = f32::from(q) * scale);
-            });
-        out
-    }
-}
 
 /// A layer that rounds each token's inputs to 8 bits before it multiplies, as W8A8 kernels do.
 #[derive(Debug, Clone)]
@@ -92,7 +43,8 @@ impl LinearLayer for RoundedInputs {
 /// Those of the device.
 pub fn round_inputs(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        let scale = (x.abs()?.max_keepdim(1)? / f64::from(MOST))?.clamp(f32::MIN_POSITIVE, f32::MAX)?;
+        let scale =
+            (x.abs()?.max_keepdim(1)? / f64::from(MOST))?.clamp(f32::MIN_POSITIVE, f32::MAX)?;
         return Ok(x.broadcast_div(&scale)?.round()?.broadcast_mul(&scale)?);
     }
     let width = x.dim(1)?;
@@ -141,12 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_and_tokens_use_their_whole_range() {
-        let rows = Int8Rows::round(&[1.0, -2.0, 0.0, 0.0], 2, 2, PlainType::F16);
-        assert_eq!(rows.q, [64, -127, 0, 0]);
-        assert_eq!(rows.scales[1], 1.0);
-        let values = rows.values();
-        assert!((values[1] + 2.0).abs() < 1e-2 && values[2..] == [0.0, 0.0]);
+    fn tokens_use_their_whole_range() {
         let x = Tensor::from_vec(vec![127.0f32, 0.4, -3.6, 0.0, 0.0, 0.0], (2, 3), &Device::Cpu);
         let rounded = round_inputs(&x.unwrap()).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(rounded, [[127.0, 0.0, -4.0], [0.0, 0.0, 0.0]]);
