@@ -40,6 +40,8 @@ impl GgufPlan {
     ) -> Result<(QuantizePlan, QuantizeRequest)> {
         let request = QuantizeRequest {
             goal: Goal::Level(self.level),
+            dynamic: None,
+            protection_coverage: None,
             overrides: self.overrides.clone(),
             importance: None,
             allow_requantize: true,

@@ -12,6 +12,7 @@ pub mod linear;
 pub mod norm;
 pub mod rope;
 pub mod slices;
+pub mod stages;
 pub mod streamed;
 pub(crate) mod tracked;
 pub mod vector;

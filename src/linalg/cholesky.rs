@@ -63,6 +63,13 @@ impl<T: Real> Cholesky<T> {
         Err(NotPositiveDefinite)
     }
 
+    /// The last factorization: `L` with `L Lᵀ = matrix + ridge · I` in the lower triangle. What is
+    /// above the diagonal means nothing.
+    #[must_use]
+    pub fn factor(&self) -> MatRef<'_, T> {
+        self.factor.as_ref()
+    }
+
     /// Solves `(matrix + ridge · I) · X = rhs` in place with the last factorization.
     ///
     /// # Panics

@@ -2,3 +2,4 @@
 //! the files that hold them.
 
 pub mod gguf;
+pub mod packed;

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::HubArgs;
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("goal").required(true).args(["quant_level", "target_size", "target_bpw", "dynamic"]).multiple(true))]
+#[command(group = clap::ArgGroup::new("goal").args(["quant_level", "target_size", "target_bpw", "dynamic"]).multiple(true))]
 pub(crate) struct QuantizeArgs {
     /// Model path (HF Hub ID, local directory or GGUF file)
     pub(crate) model: String,
@@ -17,7 +17,8 @@ pub(crate) struct QuantizeArgs {
     pub(crate) output_format: TargetFormat,
 
     /// Level: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, Q2_K, IQ4_NL, IQ1_S, TQ1_0,
-    /// … in any case, or 4bit, 8bit, ternary (docs/quantize.md has all)
+    /// … in any case, or 4bit, 8bit, ternary (docs/quantize.md has all); awq: 4bit; gptq: 2bit,
+    /// 3bit, 4bit or 8bit; smoothquant needs none
     #[arg(long, short = 'q', value_name = "LEVEL")]
     pub(crate) quant_level: Option<String>,
 

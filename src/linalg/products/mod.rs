@@ -101,7 +101,23 @@ pub fn multiply(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: boo
     with(Arithmetic::best(), out, a, b, accumulate, true);
 }
 
-/// The same on the calling thread: for products inside of parallel loops.
+/// The same with f32 operands on every machine: where the last bits of the operands count.
+///
+/// # Panics
+/// If the shapes do not fit together.
+pub fn multiply_f32(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
+    with(Arithmetic::F32, out, a, b, accumulate, true);
+}
+
+/// [`multiply_f32`] on the calling thread.
+///
+/// # Panics
+/// If the shapes do not fit together.
+pub fn multiply_f32_here(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
+    with(Arithmetic::F32, out, a, b, accumulate, false);
+}
+
+/// The same as [`multiply`] on the calling thread: for products inside of parallel loops.
 ///
 /// # Panics
 /// If the shapes do not fit together.

@@ -27,6 +27,6 @@ pub use level::Level;
 pub use model::{GgufModel, ModelShape, SourceOptions, open};
 pub use plan::QuantizePlan;
 pub use protect::Protection;
-pub use report::QuantizeReport;
+pub use report::{FileReport, QuantizeReport, SourceReport};
 pub use request::{Checkpoints, Dynamic, Goal, Measured, QuantizeRequest};
 pub use tensor::GgufTensor;

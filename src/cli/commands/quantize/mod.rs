@@ -2,6 +2,7 @@
 
 pub(super) mod dynamic;
 mod gguf;
+mod packed;
 mod quality;
 
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
@@ -17,12 +18,8 @@ pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     }
     match args.output_format {
         TargetFormat::Gguf => gguf::run(args, context),
-        format => {
-            let name = format!("{format:?}").to_lowercase();
-            Err(Error::UnsupportedConversion(format!(
-                "this version does not write {name}; it writes gguf"
-            ))
-            .into())
+        TargetFormat::Awq | TargetFormat::Gptq | TargetFormat::Smoothquant => {
+            packed::run(args, context)
         }
     }
 }

@@ -1,0 +1,254 @@
+//! `quantize MODEL awq|gptq|smoothquant`.
+
+use std::path::PathBuf;
+
+use crate::cli::args::ComputeArgs;
+use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
+use crate::cli::bars::Bars;
+use crate::cli::commands::resume_command;
+use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::{Context, Failure, interrupt, models};
+use crate::littlebit::measure::TextOptions;
+use crate::progress::Progress;
+use crate::quantize::gguf::Checkpoints;
+use crate::quantize::packed::{
+    self, Alpha, Extras, Gptq, GroupSize, Method, PackedPlan, PackedReport, PackedRequest, execute,
+    parse_bits, request,
+};
+use crate::source::LocalModel;
+use crate::{Error, Result};
+
+pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
+    let method = method(args)?;
+    let group = args.packed.group_size.map_or(Ok(GroupSize::Default), GroupSize::parse)?;
+    let progress = Bars::new(&context.output);
+    let compute = ComputeArgs { device: None, threads: args.threads };
+    let backend = models::backend(&compute, context)?;
+    let model = models::open(&args.model, &args.hub, context, &progress)?;
+    let checkpoint_dir =
+        args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    let mut request = PackedRequest {
+        method,
+        group,
+        samples: args.calibration.calibration_samples.unwrap_or(request::SAMPLES),
+        text: TextOptions {
+            calibration: args.calibration.calibration_data.clone(),
+            ..models::text_options(&args.hub, context)
+        },
+        seed: 0,
+        output: PathBuf::new(),
+        resume_command: (!args.no_checkpoints)
+            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
+        checkpoints: if args.no_checkpoints {
+            Checkpoints::Off
+        } else if let Some(folder) = &args.resume {
+            Checkpoints::Resume(folder.clone())
+        } else {
+            Checkpoints::Under(checkpoint_dir)
+        },
+    };
+    let mut plan = packed::plan(&model, &request)?;
+    plan.warnings.extend(without_effect(&request));
+    request.output = args.output_dir.join(output_name(args, &model, method, &plan));
+    if args.dry_run {
+        context.output.result(&PackedReport::planned(&model, &plan, &request)?);
+        return Ok(());
+    }
+    plan.warnings.iter().for_each(|warning| progress.warn(warning));
+    interrupt::install();
+    let report = execute(&model, &plan, &request, &backend, &progress)?;
+    context.output.result(&report);
+    Ok(())
+}
+
+/// The method with its settings; what does not go with it is refused by name.
+fn method(args: &QuantizeArgs) -> Result<Method> {
+    refuse_what_does_nothing(args)?;
+    let packed = &args.packed;
+    let name = format!("{:?}", args.output_format).to_lowercase();
+    let bits = match (&args.quant_level, args.output_format) {
+        (Some(level), _) => parse_bits(level, &name)?,
+        // There is only one.
+        (None, TargetFormat::Smoothquant) => 8,
+        (None, _) => {
+            return Err(Error::InvalidArgument(format!(
+                "{name} needs --quant-level: {}",
+                if args.output_format == TargetFormat::Awq {
+                    "4bit"
+                } else {
+                    "2bit, 3bit, 4bit or 8bit"
+                }
+            )));
+        }
+    };
+    if args.output_format == TargetFormat::Smoothquant {
+        let alpha = packed.alpha.as_deref().map(Alpha::parse).transpose()?;
+        return Ok(Method::SmoothQuant(alpha.unwrap_or(Alpha::Fixed(request::ALPHA))));
+    }
+    if args.output_format == TargetFormat::Awq {
+        return Ok(Method::Awq);
+    }
+    let damping = packed.damp_percent.unwrap_or(request::DAMPING);
+    if !(damping > 0.0 && damping < 1.0) {
+        return Err(Error::InvalidArgument(format!(
+            "--damp-percent {damping} must be above 0 and below 1"
+        )));
+    }
+    Ok(Method::Gptq(Gptq {
+        bits,
+        symmetric: !packed.asym,
+        desc_act: packed.desc_act,
+        damping,
+        extras: Extras::default(),
+    }))
+}
+
+/// Options that mean nothing for this format: named, never ignored.
+fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
+    let (types, file, dynamic, packed) = (&args.types, &args.file, &args.dynamic, &args.packed);
+    let format = args.output_format;
+    let smoothquant = format == TargetFormat::Smoothquant;
+    let gptq = format == TargetFormat::Gptq;
+    let name = format!("{format:?}").to_lowercase();
+    let checks: [(&str, bool, &str); 23] = [
+        ("--imatrix", types.imatrix.is_some(), "gguf"),
+        ("--tensor-type", !types.tensor_type.is_empty(), "gguf"),
+        ("--output-tensor-type", types.output_tensor_type.is_some(), "gguf"),
+        ("--token-embedding-type", types.token_embedding_type.is_some(), "gguf"),
+        ("--pure", types.pure, "gguf"),
+        ("--leave-output-tensor", types.leave_output_tensor, "gguf"),
+        ("--allow-requantize", types.allow_requantize, "gguf"),
+        ("--target-size", types.target_size.is_some(), "gguf"),
+        ("--target-bpw", types.target_bpw.is_some(), "gguf"),
+        ("--pre", file.pre.is_some(), "gguf"),
+        ("--override-kv", !file.override_kv.is_empty(), "gguf"),
+        ("--no-provenance", file.no_provenance, "gguf"),
+        ("--split-max-size", file.split_max_size.is_some(), "gguf"),
+        ("--dynamic", dynamic.dynamic, "gguf"),
+        ("--profile", dynamic.profile.is_some(), "gguf"),
+        ("--protect-super-weights", dynamic.protect_super_weights, "gguf"),
+        ("--protection-coverage", dynamic.protection_coverage.is_some(), "gguf"),
+        ("--group-size", packed.group_size.is_some() && smoothquant, "awq and gptq"),
+        ("--desc-act", packed.desc_act && !gptq, "gptq"),
+        ("--asym", packed.asym && !gptq, "gptq"),
+        ("--damp-percent", packed.damp_percent.is_some() && !gptq, "gptq"),
+        ("--smoothquant", packed.smoothquant && !smoothquant, "the output format smoothquant"),
+        ("--alpha", packed.alpha.is_some() && !smoothquant, "--smoothquant"),
+    ];
+    if let Some((option, _, place)) = checks.into_iter().find(|(_, given, _)| *given) {
+        return Err(Error::InvalidArgument(format!(
+            "{option} does nothing for {name}; it goes with {place}"
+        )));
+    }
+    if args.quality.quality_report || args.quality.coherence_check {
+        return Err(Error::UnsupportedConversion(
+            "this version measures no quality of packed directories".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Settings that do nothing without calibration.
+fn without_effect(request: &PackedRequest) -> Option<String> {
+    (request.samples == 0).then(|| {
+        "without calibration samples every weight is rounded to nearest: no method does better with \
+         nothing to go by"
+            .to_owned()
+    })
+}
+
+/// `--output-name`, else the model's name with method, level and group.
+fn output_name(
+    args: &QuantizeArgs,
+    model: &LocalModel,
+    method: Method,
+    plan: &PackedPlan,
+) -> String {
+    if let Some(name) = &args.output_name {
+        return name.clone();
+    }
+    let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
+    let group = match (method, plan.group) {
+        (Method::SmoothQuant(_), _) => String::new(),
+        (_, Some(group)) => format!("-g{group}"),
+        (_, None) => "-row".to_owned(),
+    };
+    let level = packed::report::level_name(method);
+    format!("{name}-{}-{level}{group}", method.name())
+}
+
+impl Report for PackedReport {
+    fn human(&self) -> String {
+        let planned = self.status == "planned";
+        let mut out = String::new();
+        let mut row = |label: &str, value: String| out.push_str(&format!("{label:<20}{value}\n"));
+        row(if planned { "Would write:" } else { "Output:" }, self.output_path.clone());
+        let group = match self.group_size {
+            -1 => "a scale for each row".to_owned(),
+            size => format!("groups of {size}"),
+        };
+        row("Format:", format!("{} {}, {group}", self.format, self.quantization_level));
+        row(
+            "Size:",
+            format!(
+                "{} ({:.3} bits per weight of the packed layers)",
+                human_bytes(self.file_size),
+                self.bits_per_weight
+            ),
+        );
+        row(
+            "Source:",
+            format!(
+                "{}, {} ({:.1} % of it is left)",
+                self.metadata.original_dtype,
+                human_bytes(self.metadata.original_size),
+                self.compression_ratio * 100.0
+            ),
+        );
+        row("Parameters:", grouped(self.metadata.parameter_count));
+        if planned {
+            for warning in &self.warnings {
+                out.push_str(&format!("Warning: {warning}\n"));
+            }
+            out.push_str(&format!(
+                "\n{:<48} {:<16} {:<5} {:>14}\n",
+                "Tensor", "Shape", "Type", "Bytes"
+            ));
+            for tensor in &self.tensors {
+                out.push_str(&format!(
+                    "{:<48} {:<16} {:<5} {:>14}\n",
+                    tensor.name,
+                    format!("{:?}", tensor.shape),
+                    tensor.kind,
+                    grouped(tensor.bytes)
+                ));
+            }
+            return out;
+        }
+        if let Some(text) = &self.calibration {
+            row(
+                "Calibration:",
+                format!("{}, {} samples, {} tokens", text.dataset, text.samples, text.tokens),
+            );
+        }
+        if let Some(error) = self.mean_relative_error {
+            row("Mean error:", format!("{error:.5} of the squared outputs of a layer"));
+        }
+        if self.fallbacks > 0 {
+            row("Rounded to nearest:", format!("{} layers", self.fallbacks));
+        }
+        for problem in &self.problematic_layers {
+            row("Problem:", format!("{}, {:.1} dB", problem.name, problem.sqnr_db));
+        }
+        if self.resumed_blocks > 0 {
+            row("Resumed:", format!("{} blocks were finished already", self.resumed_blocks));
+        }
+        let time = match self.duration_seconds {
+            short if short < 120.0 => format!("{short:.1} s"),
+            long => clock(long.round() as u64),
+        };
+        row("Time:", time);
+        row("Peak memory:", human_bytes(self.peak_memory_bytes));
+        out
+    }
+}

@@ -1,0 +1,441 @@
+//! The whole run: check, calibrate, quantize block after block, write as they come, verify.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use indexmap::IndexMap;
+use sha2::{Digest, Sha256};
+
+use super::card;
+use super::finished::{Finished, LayerReport, Levels};
+use super::gram::Gram;
+use super::plan::PackedPlan;
+use super::report::{CalibrationReport, PackedReport};
+use super::request::{Method, PackedRequest, SAMPLE_TOKENS};
+use super::store::Store;
+use super::work::{Text, Work};
+use crate::backend::{Backend, memory};
+use crate::calibration::CalibrationWindows;
+use crate::checkpoint::{Fingerprint, hexadecimal};
+use crate::formats::model_directory::{
+    DEFAULT_SHARD_BYTES, DirectoryWriter, SideFile, WrittenDirectory, companions, config_with,
+};
+use crate::formats::packed::{
+    AwqConfig, GptqConfig, QuantizationConfig, W8A8Config, awq, gptq, w8a8,
+};
+use crate::inference::Decoder;
+use crate::littlebit::measure;
+use crate::progress::Progress;
+use crate::source::config::BLOCK_LINEARS;
+use crate::source::tokenizer::Tokenizer;
+use crate::source::{LocalModel, ModelConfig, Weight};
+use crate::tensor::StoredTensor;
+use crate::{Error, Result};
+
+/// Memory of the program itself, bytes.
+const BASE_MEMORY: u64 = 64 << 20;
+/// Values of a tensor that are converted at a time.
+const VALUES_AT_A_TIME: usize = 1 << 22;
+/// Bytes at both ends of a tensor that its identity is taken from.
+const SAMPLE_BYTES: usize = 4096;
+
+/// Refuses what would fail later: weights that are not numbers or do not fit 16 bits, too little
+/// memory.
+///
+/// # Errors
+/// [`Error::ValidationFailed`], [`Error::UnsupportedConversion`], [`Error::OutOfMemory`].
+pub fn refuse(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let needed = memory_needed(model, plan, request, None);
+    memory::require(needed, "a block with its calibration")?;
+    check_weights(model, plan, progress)
+}
+
+fn check_weights(model: &LocalModel, plan: &PackedPlan, progress: &dyn Progress) -> Result<()> {
+    use rayon::prelude::*;
+    let packed: std::collections::HashSet<&str> =
+        plan.slots.iter().map(|slot| slot.name.as_str()).collect();
+    progress.start("Checking", model.weights.len() as u64, "tensors");
+    let weights: Vec<_> = model.weights.iter().collect();
+    let found = weights.into_par_iter().find_map_first(|(name, weight)| {
+        progress.advance(1);
+        let Weight::Stored(tensor) = weight else { return None };
+        if let Some((index, value)) = tensor.first_non_finite() {
+            let (row, column) = (index / tensor.cols(), index % tensor.cols());
+            let message = format!(
+                "{name} has {value} at [{row}, {column}]: the weights are damaged, or were never \
+                 finite"
+            );
+            return Some(Error::damaged(&model.path, message));
+        }
+        if packed.contains(name.as_str()) {
+            let values = tensor.to_f32();
+            if let Some(value) = values.iter().find(|v| !plan.plain.rounded(**v).is_finite()) {
+                return Some(Error::UnsupportedConversion(format!(
+                    "{name} has {value}, which {} cannot hold",
+                    plan.plain.torch_name()
+                )));
+            }
+        }
+        tensor.bytes.release();
+        None
+    });
+    progress.finish();
+    found.map_or(Ok(()), Err)
+}
+
+/// Bytes of the activations between two blocks.
+fn activation_bytes(model: &LocalModel, request: &PackedRequest) -> u64 {
+    let config = &model.config;
+    let tokens = request.samples * sample_tokens(model);
+    let attended = match request.method {
+        Method::Gptq(_) => config.num_heads * config.head_dim,
+        _ => 0,
+    };
+    (tokens * (config.hidden_size + attended) * 4) as u64
+}
+
+/// Memory at the largest step, without the mapped file: a block twice in f32 and once in bytes, the
+/// second moments of its widest stage with their factorization, the activations.
+fn memory_needed(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+    activations: Option<u64>,
+) -> u64 {
+    let block: u64 = plan.shapes.iter().map(|(out, inputs)| (out * inputs) as u64).sum();
+    let widest = plan.shapes.iter().map(|(_, inputs)| *inputs).max().unwrap_or(0);
+    let square = (widest * widest) as u64;
+    let moments = match request.method {
+        _ if request.samples == 0 => 0,
+        // The factorization in f64 with its copy, U and H in f32.
+        Method::Gptq(_) => Gram::bytes(widest) + square * (2 * 8 + 2 * 4),
+        Method::Awq => plan.shapes.iter().map(|(_, n)| Gram::bytes(*n) + (n * n * 4) as u64).sum(),
+        Method::SmoothQuant(_) => 0,
+    };
+    let activations =
+        activations.unwrap_or_else(|| activation_bytes(model, request).min(256 << 20));
+    BASE_MEMORY + block * 9 + moments + activations
+}
+
+/// Tokens of a calibration sample for a model.
+#[must_use]
+pub fn sample_tokens(model: &LocalModel) -> usize {
+    SAMPLE_TOKENS.min(model.config.max_positions).max(2)
+}
+
+/// Quantizes `model` into `request.output`.
+///
+/// # Errors
+/// Those of [`refuse`]; [`Error::Calibration`], [`Error::Checkpoint`], [`Error::Io`],
+/// [`Error::SmoothQuant`]; [`Error::Interrupted`] when the user asks to stop.
+pub fn execute(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+    backend: &Backend,
+    progress: &dyn Progress,
+) -> Result<PackedReport> {
+    let began = Instant::now();
+    refuse(model, plan, request, progress)?;
+    let metadata = IndexMap::from([("method".to_owned(), request.method.name().to_owned())]);
+    let mut writer = DirectoryWriter::create(
+        &request.output,
+        plan.slots.clone(),
+        DEFAULT_SHARD_BYTES,
+        metadata,
+    )?;
+    let (windows, calibration) = windows(model, request, progress)?;
+    let fingerprint = fingerprint(model, plan, request, backend, windows.as_ref());
+    let store = Store::open(request, &fingerprint, progress)?;
+    let resumed = store.finished();
+
+    let decoder = Decoder::new(model, backend)?;
+    let text = match windows {
+        Some(windows) => {
+            let bytes = activation_bytes(model, request);
+            let folder = request.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let needed = memory_needed(model, plan, request, Some(bytes));
+            let scratch =
+                (needed > memory::available_bytes() / 2).then(|| folder.unwrap_or(Path::new(".")));
+            if scratch.is_some() {
+                progress.note("Activations are kept in a scratch file");
+            }
+            let keep = matches!(request.method, Method::Gptq(_));
+            Some(Text::new(windows, &decoder, keep, scratch)?)
+        }
+        None => None,
+    };
+    let mut work = Work { model, plan, request, backend, decoder, text, store: &store, progress };
+    let mut layers = Vec::new();
+    progress.start("Quantizing", model.config.num_layers as u64, "layers");
+    let mut slots = plan.slots.iter().peekable();
+    for index in 0..model.config.num_layers {
+        if progress.stop_requested() {
+            return Err(work.interrupted());
+        }
+        let prefix = format!("model.layers.{index}.");
+        while let Some(slot) = slots.next_if(|slot| !slot.name.starts_with("model.layers.")) {
+            put_plain(&mut writer, model, plan, &slot.name)?;
+        }
+        let finished = work.block(index)?;
+        describe(index, &finished.reports, progress);
+        let mut tensors = tensors(index, &finished, plan, request)?;
+        while let Some(slot) = slots.next_if(|slot| slot.name.starts_with(&prefix)) {
+            match tensors.remove(&slot.name) {
+                Some(bytes) => writer.put(&slot.name, &bytes)?,
+                None => put_plain(&mut writer, model, plan, &slot.name)?,
+            }
+        }
+        layers.extend(finished.reports);
+        progress.advance(1);
+    }
+    progress.finish();
+    for slot in slots {
+        put_plain(&mut writer, model, plan, &slot.name)?;
+    }
+    let mut report = PackedReport::new(model, plan, request);
+    report.resumed_blocks = resumed;
+    report.calibration = calibration;
+    report.layers = layers;
+    report.summarize();
+    let written = writer.finish(&side_files(model, plan, request, &report)?)?;
+    verify(&written, model)?;
+    store.finish()?;
+    report.finish(&written, began.elapsed().as_secs_f64());
+    progress.note(&format!(
+        "Complete: {} ({})",
+        request.output.display(),
+        crate::formats::space::describe_bytes(written.bytes)
+    ));
+    Ok(report)
+}
+
+impl Work<'_> {
+    /// The error of a run that was asked to stop.
+    pub(super) fn interrupted(&self) -> Error {
+        let resume = self.request.resume_command.clone().filter(|_| self.store.survives());
+        Error::Interrupted { resume }
+    }
+}
+
+/// Calibration windows, unless nothing is to be calibrated.
+fn windows(
+    model: &LocalModel,
+    request: &PackedRequest,
+    progress: &dyn Progress,
+) -> Result<(Option<CalibrationWindows>, Option<CalibrationReport>)> {
+    if request.samples == 0 {
+        return Ok((None, None));
+    }
+    let length = sample_tokens(model);
+    let tokenizer = Tokenizer::from_model(model)?;
+    let tokens = request.samples * length;
+    let text = measure::open_text(&request.text, &tokenizer, tokens, Some(1), progress)?;
+    let windows = CalibrationWindows::sample(
+        &text.calibration,
+        &tokenizer,
+        request.samples,
+        length,
+        request.seed,
+    )?;
+    if windows.count() < request.samples {
+        progress.warn(&format!(
+            "{} gives {} of {} calibration samples of {length} tokens",
+            text.name,
+            windows.count(),
+            request.samples
+        ));
+    }
+    let mut hash = Sha256::new();
+    windows.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+    let report = CalibrationReport {
+        dataset: text.name.clone(),
+        samples: windows.count(),
+        tokens: windows.tokens.len() as u64,
+        tokens_sha256: hexadecimal(&hash.finalize()),
+    };
+    Ok((Some(windows), Some(report)))
+}
+
+/// Everything that decides the bytes of the result.
+fn fingerprint(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+    backend: &Backend,
+    windows: Option<&CalibrationWindows>,
+) -> Fingerprint {
+    let mut hash = Sha256::new();
+    for token in windows.iter().flat_map(|windows| &windows.tokens) {
+        hash.update(token.to_le_bytes());
+    }
+    let length = windows.map_or(0, |windows| windows.length);
+    Fingerprint::new(&model.name)
+        .with("version", env!("CARGO_PKG_VERSION"))
+        .with("format", request.method.name())
+        .with("source", identity(model))
+        .with("method", format!("{:?}", request.method))
+        .with("group size", plan.group.map_or("row".to_owned(), |group| group.to_string()))
+        .with("calibration samples", windows.map_or(0, CalibrationWindows::count))
+        .with("calibration length", length)
+        .with("calibration tokens sha256", hexadecimal(&hash.finalize()))
+        .with("device", backend.describe())
+}
+
+/// Tells models apart without reading all of their weights.
+fn identity(model: &LocalModel) -> String {
+    let mut hash = Sha256::new();
+    hash.update(&model.config_json);
+    for (name, weight) in &model.weights {
+        hash.update(name);
+        if let Weight::Stored(tensor) = weight {
+            hash.update(format!("{} {:?}", tensor.dtype.name(), tensor.shape));
+            let bytes: &[u8] = &tensor.bytes;
+            hash.update(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+            hash.update(&bytes[bytes.len() / 2..(bytes.len() / 2 + SAMPLE_BYTES).min(bytes.len())]);
+            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE_BYTES)..]);
+        }
+    }
+    format!("sample-sha256:{}", hexadecimal(&hash.finalize()))
+}
+
+fn describe(index: usize, reports: &[LayerReport], progress: &dyn Progress) {
+    for report in reports {
+        let figure = match (report.sqnr_db, report.relative_error) {
+            (Some(decibels), _) => format!("{decibels:.1} dB"),
+            (None, Some(error)) => format!("relative error {error:.5}"),
+            (None, None) => "rounded to nearest".to_owned(),
+        };
+        progress.verbose(&format!("{}: {figure}", report.name));
+    }
+    let errors: Vec<f64> = reports.iter().filter_map(|report| report.relative_error).collect();
+    if !errors.is_empty() {
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        progress.detail(&format!("Layer {index}: relative error {mean:.5}"));
+    }
+}
+
+/// The packed tensors of a block, its norms and biases, by name.
+fn tensors(
+    index: usize,
+    finished: &Finished,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+) -> Result<HashMap<String, Vec<u8>>> {
+    let mut tensors = HashMap::new();
+    for (linear, (levels, bias)) in finished.linears.iter().zip(&finished.biases).enumerate() {
+        let layer = ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
+        let mut add = |suffix: &str, bytes: &[u8]| {
+            tensors.insert(format!("{layer}.{suffix}"), bytes.to_vec());
+        };
+        match (levels, request.method) {
+            (Levels::Groups(grouped), Method::Awq) => {
+                let packed = awq::pack(grouped)?;
+                packed.parts().into_iter().for_each(|part| add(part.suffix, &part.bytes));
+            }
+            (Levels::Groups(grouped), _) => {
+                let packed = gptq::pack(grouped)?;
+                packed.parts().into_iter().for_each(|part| add(part.suffix, &part.bytes));
+            }
+            (Levels::Rows(rows), _) => {
+                let packed = w8a8::pack(rows, plan.plain_dtype())?;
+                packed.parts().into_iter().for_each(|part| add(part.suffix, &part.bytes));
+            }
+        }
+        if let Some(bias) = bias {
+            tensors.insert(format!("{layer}.bias"), plan.plain.bytes(bias));
+        }
+    }
+    let mut norm = |name: &str, values: &[f32]| {
+        let name = format!("model.layers.{index}.{name}.weight");
+        tensors.insert(name, plan.plain.bytes(values));
+    };
+    norm("input_layernorm", &finished.input_norm);
+    norm("post_attention_layernorm", &finished.post_norm);
+    Ok(tensors)
+}
+
+/// Writes a tensor that is not packed, some rows at a time.
+fn put_plain(
+    writer: &mut DirectoryWriter,
+    model: &LocalModel,
+    plan: &PackedPlan,
+    name: &str,
+) -> Result<()> {
+    let Some(Weight::Stored(tensor)) = model.weights.get(name) else {
+        return Err(Error::model_not_found(format!("the model has no tensor {name}")));
+    };
+    let tensor: &StoredTensor = tensor;
+    if tensor.shape.len() < 2 {
+        let values = tensor.to_f32();
+        let length = values.len();
+        let ordered: Vec<f32> =
+            (0..length).map(|at| values[tensor.row_order.file_row(at, length)]).collect();
+        return writer.put(name, &plan.plain.bytes(&ordered));
+    }
+    let (rows, cols) = (tensor.rows(), tensor.cols());
+    let step = (VALUES_AT_A_TIME / cols.max(1)).clamp(1, rows.max(1));
+    let mut values = Vec::new();
+    for from in (0..rows).step_by(step) {
+        let to = rows.min(from + step);
+        values.resize((to - from) * cols, 0.0);
+        tensor.read_rows(from..to, &mut values);
+        writer.append(name, &plan.plain.bytes(&values))?;
+    }
+    tensor.bytes.release();
+    Ok(())
+}
+
+/// What readers need to know about the packed layers.
+fn quantization_config(plan: &PackedPlan, request: &PackedRequest) -> QuantizationConfig {
+    match request.method {
+        Method::Gptq(settings) => QuantizationConfig::Gptq(GptqConfig {
+            bits: settings.bits,
+            group: plan.group,
+            symmetric: settings.symmetric,
+            desc_act: settings.desc_act,
+            version: gptq::Version::V1,
+            damp_percent: settings.damping,
+            static_groups: settings.extras.static_groups && !settings.desc_act,
+            true_sequential: true,
+            dynamic: serde_json::Map::new(),
+        }),
+        Method::Awq => {
+            QuantizationConfig::Awq(AwqConfig { group: plan.group, not_converted: Vec::new() })
+        }
+        Method::SmoothQuant(_) => {
+            QuantizationConfig::W8A8(W8A8Config { ignore: vec!["lm_head".into()] })
+        }
+    }
+}
+
+fn side_files(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+    report: &PackedReport,
+) -> Result<Vec<SideFile>> {
+    let quantization = quantization_config(plan, request).to_json();
+    let config = config_with(model, Some(&quantization), Some(plan.plain.torch_name()))?;
+    let mut files = vec![SideFile::text("config.json", config)];
+    if matches!(request.method, Method::Gptq(_)) {
+        files.push(SideFile::text("quantize_config.json", format!("{quantization:#}\n")));
+    }
+    files.push(SideFile::text("README.md", card::card(model, plan, request, report)));
+    files.extend(companions(model)?);
+    Ok(files)
+}
+
+/// The writer has compared every byte; this asks whether all layers are there by name.
+fn verify(written: &WrittenDirectory, model: &LocalModel) -> Result<()> {
+    if written.files.is_empty() || model.config.num_layers == 0 {
+        return Err(Error::damaged(&written.path, "nothing was written"));
+    }
+    Ok(())
+}
