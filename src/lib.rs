@@ -8,7 +8,7 @@
 //! | module | role |
 //! |---|---|
 //! | [`cli`] | arguments, output, progress bars: the only code that prints or reads the environment |
-//! | [`quantize`], [`littlebit`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
+//! | [`quantize`], [`littlebit`], [`convert`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
 //! | [`inference`] | the decoder graph over exchangeable linear layers |
 //! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
 //! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |
@@ -20,6 +20,7 @@ pub mod backend;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
+pub mod convert;
 pub mod error;
 pub mod eval;
 pub mod formats;

@@ -69,6 +69,7 @@ fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Quantize(args) => commands::quantize::run(&args, context),
         Command::Littlebit { command } => commands::littlebit(command, context),
+        Command::Convert(args) => commands::convert::run(&args, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Generate(args) => commands::generate::run(&args, context),
         Command::Completions { shell } => {

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::attention::Geometry;
 use super::block::{Block, Execution};
+use super::linear::packed::PackedLinear;
 use super::linear::stored::{DevicePrecision, StoredLinear};
 use super::linear::{LinearLayer, Projection};
 use super::norm::RmsNorm;
@@ -33,8 +34,8 @@ impl<'m> Weights<'m> {
         check(&model.config).map_err(|message| Error::damaged(&model.path, message))?;
         let mut values = 0usize;
         for weight in model.weights.values() {
-            if let Weight::Stored(tensor) = weight {
-                values = values.saturating_add(tensor.elements());
+            if !matches!(weight, Weight::Factorized(_)) {
+                values = values.saturating_add(weight.elements());
             }
         }
         let precision =
@@ -69,6 +70,10 @@ impl<'m> Weights<'m> {
                 Err(self
                     .damaged(format!("the tensor {name} is factorized; it must be stored whole")))
             }
+            Weight::Packed(_) => {
+                Err(self
+                    .damaged(format!("the tensor {name} is packed; it must be stored as numbers")))
+            }
         }
     }
 
@@ -98,9 +103,12 @@ impl<'m> Weights<'m> {
             Weight::Factorized(factors) if factors.dims() == (rows, columns) => {
                 super::linear::factorized::on_device(factors, &self.device)
             }
-            Weight::Factorized(factors) => Err(self.damaged(format!(
+            Weight::Packed(tensor) if (tensor.rows(), tensor.cols()) == (rows, columns) => {
+                Ok(Box::new(PackedLinear::on_device(tensor, &self.device, self.precision)?))
+            }
+            other => Err(self.damaged(format!(
                 "the tensor {name} is {:?}; the configuration implies {:?}",
-                factors.dims(),
+                other.shape(),
                 (rows, columns)
             ))),
         }

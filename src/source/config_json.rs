@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Architecture, AttentionBiases, ModelConfig, SlidingWindow};
 use super::config_rope;
+use crate::formats::packed::QuantizationConfig;
 use crate::{Error, Result};
 
 /// Upper bounds that keep every product of two sizes far from overflow.
@@ -24,6 +25,8 @@ pub struct ParsedConfig {
     pub config: ModelConfig,
     /// Which attention layers have a bias.
     pub biases: AttentionBiases,
+    /// How the linear layers are packed, if they are.
+    pub quantization: Option<QuantizationConfig>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -40,7 +43,7 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
         return Err(Error::damaged(path, "not a JSON object"));
     };
     let (architecture, class_name) = architecture(&root, path)?;
-    refuse_quantized(&root)?;
+    let quantization = quantization(&root)?;
     let fields = match root.get("text_config") {
         Some(Value::Object(inner)) if !root.contains_key("hidden_size") => Fields::new(inner, path),
         _ => Fields::new(&root, path),
@@ -109,7 +112,7 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
         Architecture::Mistral => AttentionBiases::default(),
         Architecture::Qwen2 => AttentionBiases { qkv: true, output: false },
     };
-    Ok(ParsedConfig { config, biases, warnings })
+    Ok(ParsedConfig { config, biases, quantization, warnings })
 }
 
 /// The end-of-text ids of a `generation_config.json` (`eos_token_id`, one or several).
@@ -231,15 +234,15 @@ pub(super) fn unsupported(message: String) -> Error {
     Error::Unsupported { message, suggestion: SUPPORTED.to_owned() }
 }
 
-pub(crate) fn refuse_quantized(root: &Map<String, Value>) -> Result<()> {
-    let Some(Value::Object(quantization)) = root.get("quantization_config") else {
-        return Ok(());
-    };
-    let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-    Err(Error::Unsupported {
-        message: format!("the checkpoint is already quantized (quant_method \"{method}\")"),
-        suggestion: "Use the original f32, f16 or bf16 checkpoint, or a GGUF file".to_owned(),
-    })
+/// How the layers of a checkpoint are packed, if they are.
+///
+/// # Errors
+/// [`Error::Unsupported`] for methods that are not read.
+pub(crate) fn quantization(root: &Map<String, Value>) -> Result<Option<QuantizationConfig>> {
+    match root.get("quantization_config") {
+        Some(Value::Object(config)) => QuantizationConfig::parse(config).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Members of a supported class that compute something else than the decoder graph does.

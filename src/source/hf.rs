@@ -12,6 +12,7 @@ use safetensors::tensor::Metadata;
 use serde_json::{Value, json};
 
 use super::catalog::{keep_expected, some_of};
+use super::packed::{self, Entry};
 use super::{LocalModel, ModelFormat, Weight, config_json};
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
@@ -48,15 +49,19 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
         merge_end_tokens(directory, &generation, &mut parsed, &mut text);
     }
 
-    let tensors = read_tensors(directory)?;
+    let quantization = parsed.quantization.as_ref();
+    let tensors = packed::assemble(read_raw(directory)?, quantization, directory)?;
     let mut weights = IndexMap::with_capacity(tensors.len());
     let mut refused = BTreeMap::new();
     for (name, tensor) in tensors {
         match tensor {
-            Ok(tensor) => {
+            Entry::Plain(Ok(tensor)) => {
                 weights.insert(name, Weight::Stored(tensor));
             }
-            Err(dtype) => {
+            Entry::Packed(tensor) => {
+                weights.insert(name, Weight::Packed(tensor));
+            }
+            Entry::Plain(Err(dtype)) => {
                 refused.insert(name, dtype);
             }
         }
@@ -302,8 +307,8 @@ fn without_weights(directory: &Path, names: &BTreeSet<String>) -> Error {
     }
 }
 
-/// All tensors of a directory by name, in file order.
-pub(crate) fn read_tensors(directory: &Path) -> Result<IndexMap<String, ShardTensor>> {
+/// All tensors of a directory by name, in file order, whatever their types.
+pub(crate) fn read_raw(directory: &Path) -> Result<IndexMap<String, RawTensor>> {
     let mut tensors = IndexMap::new();
     for shard in shards(directory)? {
         read_shard(&shard, &mut tensors)?;
@@ -311,11 +316,38 @@ pub(crate) fn read_tensors(directory: &Path) -> Result<IndexMap<String, ShardTen
     Ok(tensors)
 }
 
+/// A tensor of a safetensors file.
+#[derive(Debug, Clone)]
+pub(crate) struct RawTensor {
+    /// Element type.
+    pub(crate) dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub(crate) shape: Vec<usize>,
+    /// Contents.
+    pub(crate) bytes: SharedBytes,
+}
+
 /// A tensor that can be read, or the name of its type.
 pub(crate) type ShardTensor = std::result::Result<StoredTensor, String>;
 
+impl RawTensor {
+    /// The values, if they are of a type of weights.
+    pub(crate) fn stored(self) -> Result<ShardTensor> {
+        let dtype = match self.dtype {
+            Dtype::F32 => StoredType::F32,
+            Dtype::F16 => StoredType::F16,
+            Dtype::BF16 => StoredType::BF16,
+            other => return Ok(Err(other.to_string())),
+        };
+        if self.shape.is_empty() {
+            return Ok(Err("scalar".to_owned()));
+        }
+        StoredTensor::new(self.shape, dtype, self.bytes).map(Ok)
+    }
+}
+
 /// Maps a file and adds its tensors, in the order of their data.
-fn read_shard(path: &Path, tensors: &mut IndexMap<String, ShardTensor>) -> Result<()> {
+fn read_shard(path: &Path, tensors: &mut IndexMap<String, RawTensor>) -> Result<()> {
     let bytes = SharedBytes::map(path)?;
     let damaged = |message: String| Error::damaged(path, message);
     let length = bytes
@@ -341,24 +373,11 @@ fn read_shard(path: &Path, tensors: &mut IndexMap<String, ShardTensor>) -> Resul
     }
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
-        let dtype = match info.dtype {
-            Dtype::F32 => Ok(StoredType::F32),
-            Dtype::F16 => Ok(StoredType::F16),
-            Dtype::BF16 => Ok(StoredType::BF16),
-            other => Err(other.to_string()),
-        };
-        let tensor = match dtype {
-            Ok(dtype) if !info.shape.is_empty() => {
-                let (from, to) = info.data_offsets;
-                let data = bytes
-                    .slice(start + from..start + to)
-                    .ok_or_else(|| damaged(format!("the data of {name} is outside the file")))?;
-                Ok(StoredTensor::new(info.shape.clone(), dtype, data)
-                    .map_err(|e| damaged(format!("{name}: {e}")))?)
-            }
-            Ok(_) => Err("scalar".to_owned()),
-            Err(name) => Err(name),
-        };
+        let (from, to) = info.data_offsets;
+        let data = bytes
+            .slice(start + from..start + to)
+            .ok_or_else(|| damaged(format!("the data of {name} is outside the file")))?;
+        let tensor = RawTensor { dtype: info.dtype, shape: info.shape.clone(), bytes: data };
         if tensors.insert(name.clone(), tensor).is_some() {
             return Err(damaged(format!("{name} is also in another file")));
         }

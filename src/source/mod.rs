@@ -12,10 +12,12 @@ mod gguf_tokenizer;
 pub mod hf;
 pub mod hub;
 pub mod names;
+pub(crate) mod packed;
 pub(crate) mod pre_tokenizers;
 mod text_pieces;
 pub mod tokenizer;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -24,6 +26,7 @@ pub use config::{Architecture, ModelConfig};
 
 use crate::formats::detect::{self, PathKind};
 use crate::formats::littlebit;
+use crate::formats::packed::PackedTensor;
 use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::StoredTensor;
 use crate::{Error, Result};
@@ -51,13 +54,15 @@ impl ModelFormat {
     }
 }
 
-/// A tensor of a model: as stored, or in factors.
+/// A tensor of a model: as stored, in factors, or in packed integers.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Plain or block-quantized values.
     Stored(StoredTensor),
     /// A linear layer's weight as binary factors.
     Factorized(FactorizedLinear),
+    /// A linear layer's weight in the packed integers of a GPTQ, AWQ or W8A8 checkpoint.
+    Packed(PackedTensor),
 }
 
 impl Weight {
@@ -67,6 +72,7 @@ impl Weight {
         match self {
             Self::Stored(tensor) => tensor.shape.clone(),
             Self::Factorized(linear) => vec![linear.out_features, linear.in_features],
+            Self::Packed(tensor) => vec![tensor.rows(), tensor.cols()],
         }
     }
 
@@ -76,6 +82,51 @@ impl Weight {
         match self {
             Self::Stored(tensor) => tensor.elements(),
             Self::Factorized(linear) => linear.out_features * linear.in_features,
+            Self::Packed(tensor) => tensor.rows() * tensor.cols(),
+        }
+    }
+
+    /// Rows: the product of all dimensions but the last. A vector is one row.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let shape = self.shape();
+        shape[..shape.len().saturating_sub(1)].iter().product()
+    }
+
+    /// Columns: the last dimension.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.shape().last().copied().unwrap_or(0)
+    }
+
+    /// Decodes `rows`, in Hugging Face order, into `out`, which is `[rows.len(), cols]`.
+    ///
+    /// # Panics
+    /// If `out` has another length or the range is outside of the tensor.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        match self {
+            Self::Factorized(linear) => linear.reconstruct_rows(rows, out),
+            Self::Packed(tensor) => tensor.read_rows(rows, out),
+            Self::Stored(tensor) => tensor.read_rows(rows, out),
+        }
+    }
+
+    /// The type it is stored in: `Q4_K`, `BF16`, `GPTQ 4-bit g128`, `binary factors`.
+    #[must_use]
+    pub fn type_name(&self) -> String {
+        match self {
+            Self::Stored(tensor) => tensor.dtype.name().to_owned(),
+            Self::Factorized(_) => "binary factors".to_owned(),
+            Self::Packed(tensor) => tensor.type_name(),
+        }
+    }
+
+    /// Gives the mapped pages back to the system; they are read again when needed.
+    pub fn release(&self) {
+        match self {
+            Self::Stored(tensor) => tensor.bytes.release(),
+            Self::Packed(tensor) => tensor.release(),
+            Self::Factorized(_) => {}
         }
     }
 
@@ -85,6 +136,7 @@ impl Weight {
         match self {
             Self::Stored(tensor) => tensor.bytes.len(),
             Self::Factorized(linear) => (linear.bits() / 8) as usize,
+            Self::Packed(tensor) => tensor.stored_bytes(),
         }
     }
 }
@@ -115,6 +167,15 @@ pub struct LocalModel {
 }
 
 impl LocalModel {
+    /// The first of the weights that are packed integers, if any are: how the checkpoint is packed.
+    #[must_use]
+    pub fn packed(&self) -> Option<&PackedTensor> {
+        self.weights.values().find_map(|weight| match weight {
+            Weight::Packed(tensor) => Some(tensor),
+            _ => None,
+        })
+    }
+
     /// Number of parameters: a tied head counts once.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {

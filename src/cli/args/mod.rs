@@ -1,5 +1,6 @@
 //! What can be typed. These structures hold exactly that; checks of values happen in the library.
 
+pub(crate) mod convert;
 pub(crate) mod littlebit;
 pub(crate) mod quantize;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::{OutputFormat, Verbosity};
+use convert::ConvertArgs;
 use littlebit::LittlebitCommand;
 use quantize::QuantizeArgs;
 
@@ -42,6 +44,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LittlebitCommand,
     },
+    /// Convert between quantized formats: gguf, awq, gptq
+    Convert(ConvertArgs),
     /// Show a model's architecture and size, and look for NaN and Inf in its weights
     Info(InfoArgs),
     /// Generate text with a model, compressed or not

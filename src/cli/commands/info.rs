@@ -100,10 +100,7 @@ fn of_model(
             .iter()
             .map(|(name, weight)| TensorRow {
                 name: name.clone(),
-                r#type: match weight {
-                    Weight::Stored(tensor) => tensor.dtype.name().into(),
-                    Weight::Factorized(_) => "binary factors".into(),
-                },
+                r#type: weight.type_name(),
                 shape: weight.shape(),
                 bytes: weight.stored_bytes() as u64,
             })
@@ -231,6 +228,7 @@ fn scan(model: &LocalModel, progress: &dyn Progress) -> Vec<NonFinite> {
             let found = match weight {
                 Weight::Stored(tensor) => tensor.first_non_finite(),
                 Weight::Factorized(_) => None,
+                Weight::Packed(tensor) => tensor.first_non_finite(),
             };
             progress.advance(1);
             found.map(|(first_index, value)| NonFinite {

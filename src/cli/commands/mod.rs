@@ -1,6 +1,7 @@
 //! One file per command: arguments to request, library call, report to [`Output`].
 
 mod compress;
+pub(super) mod convert;
 pub(super) mod generate;
 pub(super) mod info;
 mod littlebit_convert;

@@ -49,7 +49,9 @@ pub fn write(file: &LittleBitFile, target: &Path, progress: &dyn Progress) -> Re
                     arrays(factor).into_iter().try_for_each(|bytes| writer.write(&bytes))?;
                 }
             }
-            None => return Err(Error::General(format!("{name} has vanished"))),
+            Some(Weight::Packed(_)) | None => {
+                return Err(Error::General(format!("{name} has vanished")));
+            }
         }
         progress.advance(1);
     }

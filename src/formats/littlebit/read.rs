@@ -201,7 +201,7 @@ impl LittleBitFile {
     /// of this configuration has.
     pub fn model(&self) -> Result<LocalModel> {
         let config_json = self.config_json()?;
-        let ParsedConfig { config, biases, mut warnings } = self.parsed_config(&config_json)?;
+        let ParsedConfig { config, biases, mut warnings, .. } = self.parsed_config(&config_json)?;
         let mut weights = IndexMap::with_capacity(self.contents.tensors.len());
         for name in self.contents.tensors.keys() {
             if let Some(weight) = self.tensor(name)? {

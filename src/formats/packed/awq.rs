@@ -8,9 +8,8 @@
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::{Grouped, PackedTensor, Part, scale_bytes, slot};
+use super::{Grouped, PackedTensor, Part, Scales, scale_bytes, slot};
 use crate::formats::model_directory::TensorSlot;
-use crate::tensor::SharedBytes;
 use crate::{Error, Result};
 
 /// Which of eight neighbouring outputs lies in each nibble, the lowest first.
@@ -103,16 +102,10 @@ fn nibbles(values: &[u8], out: usize, columns: usize) -> Vec<u8> {
 /// # Errors
 /// [`Error::General`] if the tensors do not fit together.
 pub fn unpack(packed: &PackedAwq, group: usize) -> Result<Grouped> {
-    let shared = |part: &Part| SharedBytes::from_vec(part.bytes.clone());
     let [inputs, words] = packed.qweight.shape[..] else {
         return Err(Error::General("qweight is no matrix".into()));
     };
-    PackedTensor::awq(
-        [words * 8, inputs],
-        group,
-        shared(&packed.qweight),
-        shared(&packed.qzeros),
-        shared(&packed.scales),
-    )?
-    .to_grouped()
+    let scales = Scales { dtype: packed.scales.dtype, bytes: packed.scales.shared() };
+    let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
+    PackedTensor::awq([words * 8, inputs], group, parts)?.to_grouped()
 }

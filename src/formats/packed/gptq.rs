@@ -10,9 +10,8 @@
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::{Grouped, PackedTensor, Part, bit_string, scale_bytes, slot, transposed};
+use super::{Grouped, PackedTensor, Part, Scales, bit_string, scale_bytes, slot, transposed};
 use crate::formats::model_directory::TensorSlot;
-use crate::tensor::SharedBytes;
 use crate::{Error, Result};
 
 /// How zero points are stored.
@@ -142,20 +141,12 @@ pub fn unpack(packed: &PackedGptq, bits: u8, group: usize) -> Result<Grouped> {
 /// # Errors
 /// [`Error::General`] if the tensors do not fit together.
 pub fn unpack_as(packed: &PackedGptq, bits: u8, group: usize, version: Version) -> Result<Grouped> {
-    let shared = |part: &Part| SharedBytes::from_vec(part.bytes.clone());
     let [_, out] = packed.qweight.shape[..] else {
         return Err(Error::General("qweight is no matrix".into()));
     };
     let inputs = packed.g_idx.shape.first().copied().unwrap_or(0);
-    PackedTensor::gptq(
-        [out, inputs],
-        bits,
-        group,
-        version,
-        shared(&packed.qweight),
-        shared(&packed.qzeros),
-        shared(&packed.scales),
-        Some(shared(&packed.g_idx)),
-    )?
-    .to_grouped()
+    let scales = Scales { dtype: packed.scales.dtype, bytes: packed.scales.shared() };
+    let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
+    let g_idx = packed.g_idx.shared();
+    PackedTensor::gptq([out, inputs], (bits, group), version, parts, Some(&g_idx))?.to_grouped()
 }

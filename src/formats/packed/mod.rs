@@ -19,9 +19,10 @@ use half::f16;
 use safetensors::Dtype;
 
 pub use config::{AwqConfig, GptqConfig, QuantizationConfig, W8A8Config};
-pub use tensor::{PackedKind, PackedTensor};
+pub use tensor::{PackedKind, PackedTensor, Scales};
 
 use crate::formats::model_directory::TensorSlot;
+use crate::tensor::SharedBytes;
 use crate::{Error, Result};
 
 /// Integers of a linear layer's weight `[out, inputs]`, row-major, with one scale and one zero point
@@ -149,6 +150,11 @@ pub struct Part {
 impl Part {
     fn new(suffix: &'static str, dtype: Dtype, shape: [usize; 2], bytes: Vec<u8>) -> Self {
         Self { suffix, dtype, shape: shape.to_vec(), bytes }
+    }
+
+    /// The contents in memory that is shared.
+    fn shared(&self) -> SharedBytes {
+        SharedBytes::from_vec(self.bytes.clone())
     }
 
     /// Name, type and shape of the part of the layer `layer` (`model.layers.0.mlp.up_proj`).

@@ -28,6 +28,15 @@ pub enum PackedKind {
     W8A8,
 }
 
+/// Scales of a layer as they are stored: f16, bf16 or f32.
+#[derive(Debug, Clone)]
+pub struct Scales {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Little-endian contents.
+    pub bytes: SharedBytes,
+}
+
 /// A layer's weight `[out, inputs]` as packed integers. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct PackedTensor {
@@ -50,16 +59,12 @@ impl PackedTensor {
     ///
     /// # Errors
     /// [`Error::General`] if sizes or group indices do not fit.
-    #[expect(clippy::too_many_arguments, reason = "one for each tensor, named in the layout")]
     pub fn gptq(
         [out, inputs]: [usize; 2],
-        bits: u8,
-        group: usize,
+        (bits, group): (u8, usize),
         version: Version,
-        weight: SharedBytes,
-        zeros: SharedBytes,
-        scales: SharedBytes,
-        g_idx: Option<SharedBytes>,
+        (weight, zeros, scales): (SharedBytes, SharedBytes, Scales),
+        g_idx: Option<&SharedBytes>,
     ) -> Result<Self> {
         if !matches!(bits, 2 | 3 | 4 | 8) || !super::gptq::fits(out, inputs, bits) {
             return Err(Error::General(format!(
@@ -69,7 +74,7 @@ impl PackedTensor {
         let groups = group_count(out, inputs, group)?;
         let group_of = match g_idx {
             None => None,
-            Some(bytes) => indices(&bytes, inputs, group, groups)?,
+            Some(bytes) => indices(bytes, inputs, group, groups)?,
         };
         let b = usize::from(bits);
         let kind = PackedKind::Gptq(version);
@@ -81,11 +86,11 @@ impl PackedTensor {
             bits,
             weight,
             zeros,
-            scales,
-            scale_type: Dtype::F16,
+            scale_type: scales.dtype,
+            scales: scales.bytes,
             group_of,
         }
-        .checked(inputs * b / 32 * out * 4, groups * (out * b / 32) * 4, groups * out * 2)
+        .checked(inputs * b / 32 * out * 4, groups * (out * b / 32) * 4, groups * out)
     }
 
     /// An AWQ layer over the bytes of its tensors.
@@ -95,9 +100,7 @@ impl PackedTensor {
     pub fn awq(
         [out, inputs]: [usize; 2],
         group: usize,
-        weight: SharedBytes,
-        zeros: SharedBytes,
-        scales: SharedBytes,
+        (weight, zeros, scales): (SharedBytes, SharedBytes, Scales),
     ) -> Result<Self> {
         let groups = group_count(out, inputs, group)?;
         if !awq::fits(out, inputs, group) {
@@ -105,34 +108,32 @@ impl PackedTensor {
                 "a layer of {out} x {inputs} does not fill words and groups of {group}"
             )));
         }
-        let (kind, bits, scale_type) = (PackedKind::Awq, 4, Dtype::F16);
+        let (kind, bits) = (PackedKind::Awq, 4);
+        let Scales { dtype: scale_type, bytes: scales } = scales;
         Self { kind, out, inputs, group, bits, weight, zeros, scales, scale_type, group_of: None }
-            .checked(inputs * out / 2, groups * out / 2, groups * out * 2)
+            .checked(inputs * out / 2, groups * out / 2, groups * out)
     }
 
     /// A W8A8 layer over the bytes of its tensors; scales are f16, bf16 or f32.
     ///
     /// # Errors
     /// [`Error::General`] if sizes or types do not fit.
-    pub fn w8a8(
-        [out, inputs]: [usize; 2],
-        weight: SharedBytes,
-        scales: SharedBytes,
-        scale_type: Dtype,
-    ) -> Result<Self> {
-        let size = match scale_type {
+    pub fn w8a8([out, inputs]: [usize; 2], weight: SharedBytes, scales: Scales) -> Result<Self> {
+        group_count(out, inputs, inputs)?;
+        let zeros = SharedBytes::from_vec(Vec::new());
+        let (kind, group, bits) = (PackedKind::W8A8, inputs, 8);
+        let Scales { dtype: scale_type, bytes: scales } = scales;
+        Self { kind, out, inputs, group, bits, weight, zeros, scales, scale_type, group_of: None }
+            .checked(out * inputs, 0, out)
+    }
+
+    fn checked(self, weight: usize, zeros: usize, scales: usize) -> Result<Self> {
+        let size = match self.scale_type {
             Dtype::F16 | Dtype::BF16 => 2,
             Dtype::F32 => 4,
             other => return Err(Error::General(format!("scales of type {other}"))),
         };
-        group_count(out, inputs, inputs)?;
-        let zeros = SharedBytes::from_vec(Vec::new());
-        let (kind, group, bits) = (PackedKind::W8A8, inputs, 8);
-        Self { kind, out, inputs, group, bits, weight, zeros, scales, scale_type, group_of: None }
-            .checked(out * inputs, 0, out * size)
-    }
-
-    fn checked(self, weight: usize, zeros: usize, scales: usize) -> Result<Self> {
+        let scales = scales * size;
         let lengths = [&self.weight, &self.zeros, &self.scales].map(|bytes| bytes.len());
         if lengths == [weight, zeros, scales] {
             return Ok(self);

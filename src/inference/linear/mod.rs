@@ -1,7 +1,8 @@
 //! Linear layers: one trait, so that the decoder does not know whether a weight is dense,
-//! block-quantized or factorized.
+//! block-quantized, factorized or packed.
 
 pub mod factorized;
+pub mod packed;
 pub mod product;
 pub mod stored;
 

@@ -61,6 +61,7 @@ pub fn dry_run(
     backend: &Backend,
 ) -> Result<CompressionReport> {
     check(request)?;
+    refuse_packed(model)?;
     let plan = plan(&headers_of(model), &request.plan)?;
     let facts = Facts::planned(request);
     let size = assemble::layout(model, &plan, request, &facts)?.file_size();
@@ -75,6 +76,15 @@ pub fn dry_run(
     Ok(report)
 }
 
+/// Factors are found from weights that are numbers, not from integers that were rounded already.
+fn refuse_packed(model: &LocalModel) -> Result<()> {
+    let Some(packed) = model.packed() else { return Ok(()) };
+    Err(Error::Unsupported {
+        message: format!("{} is already quantized ({})", model.name, packed.type_name()),
+        suggestion: "Use the original f32, f16 or bf16 checkpoint, or a GGUF file".to_owned(),
+    })
+}
+
 /// Compresses `model` into `request.output`.
 pub fn compress(
     model: &LocalModel,
@@ -84,6 +94,7 @@ pub fn compress(
 ) -> Result<CompressionReport, CompressFailure> {
     let began = Instant::now();
     check(request)?;
+    refuse_packed(model)?;
     announce(model, request, progress);
     let plan = plan(&headers_of(model), &request.plan)?;
     progress.verbose(&format!("Scales: {} ({})", plan.scales(), request.plan.scales.name()));

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::finite::first_non_finite;
+use super::integers;
 use super::model::GgufModel;
 use super::plan::{self, QuantizePlan, importance_of, lacking, matrices};
 use super::request::{Checkpoints, QuantizeRequest};
@@ -269,6 +270,11 @@ fn encode(
         |values: &mut Vec<f32>, (number, bytes)| {
             let first = rows.start + number * step;
             let count = bytes.len() / row_bytes;
+            if let Some(packed) = tensor.packed()
+                && integers::encode(packed, tensor, first..first + count, kind, bytes)
+            {
+                return Ok(());
+            }
             values.resize(count * cols, 0.0);
             tensor.read_rows(first..first + count, values)?;
             let pairs = values.chunks_exact(cols).zip(bytes.chunks_exact_mut(row_bytes));

@@ -26,12 +26,7 @@ pub fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<GgufModel> 
         .map(|(name, weight)| {
             let tensor = match weight {
                 Weight::Stored(tensor) => tensor.clone(),
-                Weight::Factorized(_) => StoredTensor {
-                    shape: weight.shape(),
-                    dtype: StoredType::F32,
-                    bytes: SharedBytes::from_vec(Vec::new()),
-                    row_order: RowOrder::Plain,
-                },
+                Weight::Factorized(_) | Weight::Packed(_) => shape_only(weight.shape()),
             };
             (name.clone(), Ok(tensor))
         })
@@ -44,8 +39,7 @@ pub fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<GgufModel> 
             tensor.set_factors(linear);
         }
     }
-    if let Some((name, _)) = model.weights.iter().find(|(_, w)| matches!(w, Weight::Factorized(_)))
-    {
+    if let Some((name, _)) = model.weights.iter().find(|(_, w)| !matches!(w, Weight::Stored(_))) {
         return Err(Error::Reconstruction(format!(
             "{}: {name} has no place in a GGUF file",
             path.display()
@@ -54,4 +48,10 @@ pub fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<GgufModel> 
     gguf.source_bytes = gguf.tensors.iter().map(super::GgufTensor::source_bytes).sum();
     gguf.source_dtype = "littlebit".into();
     Ok(gguf)
+}
+
+/// A tensor of that shape without values, which it gets from elsewhere.
+pub(super) fn shape_only(shape: Vec<usize>) -> StoredTensor {
+    let bytes = SharedBytes::from_vec(Vec::new());
+    StoredTensor { shape, dtype: StoredType::F32, bytes, row_order: RowOrder::Plain }
 }

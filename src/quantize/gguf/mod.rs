@@ -9,6 +9,7 @@ mod from_gguf;
 pub mod from_littlebit;
 pub mod ggml_type;
 mod hf;
+pub mod integers;
 pub mod level;
 pub mod mix;
 pub mod model;

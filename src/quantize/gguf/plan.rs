@@ -13,6 +13,7 @@ use super::tensor::GgufTensor;
 use crate::checkpoint::hexadecimal;
 use crate::formats::gguf::{FileLayout, PlannedTensor, Value};
 use crate::formats::imatrix::ImportanceMatrix;
+use crate::formats::packed::PackedTensor;
 use crate::progress::Progress;
 use crate::tensor::{StoredType, ggml};
 use crate::{Error, Result};
@@ -187,13 +188,14 @@ fn kind_to_write(
         )));
     };
     let source = GgmlType::of_stored(tensor.source_type);
-    let quantized = source.is_none_or(GgmlType::is_quantized);
+    let packed = tensor.packed().filter(|_| kind.is_quantized());
+    let quantized = source.is_none_or(GgmlType::is_quantized) || packed.is_some();
     if stored != tensor.source_type && quantized && !allow_requantize {
         return Err(Error::UnsupportedConversion(format!(
             "{} is already quantized to {}: quantizing it to {} loses more than quantizing the \
              original would (start from a model in F16, BF16 or F32, or pass --allow-requantize)",
             tensor.name,
-            tensor.source_type.name(),
+            packed.map_or_else(|| tensor.source_type.name().to_owned(), PackedTensor::type_name),
             kind.name()
         )));
     }
@@ -284,8 +286,9 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
     if !plan.lacking_importance.is_empty() {
         out.push(lacking(plan));
     }
-    if model.source_dtype != "F32"
-        && StoredType::from_name(&model.source_dtype)
+    let packed = model.tensors.iter().any(|tensor| tensor.packed().is_some());
+    if packed
+        || StoredType::from_name(&model.source_dtype)
             .and_then(GgmlType::of_stored)
             .is_some_and(GgmlType::is_quantized)
     {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::formats::packed::PackedTensor;
 use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::{StoredTensor, StoredType, ggml};
 use crate::{Error, Result};
@@ -55,6 +56,8 @@ pub struct GgufTensor {
     plus: f32,
     /// Binary factors in place of the one part, of which only the shape counts then.
     factors: Option<Arc<FactorizedLinear>>,
+    /// Packed integers in place of the one part, of which only the shape counts then.
+    packed: Option<PackedTensor>,
 }
 
 impl GgufTensor {
@@ -70,12 +73,29 @@ impl GgufTensor {
             rows: Rows::Plain,
             plus: 0.0,
             factors: None,
+            packed: None,
         }
     }
 
     /// Takes the values from binary factors of the tensor's shape.
     pub(super) fn set_factors(&mut self, linear: FactorizedLinear) {
         self.factors = Some(Arc::new(linear));
+    }
+
+    /// Takes the values from packed integers of the tensor's shape.
+    pub(super) fn set_packed(&mut self, packed: PackedTensor) {
+        self.packed = Some(packed);
+    }
+
+    /// The packed integers that the values come from, if they do.
+    #[must_use]
+    pub fn packed(&self) -> Option<&PackedTensor> {
+        self.packed.as_ref()
+    }
+
+    /// The row of the source that becomes row `row` of the file.
+    pub(super) fn source_row(&self, row: usize) -> usize {
+        self.place(row).1
     }
 
     /// A stack of matrices `[rows, cols]`, which becomes one tensor `[parts, rows, cols]`.
@@ -102,6 +122,7 @@ impl GgufTensor {
             rows: Rows::Plain,
             plus: 0.0,
             factors: None,
+            packed: None,
         })
     }
 
@@ -132,9 +153,10 @@ impl GgufTensor {
     /// Bytes that the source takes for it.
     #[must_use]
     pub fn source_bytes(&self) -> u64 {
-        match &self.factors {
-            Some(factors) => factors.bits() / 8,
-            None => self.parts.iter().map(|part| part.bytes.len() as u64).sum(),
+        match (&self.factors, &self.packed) {
+            (Some(factors), _) => factors.bits() / 8,
+            (None, Some(packed)) => packed.stored_bytes() as u64,
+            (None, None) => self.parts.iter().map(|part| part.bytes.len() as u64).sum(),
         }
     }
 
@@ -203,6 +225,17 @@ impl GgufTensor {
             }
             return Ok(());
         }
+        if let Some(packed) = &self.packed {
+            if self.rows == Rows::Plain {
+                packed.read_rows(rows, out);
+                return Ok(());
+            }
+            for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+                let (_, row) = self.place(row);
+                packed.read_rows(row..row + 1, out);
+            }
+            return Ok(());
+        }
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
             let (part, row) = self.place(row);
             ggml::decode(part.dtype, part.row_bytes(row), out);
@@ -229,7 +262,8 @@ impl GgufTensor {
         if rows.is_empty() {
             return Some(Cow::Borrowed(&[]));
         }
-        let changed = self.plus != 0.0 || self.factors.is_some() || self.is_reordered_vector();
+        let elsewhere = self.factors.is_some() || self.packed.is_some();
+        let changed = self.plus != 0.0 || elsewhere || self.is_reordered_vector();
         if changed || self.stored_type() != self.source_type {
             if self.source_type != StoredType::F32 {
                 return None;
@@ -257,6 +291,9 @@ impl GgufTensor {
     /// Gives the mapped pages of the source back to the system; they are read again when needed.
     pub fn release(&self) {
         self.parts.iter().for_each(|part| part.bytes.release());
+        if let Some(packed) = &self.packed {
+            packed.release();
+        }
     }
 }
 

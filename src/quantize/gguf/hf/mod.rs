@@ -22,9 +22,14 @@ use sizes::Sizes;
 pub(super) use texts::Texts;
 pub(super) use tokenizer::pre::doubt as doubt_about_pre;
 
+use super::from_littlebit::shape_only;
 use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
-use crate::source::config_json::{Fields, refuse_quantized};
+use super::tensor::GgufTensor;
+use crate::formats::packed::PackedTensor;
+use crate::source::config_json::{Fields, quantization};
 use crate::source::hf;
+use crate::source::names::to_hugging_face;
+use crate::source::packed::{Entry, assemble};
 use crate::{Error, Result};
 
 /// Whether a model with that `config.json` can become a GGUF file: asked before its weights are
@@ -37,7 +42,7 @@ pub fn check_config(path: &Path) -> Result<()> {
     let text = hf::read_text(path, hf::MAX_CONFIG)?.ok_or_else(missing)?;
     let root = parse(&text, path)?;
     architectures::class(&root)?;
-    refuse_quantized(&root)
+    quantization(&root).map(drop)
 }
 
 fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
@@ -58,8 +63,57 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
     // Before the weights, which may be many files.
     let root = parse(&text, &config_path)?;
     architectures::class(&root)?;
-    refuse_quantized(&root)?;
-    open_from(texts, hf::read_tensors(directory)?, &hf::model_name(directory), options)
+    let quantization = quantization(&root)?;
+    let entries = assemble(hf::read_raw(directory)?, quantization.as_ref(), directory)?;
+    let mut packed = IndexMap::new();
+    let tensors = entries
+        .into_iter()
+        .map(|(name, entry)| {
+            let tensor = match entry {
+                Entry::Plain(tensor) => tensor,
+                // Only the shape is looked at before it gets its integers below.
+                Entry::Packed(tensor) => {
+                    let shape = vec![tensor.rows(), tensor.cols()];
+                    packed.insert(name.clone(), tensor);
+                    Ok(shape_only(shape))
+                }
+            };
+            (name, tensor)
+        })
+        .collect();
+    let mut model = open_from(texts, tensors, &hf::model_name(directory), options)?;
+    if let Some(kind) = packed.values().next().map(PackedTensor::type_name) {
+        set_packed(&mut model, packed, directory)?;
+        model.source_dtype = kind;
+    }
+    Ok(model)
+}
+
+/// Gives packed layers their integers.
+fn set_packed(
+    model: &mut GgufModel,
+    mut packed: IndexMap<String, PackedTensor>,
+    directory: &Path,
+) -> Result<()> {
+    for tensor in &mut model.tensors {
+        let layer = to_hugging_face(&tensor.name).and_then(|name| packed.swap_remove(&name));
+        if let Some(layer) = layer {
+            tensor.set_packed(layer);
+        }
+    }
+    if let Some((name, _)) = packed.first() {
+        return Err(Error::Unsupported {
+            message: format!(
+                "{} in {} is packed, which is not read for a {}",
+                name,
+                directory.display(),
+                model.architecture
+            ),
+            suggestion: "Use the original f32, f16 or bf16 checkpoint".to_owned(),
+        });
+    }
+    model.source_bytes = model.tensors.iter().map(GgufTensor::source_bytes).sum();
+    Ok(())
 }
 
 /// Opens what has the texts and tensors of a Hugging Face directory. `name` is the model's.
@@ -77,7 +131,6 @@ pub(super) fn open_from(
         .ok_or_else(|| Error::damaged(directory, "no config.json"))?;
     let root = parse(&text, &config_path)?;
     let class = architectures::class(&root)?;
-    refuse_quantized(&root)?;
     let root = with_text_config(root);
     let fields = Fields::new(&root, &config_path);
     let sizes = Sizes::read(&fields, class)?;

@@ -1,0 +1,122 @@
+//! `convert`.
+
+use crate::Error;
+use crate::cli::args::convert::{ConvertArgs, ConvertFormat};
+use crate::cli::bars::Bars;
+use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::{Context, Failure, interrupt, models};
+use crate::convert::plan::Format;
+use crate::convert::{self, ConversionReport, Plan, Request};
+use crate::formats::model_directory::DEFAULT_SHARD_BYTES;
+use crate::progress::Progress;
+use crate::source::LocalModel;
+
+pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> {
+    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
+        return Err(Error::InvalidArgument(
+            "--output-name is a name; use --output-dir for the folder".into(),
+        )
+        .into());
+    }
+    models::limit_threads(args.threads)?;
+    let progress = Bars::new(&context.output);
+    let model = models::open(&args.input_model, &args.hub, context, &progress)?;
+    let mut request = Request {
+        format: match args.output_format {
+            ConvertFormat::Gguf => Format::Gguf,
+            ConvertFormat::Awq => Format::Awq,
+            ConvertFormat::Gptq => Format::Gptq,
+            ConvertFormat::Hf => Format::Hf,
+        },
+        level: args.quant_level.clone(),
+        group: args.group_size,
+        max_shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
+        provenance: !args.no_provenance,
+        output: args.output_dir.clone(),
+    };
+    interrupt::install();
+    let plan = convert::plan(&model, &request, &progress)?;
+    request.output = args.output_dir.join(output_name(args, &model, &plan));
+    if args.dry_run {
+        let report = ConversionReport::planned(&model, &plan, &request.output);
+        context.output.result(&report);
+        return Ok(());
+    }
+    plan.warnings.iter().for_each(|warning| progress.warn(warning));
+    if plan.is_lossy() {
+        progress.warn(&plan.loss());
+        if !args.force && !context.output.confirm("Convert all the same?") {
+            return Err(Error::Cancelled("the lossy conversion was not confirmed".into()).into());
+        }
+    }
+    let report = convert::convert(&model, &plan, &request, &progress)?;
+    context.output.result(&report);
+    Ok(())
+}
+
+/// `--output-name`, else the last part of the model's name, the format and the level.
+fn output_name(args: &ConvertArgs, model: &LocalModel, plan: &Plan) -> String {
+    let gguf = args.output_format == ConvertFormat::Gguf;
+    let name = args.output_name.clone().unwrap_or_else(|| {
+        let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
+        match args.output_format {
+            ConvertFormat::Gguf => format!("{name}-{}", plan.level()),
+            ConvertFormat::Hf => format!("{name}-hf-{}", plan.level()),
+            _ => format!("{name}-{}-{}", plan.format().to_uppercase(), plan.level()),
+        }
+    });
+    if gguf && !name.to_lowercase().ends_with(".gguf") { format!("{name}.gguf") } else { name }
+}
+
+impl Report for ConversionReport {
+    fn human(&self) -> String {
+        let planned = self.status == "planned";
+        let mut out = String::new();
+        let mut row = |label: &str, value: String| out.push_str(&format!("{label:<20}{value}\n"));
+        row(if planned { "Would write:" } else { "Output:" }, self.output_path.clone());
+        row("Input:", format!("{} ({})", self.input_path, self.input_format));
+        row("Format:", format!("{} {}", self.format, self.quantization_level));
+        row(
+            "Source:",
+            format!(
+                "{}, {}",
+                self.metadata.original_dtype,
+                human_bytes(self.metadata.original_size)
+            ),
+        );
+        let layers = &self.layers_kept;
+        row("Layers kept:", format!("{} of {} exactly", layers.kept, layers.all));
+        row("Parameters:", grouped(self.metadata.parameter_count));
+        if planned {
+            for warning in &self.warnings {
+                out.push_str(&format!("Warning: {warning}\n"));
+            }
+            return out;
+        }
+        row(
+            "Size:",
+            format!("{} ({} bytes)", human_bytes(self.file_size), grouped(self.file_size)),
+        );
+        row("Without loss:", if self.lossless { "yes, compared" } else { "no" }.into());
+        row(
+            "Tensors:",
+            format!(
+                "{} exact, {} rounded to plain numbers, {} requantized",
+                self.tensors.exact, self.tensors.rounded, self.tensors.requantized
+            ),
+        );
+        if self.tensors.requantized > 0 {
+            row(
+                "Error:",
+                format!("{:.3} % of their values (RMS)", self.relative_rms_error * 100.0),
+            );
+        }
+        let time = match self.duration_seconds {
+            short if short < 120.0 => format!("{short:.1} s"),
+            long => clock(long.round() as u64),
+        };
+        row("Time:", time);
+        row("Peak memory:", human_bytes(self.peak_memory_bytes));
+        out
+    }
+}

@@ -1,0 +1,230 @@
+//! A model as a directory, packed or in plain numbers.
+
+use half::{bf16, f16};
+use indexmap::IndexMap;
+use safetensors::Dtype;
+use serde_json::{Map, Value};
+
+use super::Written;
+use super::plan::{Plan, Request, Target, is_linear};
+use crate::formats::model_directory::{
+    DirectoryWriter, SideFile, TensorSlot, companions, config_with,
+};
+use crate::formats::packed::nearest::{self, Grid};
+use crate::formats::packed::{AwqConfig, GptqConfig, Grouped, Part, awq, gptq};
+use crate::progress::Progress;
+use crate::source::{LocalModel, Weight};
+use crate::tensor::StoredType;
+use crate::{Error, Result};
+
+/// Values of a tensor that are written at a time.
+const VALUES: usize = 1 << 22;
+
+/// Writes the directory.
+pub(super) fn write(
+    model: &LocalModel,
+    plan: &Plan,
+    request: &Request,
+    progress: &dyn Progress,
+) -> Result<Written> {
+    let dense = |weight: &Weight| dense_type(weight, plan);
+    let mut slots = Vec::new();
+    for (name, weight) in &model.weights {
+        slots.extend(slots_of(name, weight, plan, dense(weight)));
+    }
+    let metadata = IndexMap::from([("converted_from".to_owned(), plan.from.to_owned())]);
+    let mut writer =
+        DirectoryWriter::create(&request.output, slots, request.max_shard_bytes, metadata)?;
+    progress.start("Writing", model.weights.len() as u64, "tensors");
+    for (name, weight) in &model.weights {
+        if packs(name, plan) {
+            write_packed(&mut writer, name, weight, plan)?;
+        } else {
+            write_dense(&mut writer, name, weight, dense(weight))?;
+        }
+        weight.release();
+        progress.advance(1);
+        if progress.stop_requested() {
+            progress.finish();
+            return Err(Error::Interrupted { resume: None });
+        }
+    }
+    progress.finish();
+    let written = writer.finish(&side_files(model, plan)?)?;
+    Ok(Written { path: written.path, files: written.files })
+}
+
+fn packs(name: &str, plan: &Plan) -> bool {
+    is_linear(name) && !matches!(plan.target, Target::Hf(_))
+}
+
+/// The type of a tensor that is not packed: its own in a directory, F16 of a GGUF file (which runtimes
+/// of packed checkpoints want), or what was asked for.
+fn dense_type(weight: &Weight, plan: &Plan) -> StoredType {
+    match (&plan.target, weight) {
+        (Target::Hf(dtype), _) => *dtype,
+        (_, Weight::Stored(tensor)) if plan.from != "gguf" => tensor.dtype,
+        _ => StoredType::F16,
+    }
+}
+
+fn slots_of(name: &str, weight: &Weight, plan: &Plan, dense: StoredType) -> Vec<TensorSlot> {
+    let (out, inputs) = (weight.rows(), weight.cols());
+    let layer = name.strip_suffix(".weight").unwrap_or(name);
+    match &plan.target {
+        Target::Gptq(bits, group) if packs(name, plan) => {
+            gptq::slots(layer, out, inputs, *bits, group.unwrap_or(inputs))
+        }
+        Target::Awq(group) if packs(name, plan) => {
+            awq::slots(layer, out, inputs, group.unwrap_or(inputs))
+        }
+        _ => {
+            let dtype = match dense {
+                StoredType::BF16 => Dtype::BF16,
+                StoredType::F32 => Dtype::F32,
+                _ => Dtype::F16,
+            };
+            vec![TensorSlot { name: name.to_owned(), dtype, shape: weight.shape() }]
+        }
+    }
+}
+
+fn write_packed(
+    writer: &mut DirectoryWriter,
+    name: &str,
+    weight: &Weight,
+    plan: &Plan,
+) -> Result<()> {
+    let kept = if plan.layers.get(name) == Some(&true) { plan.carried(weight) } else { None };
+    let layer = kept.unwrap_or_else(|| rounded(weight, plan));
+    let prefix = name.strip_suffix(".weight").unwrap_or(name);
+    let mut put = |part: &Part| writer.put(&part.slot(prefix).name, &part.bytes);
+    match plan.target {
+        Target::Awq(_) => awq::pack(&layer)?.parts().into_iter().try_for_each(&mut put),
+        _ => {
+            let packed = gptq::pack_as(&layer, plan.version)?;
+            packed.parts().into_iter().try_for_each(&mut put)
+        }
+    }
+}
+
+/// The weight rounded to the nearest integers of the target's grid.
+fn rounded(weight: &Weight, plan: &Plan) -> Grouped {
+    let (bits, group, kind) = match plan.target {
+        Target::Gptq(bits, group) => (bits, group, Grid::Symmetric),
+        Target::Awq(group) => (4, group, Grid::Asymmetric),
+        _ => (8, None, Grid::Symmetric),
+    };
+    let mut values = vec![0.0; weight.elements()];
+    read_all(weight, &mut values);
+    let inputs = weight.cols();
+    nearest::round(&values, inputs, group.unwrap_or(inputs), bits, kind)
+}
+
+/// Decodes a whole weight, on all threads.
+fn read_all(weight: &Weight, values: &mut [f32]) {
+    use rayon::prelude::*;
+    const ROWS: usize = 32;
+    let cols = weight.cols();
+    values.par_chunks_mut(ROWS * cols).enumerate().for_each(|(part, out)| {
+        let first = part * ROWS;
+        weight.read_rows(first..first + out.len() / cols, out);
+    });
+}
+
+fn write_dense(
+    writer: &mut DirectoryWriter,
+    name: &str,
+    weight: &Weight,
+    dtype: StoredType,
+) -> Result<()> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let step = (VALUES / cols.max(1)).max(1);
+    let mut values = Vec::new();
+    for first in (0..rows).step_by(step) {
+        let range = first..rows.min(first + step);
+        values.resize(range.len() * cols, 0.0f32);
+        weight.read_rows(range, &mut values);
+        let bytes: Vec<u8> = match dtype {
+            StoredType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            StoredType::BF16 => {
+                values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
+            }
+            _ => {
+                if let Some(large) = values.iter().find(|v| v.abs() > f16::MAX.to_f32()) {
+                    return Err(Error::Unsupported {
+                        message: format!("{name} holds {large}, which F16 does not"),
+                        suggestion: "Convert to hf with --quant-level BF16".to_owned(),
+                    });
+                }
+                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+            }
+        };
+        writer.append(name, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Configuration, tokenizer, model card.
+fn side_files(model: &LocalModel, plan: &Plan) -> Result<Vec<SideFile>> {
+    let mut files = companions(model)?;
+    let quantization = quantization(plan);
+    let dtype = match (&plan.target, plan.from) {
+        (Target::Hf(StoredType::F32), _) => Some("float32"),
+        (Target::Hf(StoredType::BF16), _) => Some("bfloat16"),
+        (Target::Hf(_), _) | (_, "gguf") => Some("float16"),
+        _ => None,
+    };
+    files.push(SideFile::text("config.json", config_with(model, quantization.as_ref(), dtype)?));
+    if let (Target::Gptq(..), Some(quantization)) = (&plan.target, &quantization) {
+        files.push(SideFile::text("quantize_config.json", format!("{quantization:#}\n")));
+    }
+    files.push(SideFile::text("README.md", card(model, plan)));
+    Ok(files)
+}
+
+fn quantization(plan: &Plan) -> Option<Value> {
+    match plan.target {
+        Target::Gptq(bits, group) => Some(
+            GptqConfig {
+                bits,
+                group,
+                symmetric: plan.symmetric,
+                desc_act: false,
+                version: plan.version,
+                damp_percent: 0.01,
+                static_groups: false,
+                true_sequential: true,
+                dynamic: Map::new(),
+            }
+            .to_json(),
+        ),
+        Target::Awq(group) => Some(AwqConfig { group, not_converted: Vec::new() }.to_json()),
+        Target::Gguf(_) | Target::Hf(_) => None,
+    }
+}
+
+/// README.md: what this is and what was done.
+fn card(model: &LocalModel, plan: &Plan) -> String {
+    let name = model.name.rsplit('/').next().unwrap_or(&model.name);
+    let (kept, all) = plan.kept();
+    let format = match plan.format() {
+        "hf" => "plain numbers".to_owned(),
+        format => format.to_uppercase(),
+    };
+    let mut text = format!(
+        "# {name}, {format} {}\n\nConverted from {} by llm-quantize {}. ",
+        plan.level(),
+        plan.from,
+        env!("CARGO_PKG_VERSION")
+    );
+    text.push_str(&if kept == all {
+        format!("All {all} linear layers of the blocks keep their values exactly.\n")
+    } else {
+        format!(
+            "{kept} of {all} linear layers of the blocks keep their values exactly; the others were \
+             rounded to the nearest value of this format, without calibration.\n"
+        )
+    });
+    text
+}
