@@ -298,9 +298,6 @@ fn what_would_fail_later_is_refused_at_once() {
     refused(&["m.gguf", "gguf", "-q", "F16", "-n", "m"], 2, argument, "the model itself");
     refused(&["m.gguf", "gguf", "-q", "Q8_0", "-t", "0"], 2, argument, "--threads");
     refused(&["m.gguf", "gguf", "--target-bpw", "-1"], 2, argument, "above 0");
-    for format in ["awq", "gptq", "smoothquant"] {
-        refused(&["m.gguf", format, "-q", "4bit"], 8, "UnsupportedConversionError", format);
-    }
     refused(&["m.gguf", "gguf", "-q", "dynamic"], 8, "UnsupportedConversionError", "--target-bpw");
     refused(&["none.gguf", "gguf", "-q", "Q8_0"], 3, "ModelNotFoundError", "none.gguf");
     refused(&["nan.gguf", "gguf", "-q", "Q8_0"], 6, "ValidationFailedError", "blk.1.ffn_up.weight");

@@ -3,6 +3,8 @@
 mod awq;
 mod gptq;
 mod smoothquant;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::path::Path;
