@@ -67,7 +67,7 @@ const MISTRAL: &str = r#"{
 
 #[test]
 fn reads_llama_3_1() {
-    let ParsedConfig { config, biases, warnings } = parsed(LLAMA31).unwrap();
+    let ParsedConfig { config, biases, warnings, .. } = parsed(LLAMA31).unwrap();
     assert_eq!(
         config,
         ModelConfig {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::quality;
 use crate::cli::args::ComputeArgs;
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::bars::Bars;
@@ -27,6 +28,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let model = models::open(&args.model, &args.hub, context, &progress)?;
     let checkpoint_dir =
         args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    quality::check(args, &model.path)?;
     let mut request = PackedRequest {
         method,
         group,
@@ -57,8 +59,8 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     plan.warnings.iter().for_each(|warning| progress.warn(warning));
     interrupt::install();
     let report = execute(&model, &plan, &request, &backend, &progress)?;
-    context.output.result(&report);
-    Ok(())
+    let quality = quality::after(args, &model.path, &request.output, context, &progress)?;
+    quality::finish(&report, quality, context)
 }
 
 /// The method with its settings; what does not go with it is refused by name.
@@ -139,11 +141,6 @@ fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
         return Err(Error::InvalidArgument(format!(
             "{option} does nothing for {name}; it goes with {place}"
         )));
-    }
-    if args.quality.quality_report || args.quality.coherence_check {
-        return Err(Error::UnsupportedConversion(
-            "this version measures no quality of packed directories".into(),
-        ));
     }
     Ok(())
 }
