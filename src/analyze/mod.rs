@@ -12,6 +12,7 @@ mod collector;
 mod gradient;
 mod pass;
 pub mod plot;
+mod recorder;
 pub mod report;
 pub mod request;
 mod run;

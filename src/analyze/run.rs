@@ -1,7 +1,6 @@
 //! The work of `analyze`, from an opened model, or from files alone, to files and a report.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use indexmap::IndexMap;
@@ -10,6 +9,7 @@ use super::cache::Entry;
 use super::collector::Sums;
 use super::pass::{self, OUTPUT, Pass};
 use super::plot::Subject;
+use super::recorder::Recorder;
 use super::report::{AnalyzeReport, CalibrationReport, SuperWeightReport};
 use super::request::{AnalyzeRequest, Checkpoints, MatrixFormat, Samples};
 use super::spikes::{self, Found};
@@ -45,7 +45,7 @@ pub fn analyze(
     progress: &dyn Progress,
 ) -> Result<AnalyzeReport> {
     let began = Instant::now();
-    let progress = &Recorder { inner: progress, warnings: Mutex::default() };
+    let progress = &Recorder::new(progress);
     let length = check(model, request, backend)?;
     let merged = open_all(&request.merge)?;
     progress.note(&format!("Loading model: {}", model.name));
@@ -105,6 +105,7 @@ pub fn analyze(
             sums: &sums,
             super_weights: &report.super_weights.super_weights,
             mask: mask.as_ref(),
+            perplexity: report.super_weights.perplexity,
         };
         plot::draw(path, &subject)?;
         report.plot_path = Some(path.display().to_string());
@@ -112,7 +113,7 @@ pub fn analyze(
     progress.note(&format!("Complete: {}", request.output.display()));
     report.duration_seconds = began.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_resident_bytes();
-    report.warnings = std::mem::take(&mut *progress.lock());
+    report.warnings = progress.warnings();
     Ok(report)
 }
 
@@ -133,7 +134,7 @@ pub struct FileRequest {
 /// [`Error::Imatrix`] when a file cannot be read or does not fit the others, [`Error::Io`].
 pub fn files(request: &FileRequest, progress: &dyn Progress) -> Result<AnalyzeReport> {
     let began = Instant::now();
-    let progress = &Recorder { inner: progress, warnings: Mutex::default() };
+    let progress = &Recorder::new(progress);
     let all = open_all(&request.inputs)?;
     let Some(((_, first), rest)) = all.split_first() else {
         return Err(Error::InvalidArgument("no file to read".into()));
@@ -167,7 +168,8 @@ pub fn files(request: &FileRequest, progress: &dyn Progress) -> Result<AnalyzeRe
     };
     if let Some(path) = &request.plot {
         let name = request.inputs[0].file_stem().unwrap_or_default().to_string_lossy();
-        let subject = Subject { name: &name, sums: &sums, super_weights: &[], mask: None };
+        let subject =
+            Subject { name: &name, sums: &sums, super_weights: &[], mask: None, perplexity: None };
         plot::check_path(path)?;
         check_output(path)?;
         plot::draw(path, &subject)?;
@@ -175,7 +177,7 @@ pub fn files(request: &FileRequest, progress: &dyn Progress) -> Result<AnalyzeRe
     }
     report.duration_seconds = began.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_resident_bytes();
-    report.warnings = std::mem::take(&mut *progress.lock());
+    report.warnings = progress.warnings();
     Ok(report)
 }
 
@@ -456,48 +458,5 @@ impl SuperWeightReport {
             perplexity: None,
             super_weights: Vec::new(),
         }
-    }
-}
-
-/// Passes everything on and keeps the warnings for the report.
-struct Recorder<'a> {
-    inner: &'a dyn Progress,
-    warnings: Mutex<Vec<String>>,
-}
-
-impl Recorder<'_> {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Progress for Recorder<'_> {
-    fn start(&self, stage: &str, total: u64, unit: &str) {
-        self.inner.start(stage, total, unit);
-    }
-    fn advance(&self, units: u64) {
-        self.inner.advance(units);
-    }
-    fn finish(&self) {
-        self.inner.finish();
-    }
-    fn note(&self, text: &str) {
-        self.inner.note(text);
-    }
-    fn detail(&self, text: &str) {
-        self.inner.detail(text);
-    }
-    fn verbose(&self, text: &str) {
-        self.inner.verbose(text);
-    }
-    fn warn(&self, text: &str) {
-        self.lock().push(text.to_owned());
-        self.inner.warn(text);
-    }
-    fn debug(&self, text: &str) {
-        self.inner.debug(text);
-    }
-    fn stop_requested(&self) -> bool {
-        self.inner.stop_requested()
     }
 }

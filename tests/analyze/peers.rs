@@ -66,23 +66,17 @@ fn importance_is_that_of_llama_imatrix() {
     let folder = tempfile::tempdir().unwrap();
     let count: usize =
         std::env::var("LLM_QUANTIZE_TEST_CHUNKS").map_or(4, |count| count.parse().unwrap());
-    let (model, text) = match (
-        std::env::var_os("LLM_QUANTIZE_TEST_MODEL"),
-        std::env::var_os("LLM_QUANTIZE_TEST_DATA"),
-    ) {
-        (Some(model), Some(data)) => {
-            let f16 = folder.path().join("f16.gguf");
-            library.write(Path::new(&model), &f16, F16);
-            (f16, Path::new(&data).join("wikitext-2-raw/wiki.train.raw"))
-        }
-        _ => {
-            eprintln!(
-                "LLM_QUANTIZE_TEST_MODEL or LLM_QUANTIZE_TEST_DATA is not set: the tiny model"
-            );
-            let f16 = folder.path().join("t.gguf");
-            quantize_tiny(&f16);
-            (f16, repository("models/corpus/calibration.txt"))
-        }
+    let named =
+        std::env::var_os("LLM_QUANTIZE_TEST_MODEL").zip(std::env::var_os("LLM_QUANTIZE_TEST_DATA"));
+    let (model, text) = if let Some((model, data)) = named {
+        let f16 = folder.path().join("f16.gguf");
+        library.write(Path::new(&model), &f16, F16);
+        (f16, Path::new(&data).join("wikitext-2-raw/wiki.train.raw"))
+    } else {
+        eprintln!("LLM_QUANTIZE_TEST_MODEL or LLM_QUANTIZE_TEST_DATA is not set: the tiny model");
+        let f16 = folder.path().join("t.gguf");
+        quantize_tiny(&f16);
+        (f16, repository("models/corpus/calibration.txt"))
     };
     let opened = open_local(&model).unwrap();
     let length = opened.config.max_positions.min(512);
@@ -137,6 +131,9 @@ fn quantize_tiny(target: &Path) {
     assert!(status.success());
 }
 
+/// `LLAMA_FTYPE_MOSTLY_IQ2_XXS`.
+const IQ2_XXS: i32 = 19;
+
 /// llama.cpp reads our GGUF form with its own reader, takes the values, and quantizes with them at a
 /// level that refuses to work without.
 #[test]
@@ -163,8 +160,6 @@ fn llama_cpp_takes_our_files() {
         let pairs = ours.entries[&name].values.iter().zip(values);
         assert!(pairs.into_iter().all(|(a, b)| (a / b - 1.0).abs() < 1e-6), "{name}");
     }
-    /// `LLAMA_FTYPE_MOSTLY_IQ2_XXS`.
-    const IQ2_XXS: i32 = 19;
     let target = folder.path().join("q.gguf");
     assert!(library.quantize(&model, &target, IQ2_XXS, &entries), "llama.cpp refuses");
     assert!(std::fs::metadata(&target).unwrap().len() > 0);

@@ -309,7 +309,19 @@ fn parts_merge_into_the_whole_and_forms_say_the_same() {
 fn killed_runs_resume_to_the_same_bytes() {
     let workspace = Workspace::new();
     let (model, text) = (tiny_model(), text());
-    let more = ["--chunks", "60", "--method", "fisher", "--no-cache", "-t", "1", "-o", "k.imatrix"];
+    let more = [
+        "--chunks",
+        "40",
+        "-c",
+        "128",
+        "--method",
+        "fisher",
+        "--no-cache",
+        "-t",
+        "1",
+        "-o",
+        "k.imatrix",
+    ];
     let arguments = arguments(model.to_str().unwrap(), text.to_str().unwrap(), &more);
     let began = Instant::now();
     workspace.succeed(&arguments);
@@ -347,8 +359,19 @@ fn killed_runs_resume_to_the_same_bytes() {
 fn ctrl_c_keeps_the_work_and_says_how_to_go_on() {
     let workspace = Workspace::new();
     let (model, text) = (tiny_model(), text());
-    let more =
-        ["--chunks", "200", "--method", "fisher", "--no-cache", "-t", "1", "-o", "k.imatrix"];
+    let more = [
+        "--chunks",
+        "96",
+        "-c",
+        "128",
+        "--method",
+        "fisher",
+        "--no-cache",
+        "-t",
+        "1",
+        "-o",
+        "k.imatrix",
+    ];
     let arguments = arguments(model.to_str().unwrap(), text.to_str().unwrap(), &more);
     let child = workspace
         .command(&arguments)
@@ -372,7 +395,7 @@ fn ctrl_c_keeps_the_work_and_says_how_to_go_on() {
     assert!(error.suggestion.contains("--resume ./.checkpoint"), "{}", error.suggestion);
     let resume = [&arguments[..], &["--resume", ".checkpoint"]].concat();
     let document: Document = json(&workspace.succeed(&resume));
-    assert!(document.resumed_samples > 0 && document.calibration_samples == 200);
+    assert!(document.resumed_samples > 0 && document.calibration_samples == 96);
     // There is nothing left to resume, and other options are another run.
     fails(&workspace, &resume, 7, "CheckpointError");
 }

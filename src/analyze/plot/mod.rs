@@ -20,6 +20,8 @@ pub(super) struct Subject<'a> {
     pub(super) sums: &'a ImportanceSums,
     pub(super) super_weights: &'a [SuperWeight],
     pub(super) mask: Option<&'a SuperWeightMask>,
+    /// Perplexity of the text in which super weights were looked for.
+    pub(super) perplexity: Option<f64>,
 }
 
 /// Refuses a path that is neither `.svg` nor `.html`.

@@ -217,8 +217,12 @@ fn protected(
     let mut y = bottom + 64.0;
     if !subject.super_weights.is_empty() {
         canvas.star((LEFT + 6.0, y - 4.0), "super weight");
-        let text = "super weight: one weight that makes a spike of the whole model's hidden state";
-        canvas.text((LEFT + 20.0, y), 12.0, Anchor::Start, "", text);
+        let whole = subject
+            .perplexity
+            .map_or(String::new(), |all| format!(" (perplexity with all weights {all:.2})"));
+        let text =
+            format!("super weight: one weight that makes a spike of the hidden state{whole}");
+        canvas.text((LEFT + 20.0, y), 12.0, Anchor::Start, "", &text);
         for weight in subject.super_weights {
             y += 18.0;
             canvas.text((LEFT + 20.0, y), 11.0, Anchor::Start, "soft", &sentence(weight));
