@@ -320,22 +320,19 @@ fn windows(
         )));
     }
     let wanted = request.samples.saturating_add(1).saturating_mul(length);
-    let (documents, dataset) = match &request.data {
-        Some(path) => {
-            let render = tokenizer
-                .chat_template()
-                .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
-            let render = render.as_ref().map(|render| render as ChatRenderer<'_>);
-            let file = DocumentFile::open(path, render)?;
-            let limit = wanted.saturating_mul(BYTES_PER_TOKEN).max(1 << 20);
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            (file.read(Coverage::First, limit)?, name)
-        }
-        None => {
-            let options = TextOptions { hub: request.hub.clone(), ..TextOptions::default() };
-            let text = measure::open_text(&options, tokenizer, 0, Some(wanted), progress)?;
-            (text.evaluation, text.evaluation_name)
-        }
+    let (documents, dataset) = if let Some(path) = &request.data {
+        let render = tokenizer
+            .chat_template()
+            .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
+        let render = render.as_ref().map(|render| render as ChatRenderer<'_>);
+        let file = DocumentFile::open(path, render)?;
+        let limit = wanted.saturating_mul(BYTES_PER_TOKEN).max(1 << 20);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (file.read(Coverage::First, limit)?, name)
+    } else {
+        let options = TextOptions { hub: request.hub.clone(), ..TextOptions::default() };
+        let text = measure::open_text(&options, tokenizer, 0, Some(wanted), progress)?;
+        (text.evaluation, text.evaluation_name)
     };
     let protocol = Protocol::LlamaCpp { length };
     let windows = EvaluationWindows::cut(&documents, tokenizer, protocol, Some(request.samples))?;

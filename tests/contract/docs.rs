@@ -7,9 +7,12 @@ use llm_quantize::littlebit::tuning::{Effort, Recipe};
 
 use super::common::{Workspace, stdout};
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 13] = [
     &[],
     &["quantize"],
+    &["quality"],
+    &["quality", "report"],
+    &["quality", "compare"],
     &["littlebit"],
     &["littlebit", "compress"],
     &["littlebit", "convert"],
@@ -50,7 +53,7 @@ fn the_reference_lists_codes_and_variables() {
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md"))
             .unwrap();
-    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 21, 22, 23, 24, 130] {
+    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 21, 22, 23, 24, 130] {
         assert!(page.lines().any(|l| l.starts_with(&format!("| {code} |"))), "exit code {code}");
     }
     for variable in llm_quantize::settings::Settings::TABLE {

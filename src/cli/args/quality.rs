@@ -12,7 +12,7 @@ pub(crate) enum QualityCommand {
     /// Generate quality report for quantized model
     Report(Box<QualityReportArgs>),
     /// Compare multiple quantized models
-    Compare(CompareArgs),
+    Compare(Box<CompareArgs>),
 }
 
 impl QualityCommand {
