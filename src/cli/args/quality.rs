@@ -59,6 +59,11 @@ pub(crate) struct QualityReportArgs {
     #[arg(long)]
     pub(crate) skip_coherence: bool,
 
+    /// Mask of super weights (NAME.superweights.json): reports the share of the parameters that it
+    /// names and that are stored in 8 bits or more
+    #[arg(long, value_name = "PATH")]
+    pub(crate) super_weights: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) benchmarks: BenchmarkArgs,
 

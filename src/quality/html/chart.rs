@@ -80,16 +80,26 @@ impl Axis {
         share.clamp(0.0, 1.0)
     }
 
-    /// Text of a tick.
+    /// An axis that counts from 0 to `last` and ends there.
+    pub(super) fn count(label: &str, last: usize) -> Self {
+        let last = last.max(1);
+        let step = round_step(last as f64 / 10.0).max(1.0) as usize;
+        let ticks = (0..=last).step_by(step).map(|tick| tick as f64).collect();
+        Self { label: label.into(), scale: Scale::Linear, from: 0.0, to: last as f64, ticks }
+    }
+
+    /// A tick as SVG text: plain, or a power of ten with a raised exponent.
     fn name(&self, tick: f64) -> String {
         if self.scale == Scale::Log && !(1e-3..1e4).contains(&tick) {
             let exponent = tick.log10().floor() as i32;
             let factor = tick / 10f64.powi(exponent);
-            return if (factor - 1.0).abs() < 1e-6 {
-                format!("10{}", superscript(exponent))
-            } else {
-                format!("{factor:.0}·10{}", superscript(exponent))
-            };
+            let factor =
+                if (factor - 1.0).abs() < 1e-6 { String::new() } else { format!("{factor:.0}·") };
+            let sign = if exponent < 0 { "−" } else { "" };
+            return format!(
+                "{factor}10<tspan dy=\"-5\" font-size=\"10\">{sign}{}</tspan>",
+                exponent.abs()
+            );
         }
         let step = match self.scale {
             Scale::Linear => self.ticks.get(1).map_or(1.0, |next| next - self.ticks[0]),
@@ -97,10 +107,16 @@ impl Axis {
         };
         let digits = (-step.log10().floor()).clamp(0.0, 6.0) as usize;
         let text = format!("{tick:.digits$}");
-        if text.trim_start_matches('-').chars().all(|c| c == '0' || c == '.') {
-            "0".into()
-        } else {
-            text
+        let zero = text.trim_start_matches('-').chars().all(|c| c == '0' || c == '.');
+        if zero { "0".into() } else { text }
+    }
+
+    /// Characters that the name of a tick takes, about.
+    fn name_width(&self, tick: f64) -> usize {
+        let name = self.name(tick);
+        match name.split_once("<tspan") {
+            Some((front, _)) => front.chars().count() + 2,
+            None => name.chars().count(),
         }
     }
 }
@@ -110,20 +126,6 @@ fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= step * 0.999);
     factor.unwrap_or(10.0) * power
-}
-
-fn superscript(number: i32) -> String {
-    number
-        .to_string()
-        .chars()
-        .map(|c| match c {
-            '-' => '⁻',
-            '1' => '¹',
-            '2' => '²',
-            '3' => '³',
-            digit => char::from_u32(0x2070 + digit.to_digit(10).unwrap_or(0)).unwrap_or(digit),
-        })
-        .collect()
 }
 
 /// The area of a plot, in the units of its picture.
@@ -148,7 +150,7 @@ impl Plot {
     pub(super) fn new(narrow: bool, title: &str, x: Axis, y: Axis) -> Self {
         let (width, height, class) =
             if narrow { (366.0, 300.0, "narrow") } else { (820.0, 380.0, "wide") };
-        let longest = y.ticks.iter().map(|t| y.name(*t).chars().count()).max().unwrap_or(1);
+        let longest = y.ticks.iter().map(|tick| y.name_width(*tick)).max().unwrap_or(1);
         let left = 14.0 + 7.5 * longest as f64;
         Self { width, height, left, x, y, body: String::new(), class, title: title.into() }
     }
@@ -175,14 +177,15 @@ impl Plot {
         self.add(&format!("<polyline class=\"stroke {class}\" points=\"{}\"/>", points.join(" ")));
     }
 
-    /// A dashed line across, with its name at the right end.
+    /// A dashed line across, with its name under its left end.
     pub(super) fn level(&mut self, y: f64, name: &str) {
         let (at, right) = (self.at_y(y), self.width - RIGHT);
         self.add(&format!(
             "<line class=\"mark\" x1=\"{:.1}\" x2=\"{right:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text class=\"label\" x=\"{right:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+             <text class=\"label\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             self.left,
-            at - 5.0,
+            self.left + 6.0,
+            at + 15.0,
             escape(name)
         ));
     }
@@ -296,10 +299,17 @@ mod tests {
         let axis = Axis::over("x", Scale::Log, [3e-5, 0.0, 2e-2].into_iter());
         assert_eq!(axis.ticks.len(), 5, "{axis:?}");
         assert!((axis.place(1e-5) - 0.0).abs() < 1e-9 && (axis.place(1e-1) - 1.0).abs() < 1e-9);
-        assert_eq!((axis.name(1e-5).as_str(), axis.name(0.1).as_str()), ("10⁻⁵", "0.1"));
+        assert_eq!(
+            (axis.name(1e-5).as_str(), axis.name(0.1).as_str()),
+            ("10<tspan dy=\"-5\" font-size=\"10\">−5</tspan>", "0.1")
+        );
         let axis = Axis::over("x", Scale::Log, [24.0, 33.0].into_iter());
         assert_eq!(axis.ticks, [20.0, 50.0]);
         assert_eq!(axis.name(20.0), "20");
         assert!((axis.place(0.0) - 0.0).abs() < 1e-12);
+        let axis = Axis::count("x", 29);
+        assert_eq!((axis.ticks.len(), axis.to, axis.name(5.0).as_str()), (6, 29.0, "5"));
+        assert_eq!(Axis::count("x", 3).ticks, [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(Axis::count("x", 0).ticks, [0.0, 1.0]);
     }
 }

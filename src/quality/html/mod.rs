@@ -6,7 +6,7 @@ mod plots;
 mod text;
 
 use super::report::{CompareReport, MeasuredOn, QualityReport};
-use text::{escape, human_bytes, number, short_name};
+use text::{escape, human_bytes, number, short_name, with_error};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -21,15 +21,15 @@ pub fn report_page(report: &QualityReport) -> String {
     }
     let mut cards = vec![
         card(
-            &format!("{} → {}", number(m.perplexity_original), number(m.perplexity_quantized)),
-            "perplexity, original → quantized",
+            &format!("{} / {}", number(m.perplexity_original), number(m.perplexity_quantized)),
+            "perplexity: original / quantized",
         ),
         card(
             &format!("{:+.2} ± {:.2} %", m.perplexity_delta_pct, m.perplexity_delta_stderr_pct),
             "change of perplexity",
         ),
         card(
-            &format!("{} ± {}", number(d.kl_divergence.mean), number(d.kl_divergence.stderr)),
+            &with_error(d.kl_divergence.mean, d.kl_divergence.stderr),
             "KL divergence, nats per token",
         ),
         card(
@@ -219,7 +219,7 @@ fn compare_table(report: &CompareReport) -> String {
     if let (Some(value), Some(error)) =
         (report.perplexity_original, report.perplexity_original_stderr)
     {
-        original.push(format!("{} ± {}", number(value), number(error)));
+        original.push(with_error(value, error));
         original.extend(["", "", "", ""].map(String::from));
     }
     let mut rows = vec![original];
@@ -230,12 +230,12 @@ fn compare_table(report: &CompareReport) -> String {
         row.extend(result.effective_bpw.map(|bits| format!("{bits:.3}")));
         if let Some(p) = &result.perplexity {
             let k = &p.divergence.kl_divergence;
-            row.push(format!("{} ± {}", number(p.perplexity), number(p.perplexity_stderr)));
+            row.push(with_error(p.perplexity, p.perplexity_stderr));
             row.push(format!(
                 "{:+.2} ± {:.2} %",
                 p.perplexity_delta_pct, p.perplexity_delta_stderr_pct
             ));
-            row.push(format!("{} ± {}", number(k.mean), number(k.stderr)));
+            row.push(with_error(k.mean, k.stderr));
             row.push(number(k.p99));
             row.push(format!("{:.2} %", p.divergence.same_top_token_pct));
         }

@@ -169,7 +169,7 @@ pub(super) fn divergence(divergence: &Divergence) -> String {
     });
     let caption = format!(
         "Bars have equal width on the logarithmic axis, four to a factor of ten. {below:.2} % of \
-         the tokens lie below 10⁻⁶."
+         the tokens lie below 0.000001."
     );
     figure(&plot, &[block_entry(0, "tokens of the text")], &caption)
 }
@@ -268,7 +268,8 @@ fn layer_lines(lines: &[(&str, Vec<(f64, f64)>)], caption: &str) -> Option<Strin
     if !points().any(|point| point.1 > 0.0) {
         return None;
     }
-    let x = Axis::over("Block", Scale::Linear, points().map(|point| point.0));
+    let last = points().map(|point| point.0 as usize).max().unwrap_or(0);
+    let x = Axis::count("Block", last);
     let y = Axis::over("Relative squared error", Scale::Log, points().map(|point| point.1));
     let plot = both(|narrow| {
         let mut plot = Plot::new(narrow, "Error of each layer", x.clone(), y.clone());

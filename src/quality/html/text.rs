@@ -36,6 +36,16 @@ pub(super) fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+/// A value and its standard error, both to the second digit of the error.
+pub(super) fn with_error(value: f64, error: f64) -> String {
+    let error = error.abs();
+    if !(1e-9..1e6).contains(&error) {
+        return format!("{} ± {}", number(value), number(error));
+    }
+    let digits = (1.0 - error.log10().floor()).clamp(0.0, 10.0) as usize;
+    format!("{value:.digits$} ± {error:.digits$}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +71,14 @@ mod tests {
             (-3.0, "-3.000"),
         ] {
             assert_eq!(number(value), text);
+        }
+        for (value, error, text) in [
+            (23.5678, 0.5619, "23.57 ± 0.56"),
+            (0.000_278_04, 4.268e-6, "0.0002780 ± 0.0000043"),
+            (5.0, 0.0, "5.000 ± 0"),
+            (1234.5, 45.6, "1234 ± 46"),
+        ] {
+            assert_eq!(with_error(value, error), text);
         }
     }
 }
