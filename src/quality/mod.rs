@@ -11,6 +11,7 @@ pub mod layers;
 pub mod report;
 pub mod statistics;
 mod stream;
+pub mod super_weights;
 pub(crate) mod timestamp;
 
 use std::path::PathBuf;
@@ -71,8 +72,8 @@ pub struct QualityRequest {
     pub quality_threshold: f64,
     /// Least mean score of the coherence test that passes, 0 to 1.
     pub coherence_threshold: f64,
-    /// Share of the weights that is protected as super weights, if the caller protected them.
-    pub super_weight_coverage: Option<f64>,
+    /// Mask of super weights, to report how many of them are kept at high precision.
+    pub super_weights: Option<PathBuf>,
 }
 
 /// Measures a quantized model beside its original.
@@ -99,6 +100,11 @@ pub fn measure(
         .concat();
     let text = windows(original, &request.text, &tokenizer, progress)?;
     let size = size(original, quantized);
+    let super_weight_coverage = request
+        .super_weights
+        .as_ref()
+        .map(|mask| super_weights::kept(mask, quantized))
+        .transpose()?;
 
     let (figures, mut others) = run(original, &[quantized], &text.windows, backend, progress)?;
     let others = others.pop().ok_or_else(|| Error::General("nothing was measured".into()))?;
@@ -137,7 +143,7 @@ pub fn measure(
         layer_errors,
         coherence_score: coherence.as_ref().map(CoherenceReport::score),
         coherence: outcome,
-        super_weight_coverage: request.super_weight_coverage,
+        super_weight_coverage,
         benchmarks,
         warnings,
         metrics,
@@ -320,22 +326,19 @@ fn windows(
         )));
     }
     let wanted = request.samples.saturating_add(1).saturating_mul(length);
-    let (documents, dataset) = match &request.data {
-        Some(path) => {
-            let render = tokenizer
-                .chat_template()
-                .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
-            let render = render.as_ref().map(|render| render as ChatRenderer<'_>);
-            let file = DocumentFile::open(path, render)?;
-            let limit = wanted.saturating_mul(BYTES_PER_TOKEN).max(1 << 20);
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            (file.read(Coverage::First, limit)?, name)
-        }
-        None => {
-            let options = TextOptions { hub: request.hub.clone(), ..TextOptions::default() };
-            let text = measure::open_text(&options, tokenizer, 0, Some(wanted), progress)?;
-            (text.evaluation, text.evaluation_name)
-        }
+    let (documents, dataset) = if let Some(path) = &request.data {
+        let render = tokenizer
+            .chat_template()
+            .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
+        let render = render.as_ref().map(|render| render as ChatRenderer<'_>);
+        let file = DocumentFile::open(path, render)?;
+        let limit = wanted.saturating_mul(BYTES_PER_TOKEN).max(1 << 20);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (file.read(Coverage::First, limit)?, name)
+    } else {
+        let options = TextOptions { hub: request.hub.clone(), ..TextOptions::default() };
+        let text = measure::open_text(&options, tokenizer, 0, Some(wanted), progress)?;
+        (text.evaluation, text.evaluation_name)
     };
     let protocol = Protocol::LlamaCpp { length };
     let windows = EvaluationWindows::cut(&documents, tokenizer, protocol, Some(request.samples))?;

@@ -30,7 +30,8 @@ pub struct QualityReport {
     pub coherence_score: Option<f64>,
     /// More about the test; absent when it was not run.
     pub coherence: Option<Coherence>,
-    /// Share of the weights that was protected as super weights, where the run protected them.
+    /// Share of the parameters that are super weights and stored in 8 bits or more; absent without
+    /// a mask.
     pub super_weight_coverage: Option<f64>,
     /// Benchmarks that were asked for.
     pub benchmarks: Vec<BenchmarkReport>,

@@ -55,10 +55,22 @@ pub(super) fn run(
     for model in models {
         rows::check_tokens(&windows.tokens, model.model().config.vocab_size)?;
     }
-    let layers = models.first().map_or(0, |model| model.model().config.num_layers);
     let group = windows_per_group(models, windows);
+    run_in_groups(models, windows, group, progress, visitor)
+}
+
+fn run_in_groups(
+    models: &[StreamedDecoder],
+    windows: &EvaluationWindows,
+    group: usize,
+    progress: &dyn Progress,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
+    let layers = models.first().map_or(0, |model| model.model().config.num_layers);
     let groups = windows.count().div_ceil(group);
-    progress.start("Measuring", (groups * models.len() * (layers + 1)) as u64, "layers");
+    // Logits take about as long for a batch as a few blocks do for the group.
+    let batches = windows.count().div_ceil(rows::windows_per_batch(windows.length));
+    progress.start("Measuring", (groups * models.len() * layers + batches) as u64, "steps");
     let mut first = 0;
     while first < windows.count() {
         let count = group.min(windows.count() - first);
@@ -117,8 +129,8 @@ fn run_group(
     for batch in batches {
         stop_if_asked(progress)?;
         compare_batch(models, &outputs, windows, &batch, visitor)?;
+        progress.advance(1);
     }
-    progress.advance(models.len() as u64);
     Ok(())
 }
 
@@ -163,3 +175,7 @@ fn compare_batch(
 fn stop_if_asked(progress: &dyn Progress) -> Result<()> {
     if progress.stop_requested() { Err(Error::Interrupted { resume: None }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

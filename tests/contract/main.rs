@@ -9,6 +9,7 @@
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
 //! - `packed`: `quantize MODEL awq|gptq|smoothquant`
+//! - `quality`: `quality report` and `compare`, and what other commands measure
 //! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
 //! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
 //! - `recovery`: tuning and distillation after factorization
@@ -27,6 +28,7 @@ mod errors;
 mod handmade;
 mod inspect;
 mod packed;
+mod quality;
 mod quantize;
 mod quantize_resume;
 mod recipe;

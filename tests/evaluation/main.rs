@@ -7,6 +7,7 @@
 //! - `statistics`: activation statistics
 //! - `coherence`: the coherence test tells sense from nonsense
 //! - `decoder`: the same through the real decoder, with random weights
+//! - `tasks`: benchmarks against llama.cpp's logits; `llama_library` calls it
 //! - `peers`: a real model against figures of llama.cpp
 //!
 //! `models` has the models with known probabilities that the others use.
@@ -16,9 +17,15 @@
 
 mod coherence;
 mod decoder;
+#[cfg(unix)]
+#[path = "../parity/llama_library.rs"]
+#[expect(dead_code, reason = "shared with the tests of the decoder")]
+mod llama_library;
 mod models;
 mod peers;
 mod perplexity;
 mod statistics;
+#[cfg(unix)]
+mod tasks;
 mod texts;
 mod windows;

@@ -12,7 +12,7 @@ pub(crate) enum QualityCommand {
     /// Generate quality report for quantized model
     Report(Box<QualityReportArgs>),
     /// Compare multiple quantized models
-    Compare(CompareArgs),
+    Compare(Box<CompareArgs>),
 }
 
 impl QualityCommand {
@@ -58,6 +58,11 @@ pub(crate) struct QualityReportArgs {
     /// Leave out the coherence test (`coherence_score` is null)
     #[arg(long)]
     pub(crate) skip_coherence: bool,
+
+    /// Mask of super weights (NAME.superweights.json): reports the share of the parameters that it
+    /// names and that are stored in 8 bits or more
+    #[arg(long, value_name = "PATH")]
+    pub(crate) super_weights: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) benchmarks: BenchmarkArgs,

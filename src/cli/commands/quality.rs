@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cli::args::HubArgs;
 use crate::cli::args::quality::{
     BenchmarkArg, BenchmarkArgs, CompareArgs, QualityCommand, QualityReportArgs, TableFormat,
     TextArgs,
 };
-use crate::cli::args::{ComputeArgs, HubArgs};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Output, Report, human_bytes};
 use crate::cli::{Context, Failure, interrupt, models};
@@ -51,7 +51,7 @@ fn report(args: &QualityReportArgs, context: &Context, output: &Output) -> Resul
         benchmarks,
         quality_threshold: args.quality_threshold.unwrap_or(settings.quality_threshold_percent),
         coherence_threshold: settings.coherence_threshold,
-        super_weight_coverage: None,
+        super_weights: args.super_weights.clone(),
     };
     let backend = models::backend(&args.compute, context)?;
     let original = models::open(&args.original, &args.hub, context, &progress)?;
@@ -91,7 +91,7 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
     let metrics = metrics(&args.metrics)?;
     let text = text_request(&args.text, &args.hub, context)?;
     let progress = Bars::new(output);
-    let (backend, original, quantized) = open_all(args, context, &args.compute, &progress)?;
+    let (backend, original, quantized) = open_all(args, context, &progress)?;
     let request = CompareRequest {
         original_name: args.original.clone(),
         quantized_names: args.quantized.clone(),
@@ -120,10 +120,9 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
 fn open_all(
     args: &CompareArgs,
     context: &Context,
-    compute: &ComputeArgs,
     progress: &Bars,
 ) -> Result<(crate::backend::Backend, LocalModel, Vec<LocalModel>)> {
-    let backend = models::backend(compute, context)?;
+    let backend = models::backend(&args.compute, context)?;
     let original = models::open(&args.original, &args.hub, context, progress)?;
     let quantized = args
         .quantized

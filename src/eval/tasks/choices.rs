@@ -138,26 +138,26 @@ struct Sequence {
     different: usize,
 }
 
-/// Answers questions. Sequences of similar length run together.
+/// How likely a model finds every choice of every question, and the number of sequences that lost
+/// their beginning. Sequences of similar length run together.
 ///
 /// # Errors
 /// [`Error::General`] when the model gives NaN or does not know a token; [`Error::Interrupted`].
-pub fn answer(
+pub fn likelihoods(
     model: &dyn LanguageModel,
     codec: &dyn TextCodec,
     questions: &[Question],
     stage: &str,
     progress: &dyn Progress,
-) -> Result<Answers> {
+) -> Result<(Vec<Vec<Likelihood>>, usize)> {
     let mut truncated = 0;
     let mut sequences = Vec::new();
     for (index, question) in questions.iter().enumerate() {
         truncated += encode(question, index, codec, model.context(), &mut sequences)?;
     }
     sequences.sort_by_key(|sequence| std::cmp::Reverse(sequence.tokens.len()));
-    // Per question and choice: both sums and the number of tokens of the second.
-    let mut worth: Vec<Vec<Worth>> =
-        questions.iter().map(|q| vec![Worth::default(); q.choices.len()]).collect();
+    let mut worth: Vec<Vec<Likelihood>> =
+        questions.iter().map(|q| vec![Likelihood::default(); q.choices.len()]).collect();
     progress.start(stage, sequences.len() as u64, "choices");
     let mut rest = sequences.as_slice();
     while let Some(longest) = rest.first().map(|sequence| sequence.tokens.len()) {
@@ -173,9 +173,24 @@ pub fn answer(
         rest = later;
     }
     progress.finish();
+    Ok((worth, truncated))
+}
+
+/// Answers questions.
+///
+/// # Errors
+/// As [`likelihoods`].
+pub fn answer(
+    model: &dyn LanguageModel,
+    codec: &dyn TextCodec,
+    questions: &[Question],
+    stage: &str,
+    progress: &dyn Progress,
+) -> Result<Answers> {
+    let (worth, truncated) = likelihoods(model, codec, questions, stage, progress)?;
     let mut answers = Answers { truncated, ..Answers::default() };
     for (question, worth) in questions.iter().zip(&worth) {
-        let by = |rule: &dyn Fn(&Worth, &str) -> f64| {
+        let by = |rule: &dyn Fn(&Likelihood, &str) -> f64| {
             let values: Vec<f64> =
                 worth.iter().zip(&question.choices).map(|(w, c)| rule(w, c)).collect();
             best(&values)
@@ -244,18 +259,19 @@ fn encode(
 }
 
 /// Log-probabilities of a choice, nats.
-#[derive(Debug, Clone, Copy, Default)]
-struct Worth {
-    /// Sum behind the context.
-    sum: f64,
-    /// Sum behind what the choices have in common, and its tokens.
-    different: f64,
-    tokens: usize,
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Likelihood {
+    /// Sum over the tokens behind the context.
+    pub sum: f64,
+    /// Sum over the tokens behind what all choices have in common.
+    pub different: f64,
+    /// Number of those.
+    pub tokens: usize,
 }
 
 /// Runs sequences side by side, padded to the longest. Padding is behind them, where no token that
 /// counts can see it.
-fn run(model: &dyn LanguageModel, batch: &[Sequence], longest: usize) -> Result<Vec<Worth>> {
+fn run(model: &dyn LanguageModel, batch: &[Sequence], longest: usize) -> Result<Vec<Likelihood>> {
     let mut tokens = Vec::with_capacity(batch.len() * longest);
     for sequence in batch {
         rows::check_tokens(&sequence.tokens, model.vocab_size())?;
@@ -270,7 +286,7 @@ fn run(model: &dyn LanguageModel, batch: &[Sequence], longest: usize) -> Result<
         let from = sequence.continuation.min(sequence.different);
         predicted.extend((from..sequence.tokens.len()).map(|at| (index, at)));
     }
-    let mut worth = vec![Worth::default(); batch.len()];
+    let mut worth = vec![Likelihood::default(); batch.len()];
     for part in predicted.chunks(rows::rows_per_block(model.vocab_size())) {
         let places: Vec<u32> =
             part.iter().map(|&(index, at)| (index * longest + at - 1) as u32).collect();
@@ -292,3 +308,7 @@ fn run(model: &dyn LanguageModel, batch: &[Sequence], longest: usize) -> Result<
     }
     Ok(worth)
 }
+
+#[cfg(test)]
+#[path = "choices_tests.rs"]
+mod tests;

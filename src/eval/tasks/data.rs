@@ -250,3 +250,100 @@ impl Cursor<'_> {
         Ok((texts, labels))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_as(name: &str, bytes: &[u8]) -> Result<Vec<Question>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        read(&path)
+    }
+
+    fn expect(context: &str, choices: &[&str], gold: usize) -> Question {
+        Question {
+            context: context.into(),
+            choices: choices.iter().map(|&choice| choice.into()).collect(),
+            gold,
+        }
+    }
+
+    #[test]
+    fn six_lines_are_a_task() {
+        let text =
+            "Roof: A man sits. he\n2\nsleeps.\njumps.\nworks.\nsings.\nB: Two\n0\na\nb\nc\nd\n\n";
+        let questions = read_as("h.txt", text.as_bytes()).unwrap();
+        assert_eq!(
+            questions,
+            [
+                expect("Roof: A man sits. he", &["sleeps.", "jumps.", "works.", "sings."], 2),
+                expect("B: Two", &["a", "b", "c", "d"], 0),
+            ]
+        );
+        for (bad, what) in [
+            ("a\n0\nb\nc\nd", "six a task"),
+            ("a\nx\nb\nc\nd\ne", "line 2"),
+            ("a\n4\nb\nc\nd\ne", "question 1"),
+            ("a\n1\nb\n\nd\ne", "empty text"),
+            ("", "no questions"),
+        ] {
+            let error = read_as("h.txt", bad.as_bytes()).unwrap_err();
+            assert!(error.exit_code() == 15 && error.to_string().contains(what), "{error}");
+        }
+    }
+
+    /// The expected texts are what lm-evaluation-harness makes of these records.
+    #[test]
+    fn records_of_every_publisher_are_understood() {
+        let lines = [
+            r#"{"ind":4,"activity_label":"Baking","ctx_a":"[header] How to [title] Mix","ctx_b":"the COOK","ctx":"x","endings":["a [step] b  c","d"],"label":"1"}"#,
+            r#"{"query":"Question: Why?","choices":["no","yes"],"gold":1}"#,
+            r#"{"query":"A man","choices":["no","yes"],"gold":0}"#,
+            r#"{"id":"M1","question":"What?","choices":{"text":["one","two","three"],"label":["A","B","C"]},"answerKey":"C"}"#,
+            r#"{"id":"M2","question":{"stem":"Who?","choices":[{"text":"he","label":"1"},{"text":"she","label":"2"}]},"answerKey":"2"}"#,
+        ];
+        let expected = [
+            expect("Baking:  How to. Mix The cook", &["a b c", "d"], 1),
+            expect("Question: Why?\nAnswer:", &["no", "yes"], 1),
+            expect("A man", &["no", "yes"], 0),
+            expect("Question: What?\nAnswer:", &["one", "two", "three"], 2),
+            expect("Question: Who?\nAnswer:", &["he", "she"], 1),
+        ];
+        let questions = read_as("q.jsonl", lines.join("\n").as_bytes()).unwrap();
+        // Two spaces where a bracket was become one.
+        let mut first = expected[0].clone();
+        first.context = "Baking: How to. Mix The cook".into();
+        assert_eq!(questions[0], first);
+        assert_eq!(questions[1..], expected[1..]);
+        let list = format!("[{}]", lines.join(","));
+        assert_eq!(read_as("q.json", list.as_bytes()).unwrap(), questions);
+        let error = read_as("q.jsonl", b"{\"text\": \"no question\"}").unwrap_err();
+        assert!(error.to_string().contains("line 1"), "{error}");
+        assert!(read_as("q.parquet", b"PAR1").is_err());
+    }
+
+    #[test]
+    fn the_binary_form_is_that_of_llama_perplexity() {
+        let text = |text: &str| [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+        let mut bytes = 1u32.to_le_bytes().to_vec();
+        bytes.extend(8u32.to_le_bytes());
+        bytes.extend(text("Question: Why? Answer:"));
+        bytes.extend(3u32.to_le_bytes());
+        for answer in ["sun", "é", "sea"] {
+            bytes.extend(text(answer));
+        }
+        for label in [0u32, 1, 0] {
+            bytes.extend(label.to_le_bytes());
+        }
+        bytes.extend(0u32.to_le_bytes());
+        let questions = read_as("arc.bin", &bytes).unwrap();
+        assert_eq!(questions, [expect("Question: Why? Answer:", &["sun", "é", "sea"], 1)]);
+        for length in 0..bytes.len() {
+            assert!(read_as("arc.bin", &bytes[..length]).is_err(), "{length}");
+        }
+        let huge = [u32::MAX.to_le_bytes(), [0; 4]].concat();
+        assert!(read_as("arc.bin", &huge).is_err());
+    }
+}

@@ -138,7 +138,7 @@ pub(super) fn after(
                 .quality_threshold
                 .unwrap_or(settings.quality_threshold_percent),
             coherence_threshold: settings.coherence_threshold,
-            super_weight_coverage: None,
+            super_weights: None,
         };
         let report = quality::measure(&original, &quantized, &request, &backend, progress)?;
         let metrics = &report.metrics;
