@@ -28,7 +28,7 @@ const COMMANDS: [&[&str]; 20] = [
     &["littlebit", "validate"],
     &["generate"],
     &["info"],
-    &["completions"],
+    &["man"],
 ]; 11] = [
     &[],
     &["quantize"],

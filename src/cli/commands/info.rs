@@ -10,6 +10,7 @@ use crate::cli::bars::Bars;
 use crate::cli::output::{Report, grouped, human_bytes};
 use crate::cli::{Context, Failure, models};
 use crate::formats::detect::{self, PathKind};
+use crate::formats::packed::runtimes::Runtimes;
 use crate::progress::Progress;
 use crate::quantize::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
 use crate::source::{LocalModel, ModelFormat, Weight};
@@ -130,7 +131,7 @@ fn of_model(
         model_name: model.name.clone(),
         non_finite: (!args.skip_scan).then(|| scan(model, progress)),
         file_type: file_type(model.format, &model.path)?,
-        runtimes: runtimes(model.format, &tensor_types),
+        runtimes: runtimes(model, &tensor_types),
         tensor_types,
         tensors: args.tensors.then_some(tensors),
     })
@@ -184,10 +185,19 @@ fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<Info
 }
 
 /// What can load a model that this crate runs.
-fn runtimes(format: ModelFormat, types: &[TypeRow]) -> Vec<String> {
+fn runtimes(model: &LocalModel, types: &[TypeRow]) -> Vec<String> {
     let mut runtimes = vec!["llm-quantize".to_owned()];
-    match format {
+    match model.format {
         ModelFormat::Gguf => runtimes.push(llama_cpp(types)),
+        ModelFormat::HuggingFace if model.packed().is_some() => {
+            let mut of_layers = Runtimes::new(model.config.num_heads, model.config.num_kv_heads);
+            for (name, weight) in &model.weights {
+                if let Weight::Packed(layer) = weight {
+                    of_layers.add(name, layer);
+                }
+            }
+            runtimes.extend(of_layers.describe());
+        }
         ModelFormat::HuggingFace => runtimes.push("transformers, vLLM".to_owned()),
         ModelFormat::LittleBit => {}
     }
