@@ -118,7 +118,7 @@ fn rounded(weight: &Weight, plan: &Plan) -> Grouped {
     let mut values = vec![0.0; weight.elements()];
     read_all(weight, &mut values);
     let inputs = weight.cols();
-    nearest::round(&values, inputs, group.unwrap_or(inputs), bits, kind)
+    nearest::round_best(&values, inputs, group.unwrap_or(inputs), bits, kind)
 }
 
 /// Decodes a whole weight, on all threads.

@@ -331,10 +331,12 @@ impl Plan {
         grids::carry_over(weight, TargetGrid { bits, group })
     }
 
-    /// Whether a layer has to be rounded to another grid.
+    /// Whether a layer loses what can be noticed: rounded to another grid, or to the 8 bits of BF16.
+    /// Numbers that are rounded to F16 (by a two-thousandth at most) do not count.
     #[must_use]
     pub fn is_lossy(&self) -> bool {
-        self.layers.values().any(|exact| !exact)
+        !matches!(self.target, Target::Hf(StoredType::F16))
+            && self.layers.values().any(|exact| !exact)
     }
 
     /// Layers that keep their values, and all layers.
@@ -370,6 +372,11 @@ impl Plan {
     }
 
     fn warn(&mut self) {
+        if matches!(self.target, Target::Hf(StoredType::F16))
+            && self.layers.values().any(|exact| !exact)
+        {
+            self.warnings.push(self.loss());
+        }
         if let (Target::Gptq(..), Version::V2) = (&self.target, self.version) {
             self.warnings.push(
                 "some zero points are 0, which version 1 of GPTQ checkpoints cannot store: this is \
@@ -395,13 +402,13 @@ impl Plan {
             Target::Gguf(plan) => plan.level_name(),
             Target::Hf(dtype) => {
                 return format!(
-                    "{} of {all} layers hold numbers that {} does not: they are rounded to it",
+                    "{} of {all} layers hold numbers that {} does not: they are rounded to it (F32 \
+                     holds all)",
                     all - kept,
                     dtype.name()
                 );
             }
-            Target::Awq(_) => format!("{} from smallest to largest weight", self.level()),
-            Target::Gptq(..) => format!("{} to the largest weight", self.level()),
+            Target::Awq(_) | Target::Gptq(..) => self.level(),
         };
         format!(
             "{} of {all} layers do not fit the grid of {} and are rounded to the nearest again ({how}), \

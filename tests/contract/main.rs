@@ -4,6 +4,7 @@
 //! - `common`: a private folder and a way to run the binary
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
 //! - `convert`: `littlebit convert`, and `compress --format`
+//! - `convert_packed`: top-level `convert`, and what `info` and `generate` make of its directories
 //! - `errors`: every exit code, provoked by a real cause
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
@@ -19,6 +20,7 @@
 mod common;
 mod compress;
 mod convert;
+mod convert_packed;
 mod docs;
 mod errors;
 #[path = "../quantize/handmade.rs"]

@@ -613,7 +613,7 @@ fn what_would_be_wrong_is_refused() {
     refused(&llama(json!({})), &odd, "sinks");
     let error = refused(&llama(json!({ "hidden_act": "gelu" })), &whole, "\"gelu\"");
     assert!(matches!(error, Error::Unsupported { .. }));
-    refused(&llama(json!({ "quantization_config": { "quant_method": "gptq" } })), &whole, "gptq");
+    refused(&llama(json!({ "quantization_config": { "quant_method": "fp8" } })), &whole, "fp8");
     let mixture = json!({ "moe_intermediate_size": 32, "norm_topk_prob": false, "num_experts": 3 });
     let mixture = config("Qwen3MoeForCausalLM", "qwen3_moe", &mixture);
     refused(&mixture, &whole, "`norm_topk_prob` false");

@@ -73,6 +73,7 @@ fn sections_start_at_cache_lines_of_the_map() {
     std::fs::write(&path, bytes).unwrap();
     for (name, weight) in open_model(&path).unwrap().weights {
         match weight {
+            Weight::Packed(_) => panic!("{name} is packed"),
             Weight::Stored(tensor) => assert_eq!(tensor.bytes.as_ptr() as usize % 64, 0, "{name}"),
             Weight::Factorized(weight) => {
                 for path in weight.paths {

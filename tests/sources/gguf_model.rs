@@ -127,7 +127,7 @@ fn replace(file: &mut GgufBytes, key: &str, kind: u32, value: Vec<u8>) {
 fn values(model: &LocalModel, name: &str) -> Vec<f32> {
     match &model.weights[name] {
         Weight::Stored(tensor) => tensor.to_f32(),
-        Weight::Factorized(_) => panic!("{name} is factorized"),
+        _ => panic!("{name} is not stored"),
     }
 }
 

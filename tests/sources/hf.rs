@@ -13,7 +13,7 @@ use super::tiny;
 fn stored(model: &LocalModel, name: &str) -> Vec<f32> {
     match &model.weights[name] {
         Weight::Stored(tensor) => tensor.to_f32(),
-        Weight::Factorized(_) => panic!("{name} is factorized"),
+        _ => panic!("{name} is not stored"),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::cli::output::{Report, grouped, human_bytes};
 use crate::cli::{Context, Failure, models};
 use crate::formats::detect::{self, PathKind};
 use crate::formats::gguf::GgufFile;
+use crate::formats::packed::runtimes::Runtimes;
 use crate::progress::Progress;
 use crate::quantize::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
 use crate::source::{LocalModel, ModelFormat, Weight};
@@ -37,7 +38,7 @@ struct InfoReport {
     file_type: Option<String>,
     tensor_types: Vec<TypeRow>,
     /// What can load it.
-    runtimes: Vec<&'static str>,
+    runtimes: Vec<String>,
     /// With `--tensors`.
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<TensorRow>>,
@@ -106,10 +107,19 @@ fn of_model(
             })
             .collect()
     };
-    let mut runtimes = vec!["llm-quantize"];
+    let mut runtimes = vec!["llm-quantize".to_owned()];
     match model.format {
-        ModelFormat::Gguf => runtimes.push("llama.cpp and what is built on it"),
-        ModelFormat::HuggingFace => runtimes.push("transformers, vLLM"),
+        ModelFormat::Gguf => runtimes.push("llama.cpp and what is built on it".to_owned()),
+        ModelFormat::HuggingFace if model.packed().is_some() => {
+            let mut of_layers = Runtimes::new(model.config.num_heads, model.config.num_kv_heads);
+            for (name, weight) in &model.weights {
+                if let Weight::Packed(layer) = weight {
+                    of_layers.add(name, layer);
+                }
+            }
+            runtimes.extend(of_layers.describe());
+        }
+        ModelFormat::HuggingFace => runtimes.push("transformers, vLLM".to_owned()),
         ModelFormat::LittleBit => {}
     }
     Ok(InfoReport {
@@ -173,7 +183,9 @@ fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<Info
         non_finite,
         file_type: file_type(ModelFormat::Gguf, path)?,
         tensor_types: histogram(&tensors),
-        runtimes: vec!["llama.cpp and what is built on it, if it knows the architecture"],
+        runtimes: vec![
+            "llama.cpp and what is built on it, if it knows the architecture".to_owned(),
+        ],
         tensors: args.tensors.then_some(tensors),
         model_name: model.name,
     })

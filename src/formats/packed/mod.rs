@@ -10,6 +10,7 @@ pub mod awq;
 pub mod config;
 pub mod gptq;
 pub mod nearest;
+pub mod runtimes;
 mod tensor;
 pub mod w8a8;
 

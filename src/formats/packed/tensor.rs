@@ -191,6 +191,16 @@ impl PackedTensor {
         self.group_of.is_some()
     }
 
+    /// Whether all zero points are in the middle. Reads them.
+    #[must_use]
+    pub fn is_symmetric(&self) -> bool {
+        let middle = Grouped::middle(self.bits);
+        self.kind == PackedKind::W8A8
+            || (0..self.groups())
+                .into_par_iter()
+                .all(|group| (0..self.out).all(|row| self.zero(row, group) == middle))
+    }
+
     /// The group of an input.
     #[must_use]
     pub fn group_of(&self, input: usize) -> usize {

@@ -67,7 +67,7 @@ const MISTRAL: &str = r#"{
 
 #[test]
 fn reads_llama_3_1() {
-    let ParsedConfig { config, biases, warnings } = parsed(LLAMA31).unwrap();
+    let ParsedConfig { config, biases, warnings, .. } = parsed(LLAMA31).unwrap();
     assert_eq!(
         config,
         ModelConfig {
@@ -274,12 +274,77 @@ fn other_architectures_are_refused_by_name() {
         json!({ "hidden_act": "gelu" }),
         json!({ "mlp_bias": true }),
         json!({ "num_local_experts": 8 }),
-        json!({ "quantization_config": { "quant_method": "awq", "bits": 4 } }),
+        json!({ "quantization_config": { "quant_method": "awq", "bits": 3 } }),
+        json!({ "quantization_config": { "quant_method": "awq", "bits": 4, "version": "gemv" } }),
+        json!({ "quantization_config": { "quant_method": "gptq", "bits": 5 } }),
+        json!({ "quantization_config": { "quant_method": "gptq", "bits": 4, "lm_head": true } }),
+        json!({ "quantization_config": { "quant_method": "fp8" } }),
+        json!({ "quantization_config": {
+            "quant_method": "compressed-tensors", "format": "pack-quantized"
+        } }),
     ] {
         assert_eq!(parsed(&with(LLAMA31, &change)).unwrap_err().exit_code(), 1, "{change}");
     }
-    let gptq = with(LLAMA31, &json!({ "quantization_config": { "quant_method": "gptq" } }));
-    assert!(parsed(&gptq).unwrap_err().to_string().contains("gptq"));
+    let other = json!({ "quantization_config": { "quant_method": "bitsandbytes" } });
+    assert!(parsed(&with(LLAMA31, &other)).unwrap_err().to_string().contains("bitsandbytes"));
+}
+
+/// As the formats' own programs write them (AutoGPTQ 0.7, GPTQModel, AutoAWQ 0.2, llm-compressor).
+#[test]
+fn packed_checkpoints_say_how() {
+    use crate::formats::packed::QuantizationConfig;
+    use crate::formats::packed::gptq::Version;
+    let read = |value: Value| {
+        let config = with(LLAMA31, &json!({ "quantization_config": value }));
+        parsed(&config).unwrap().quantization.unwrap()
+    };
+    let gptq = json!({
+        "bits": 4, "group_size": 128, "damp_percent": 0.1, "desc_act": true, "sym": true,
+        "true_sequential": true, "model_name_or_path": null, "quant_method": "gptq"
+    });
+    let QuantizationConfig::Gptq(config) = read(gptq) else { panic!() };
+    assert_eq!((config.bits, config.group, config.version), (4, Some(128), Version::V1));
+    assert!(config.desc_act && config.symmetric);
+    let gptq = json!({
+        "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2", "quant_method": "gptq",
+        "sym": false, "dynamic": { "-:.*down.*": {} }, "pack_dtype": "int32", "lm_head": false
+    });
+    let QuantizationConfig::Gptq(config) = read(gptq) else { panic!() };
+    assert_eq!((config.bits, config.group, config.version), (8, None, Version::V2));
+    assert!(!config.symmetric && config.dynamic.len() == 1);
+    let awq = json!({
+        "bits": 4, "group_size": 64, "modules_to_not_convert": ["gate"], "quant_method": "awq",
+        "version": "gemm", "zero_point": true
+    });
+    let QuantizationConfig::Awq(config) = read(awq) else { panic!() };
+    assert_eq!((config.group, config.not_converted.len()), (Some(64), 1));
+    let w8a8 = json!({
+        "config_groups": { "group_0": {
+            "input_activations": {
+                "actorder": null, "block_structure": null, "dynamic": true, "group_size": null,
+                "num_bits": 8, "observer": null, "strategy": "token", "symmetric": true, "type": "int"
+            },
+            "output_activations": null, "targets": ["Linear"],
+            "weights": {
+                "actorder": null, "dynamic": false, "group_size": null, "num_bits": 8,
+                "observer": "minmax", "strategy": "channel", "symmetric": true, "type": "int"
+            }
+        } },
+        "format": "int-quantized", "ignore": ["lm_head"], "kv_cache_scheme": null,
+        "quant_method": "compressed-tensors", "quantization_status": "compressed"
+    });
+    let QuantizationConfig::W8A8(config) = read(w8a8) else { panic!() };
+    assert_eq!(config.ignore, ["lm_head"]);
+    // What is written is read back the same.
+    for config in [
+        QuantizationConfig::W8A8(config),
+        QuantizationConfig::Awq(crate::formats::packed::AwqConfig {
+            group: None,
+            not_converted: vec!["lm_head".to_owned()],
+        }),
+    ] {
+        assert_eq!(read(config.to_json()), config);
+    }
 }
 
 #[test]
