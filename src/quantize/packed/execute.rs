@@ -17,6 +17,7 @@ use super::store::Store;
 use super::work::{Text, Work};
 use crate::backend::{Backend, memory};
 use crate::calibration::CalibrationWindows;
+use crate::calibration::documents::{ChatRenderer, Coverage, DocumentFile};
 use crate::checkpoint::{Fingerprint, hexadecimal};
 use crate::formats::model_directory::{
     DEFAULT_SHARD_BYTES, DirectoryWriter, SideFile, WrittenDirectory, companions, config_with,
@@ -27,6 +28,7 @@ use crate::formats::packed::{
 use crate::inference::Decoder;
 use crate::littlebit::measure;
 use crate::progress::Progress;
+use crate::source::chat::ChatMessage;
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, ModelConfig, Weight};
@@ -37,6 +39,11 @@ use crate::{Error, Result};
 const BASE_MEMORY: u64 = 64 << 20;
 /// Values of a tensor that are converted at a time.
 const VALUES_AT_A_TIME: usize = 1 << 22;
+/// Text that is read of a file for each token wanted, and for all of them at least and at most,
+/// bytes: windows are spread over more than they use.
+const BYTES_PER_TOKEN: usize = 16;
+const LEAST_TEXT: usize = 1 << 20;
+const MOST_TEXT: usize = 256 << 20;
 /// Bytes at both ends of a tensor that its identity is taken from.
 const SAMPLE_BYTES: usize = 4096;
 
@@ -236,9 +243,9 @@ fn windows(
     let length = sample_tokens(model);
     let tokenizer = Tokenizer::from_model(model)?;
     let tokens = request.samples * length;
-    let text = measure::open_text(&request.text, &tokenizer, tokens, Some(1), progress)?;
+    let (name, documents) = documents(request, &tokenizer, tokens, progress)?;
     let windows = CalibrationWindows::sample(
-        &text.calibration,
+        &documents,
         &tokenizer,
         request.samples,
         length,
@@ -247,7 +254,7 @@ fn windows(
     if windows.count() < request.samples {
         progress.warn(&format!(
             "{} gives {} of {} calibration samples of {length} tokens",
-            text.name,
+            name,
             windows.count(),
             request.samples
         ));
@@ -255,12 +262,33 @@ fn windows(
     let mut hash = Sha256::new();
     windows.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
     let report = CalibrationReport {
-        dataset: text.name.clone(),
+        dataset: name,
         samples: windows.count(),
         tokens: windows.tokens.len() as u64,
         tokens_sha256: hexadecimal(&hash.finalize()),
     };
     Ok((Some(windows), Some(report)))
+}
+
+/// The text to calibrate on, with its name. A file of the user's is used whole: nothing is measured
+/// on it.
+fn documents(
+    request: &PackedRequest,
+    tokenizer: &Tokenizer,
+    tokens: usize,
+    progress: &dyn Progress,
+) -> Result<(String, Vec<String>)> {
+    let Some(path) = &request.text.calibration else {
+        let text = measure::open_text(&request.text, tokenizer, tokens, Some(1), progress)?;
+        return Ok((text.name, text.calibration));
+    };
+    let render = tokenizer
+        .chat_template()
+        .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
+    let file = DocumentFile::open(path, render.as_ref().map(|render| render as ChatRenderer<'_>))?;
+    let limit = tokens.saturating_mul(BYTES_PER_TOKEN).clamp(LEAST_TEXT, MOST_TEXT);
+    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok((name, file.read(Coverage::Spread, limit)?))
 }
 
 /// Everything that decides the bytes of the result.

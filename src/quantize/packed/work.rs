@@ -104,15 +104,38 @@ pub(super) struct Inputs {
     pub(super) channels: Channels,
 }
 
+/// Divides each row of `x`, `[tokens, width]`, by the root mean square of the same row of `stream`,
+/// `[tokens, hidden]`.
+///
+/// What a layer adds to the residual stream is seen by others through a norm that divides by the size
+/// of the stream. Tokens on which it is enormous (the first one of a text, mostly: arXiv 2402.17762)
+/// would otherwise decide everything, though their errors matter no more than those of others.
+fn as_norms_see_it(x: &mut [f32], stream: &[f32], tokens: usize) {
+    let (width, hidden) = (x.len() / tokens.max(1), stream.len() / tokens.max(1));
+    for (row, stream) in x.chunks_exact_mut(width).zip(stream.chunks_exact(hidden)) {
+        let squares: f64 = stream.iter().map(|&v| f64::from(v).powi(2)).sum();
+        let size = (squares / hidden as f64).sqrt() as f32;
+        if size > 0.0 {
+            row.iter_mut().for_each(|value| *value /= size);
+        }
+    }
+}
+
 impl Inputs {
     fn new(channels: usize, gram: bool) -> Self {
         Self { gram: gram.then(|| Gram::new(channels)), channels: Channels::new(channels) }
     }
 
-    fn add(&mut self, x: &Tensor) -> Result<()> {
-        let x = host(x)?;
+    /// Adds inputs; `stream` is the residual stream behind the layer, where it adds to it.
+    fn add(&mut self, x: &Tensor, stream: Option<&Tensor>) -> Result<()> {
+        let tokens = x.dim(0)?;
+        let mut x = host(x)?;
         self.channels.add(&x);
-        self.gram.as_mut().map_or(Ok(()), |gram| gram.add(&x))
+        let Some(gram) = &mut self.gram else { return Ok(()) };
+        if let Some(stream) = stream {
+            as_norms_see_it(&mut x, &host(stream)?, tokens);
+        }
+        gram.add(&x)
     }
 }
 

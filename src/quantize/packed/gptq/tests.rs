@@ -259,6 +259,6 @@ fn dead_columns_and_singular_hessians_are_survived() {
         assert!((w - r).abs() <= 0.5001 * scale || w.abs() > 6.9 * scale, "{w} {r} {scale}");
     }
     let mut bad = gram.clone();
-    bad.add(&vec![f32::MAX; IN]).unwrap();
+    bad.add(&[f32::MAX; IN]).unwrap();
     assert!(SecondMoments::new(&bad, 0.01, Order::Natural).is_err(), "sums overflow f32");
 }

@@ -94,13 +94,14 @@ impl Work<'_> {
             let positions = self.decoder.positions(range.len(), text.windows.length, 0);
             let x = gather(&text.x, range, hidden, self.backend)?;
             let normed = block.attention_input(&x)?;
-            inputs[0].add(&normed)?;
+            inputs[0].add(&normed, None)?;
             let attended = block.attend(&normed, &positions)?;
-            inputs[1].add(&attended)?;
             let middle = block.after_attention(&x, &attended)?;
+            inputs[1].add(&attended, Some(&middle))?;
             let normed = block.mlp_input(&middle)?;
-            inputs[2].add(&normed)?;
-            inputs[3].add(&block.gated(&normed)?)?;
+            inputs[2].add(&normed, None)?;
+            let inner = block.gated(&normed)?;
+            inputs[3].add(&inner, Some(&block.after_mlp(&middle, &inner)?))?;
         }
         Ok(inputs)
     }
@@ -148,7 +149,8 @@ impl Work<'_> {
         x_mean: &[f32],
     ) -> Result<Found> {
         let (x, sequences) = self.sample(SEARCH_TOKENS)?;
-        let length = x.dim(0)? / sequences;
+        let rows = x.dim(0)?;
+        let length = rows / sequences;
         let positions = self.decoder.positions(sequences, length, 0);
         let normed = block.attention_input(&x)?;
         let exact = host(&block.after_attention(&x, &block.attend(&normed, &positions)?)?)?;
@@ -157,7 +159,7 @@ impl Work<'_> {
         search(x_mean, &w_mean, |factors| {
             let changed = self.running(index, &self.with_rounded(weights, &linears, factors))?;
             let attended = changed.attend(&normed, &positions)?;
-            Ok(difference(&exact, &host(&changed.after_attention(&x, &attended)?)?))
+            Ok(difference(&exact, &host(&changed.after_attention(&x, &attended)?)?, rows))
         })
     }
 
@@ -170,7 +172,8 @@ impl Work<'_> {
         x_mean: &[f32],
     ) -> Result<Found> {
         let (x, sequences) = self.sample(SEARCH_TOKENS)?;
-        let length = x.dim(0)? / sequences;
+        let rows = x.dim(0)?;
+        let length = rows / sequences;
         let positions = self.decoder.positions(sequences, length, 0);
         let attended = block.attend(&block.attention_input(&x)?, &positions)?;
         let middle = block.after_attention(&x, &attended)?;
@@ -181,7 +184,7 @@ impl Work<'_> {
         search(x_mean, &w_mean, |factors| {
             let changed = self.running(index, &self.with_rounded(weights, &linears, factors))?;
             let inner = changed.gated(&normed)?;
-            Ok(difference(&exact, &host(&changed.after_mlp(&middle, &inner)?)?))
+            Ok(difference(&exact, &host(&changed.after_mlp(&middle, &inner)?)?, rows))
         })
     }
 
@@ -240,7 +243,18 @@ impl Work<'_> {
     }
 }
 
-/// Sum of the squared differences.
-pub(super) fn difference(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+/// Sum over the tokens of the squared differences of two residual streams, `[tokens, hidden]`, as a
+/// fraction of the token's mean square.
+pub(super) fn difference(exact: &[f32], other: &[f32], tokens: usize) -> f64 {
+    let hidden = exact.len() / tokens.max(1);
+    exact
+        .chunks_exact(hidden)
+        .zip(other.chunks_exact(hidden))
+        .map(|(exact, other)| {
+            let size: f64 = exact.iter().map(|&v| f64::from(v).powi(2)).sum();
+            let pairs = exact.iter().zip(other);
+            let off: f64 = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            off / size.max(f64::MIN_POSITIVE)
+        })
+        .sum()
 }

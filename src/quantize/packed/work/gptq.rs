@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use super::super::block::{BlockWeights, STAGES};
+use super::super::block::{BlockWeights, STAGES, host};
 use super::super::finished::{Finished, LayerReport, Levels};
 use super::super::gptq::{Groups, Options, Order, SecondMoments, solve};
 use super::super::gram::Gram;
 use super::super::grid::Grid;
 use super::super::request::Gptq;
-use super::{Work, gather, scatter};
+use super::{Work, as_norms_see_it, gather, scatter};
 use crate::formats::packed::Grouped;
 use crate::inference::Block;
 use crate::source::config::BLOCK_LINEARS;
@@ -104,7 +104,7 @@ impl Work<'_> {
     }
 
     /// Second moments of what goes into a stage, and the text moved up to there: attention is kept
-    /// behind stage 1.
+    /// behind stage 1. `block` has the layers of the earlier stages rounded and the others exact.
     fn stage_inputs(&mut self, stage: usize, block: &Block) -> Result<Gram> {
         let mut gram = Gram::new(self.width(stage));
         let hidden = self.model.config.hidden_size;
@@ -113,23 +113,34 @@ impl Work<'_> {
         let missing = || Error::General("no room for attention was made".into());
         for range in text.batches() {
             let x = gather(&text.x, range.clone(), hidden, self.backend)?;
-            let input = match stage {
-                0 => block.attention_input(&x)?,
-                1 => {
-                    let positions = self.decoder.positions(range.len(), text.windows.length, 0);
-                    let attended = block.attend(&block.attention_input(&x)?, &positions)?;
-                    let kept = text.attended.as_mut().ok_or_else(missing)?;
-                    scatter(kept, range.clone(), &attended)?;
-                    attended
-                }
-                _ => {
-                    let kept = text.attended.as_ref().ok_or_else(missing)?;
-                    let attended = gather(kept, range.clone(), attended_width, self.backend)?;
-                    let normed = block.mlp_input(&block.after_attention(&x, &attended)?)?;
-                    if stage == 2 { normed } else { block.gated(&normed)? }
-                }
-            };
-            gram.add(&super::host(&input)?)?;
+            let rows = x.dim(0)?;
+            if stage == 0 {
+                gram.add(&host(&block.attention_input(&x)?)?)?;
+                continue;
+            }
+            if stage == 1 {
+                let positions = self.decoder.positions(range.len(), text.windows.length, 0);
+                let attended = block.attend(&block.attention_input(&x)?, &positions)?;
+                let kept = text.attended.as_mut().ok_or_else(missing)?;
+                scatter(kept, range.clone(), &attended)?;
+                let mut input = host(&attended)?;
+                let stream = host(&block.after_attention(&x, &attended)?)?;
+                as_norms_see_it(&mut input, &stream, rows);
+                gram.add(&input)?;
+                continue;
+            }
+            let kept = text.attended.as_ref().ok_or_else(missing)?;
+            let attended = gather(kept, range.clone(), attended_width, self.backend)?;
+            let middle = block.after_attention(&x, &attended)?;
+            let normed = block.mlp_input(&middle)?;
+            if stage == 2 {
+                gram.add(&host(&normed)?)?;
+                continue;
+            }
+            let inner = block.gated(&normed)?;
+            let mut input = host(&inner)?;
+            as_norms_see_it(&mut input, &host(&block.after_mlp(&middle, &inner)?)?, rows);
+            gram.add(&input)?;
         }
         Ok(gram)
     }

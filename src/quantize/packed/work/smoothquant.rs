@@ -120,7 +120,8 @@ impl Work<'_> {
         w: &[f32],
     ) -> Result<f64> {
         let (sample, sequences) = self.sample(SEARCH_TOKENS)?;
-        let positions = self.decoder.positions(sequences, sample.dim(0)? / sequences, 0);
+        let rows = sample.dim(0)?;
+        let positions = self.decoder.positions(sequences, rows / sequences, 0);
         let start = if stage == 0 {
             sample
         } else {
@@ -149,7 +150,7 @@ impl Work<'_> {
                 let layer = RoundedInputs::new(values, dims, &self.backend.device)?;
                 running.projections_mut()[linear].layer = Box::new(layer);
             }
-            let error = difference(&exact, &run(&running)?);
+            let error = difference(&exact, &run(&running)?, rows);
             if error < best.0 {
                 best = (error, strength);
             }
