@@ -65,7 +65,9 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
                 _ => hidden,
             };
             let weights = (rows * entry.values.len()) as f64;
-            (name, weights, 0.5 * (weight::estimated(name, layers, true) / weights).log2())
+            let loss =
+                weight::estimated(name, layers, true) * weight::concentration(&entry.values, 1);
+            (name, weights, 0.5 * (loss / weights).log2())
         })
         .collect();
     let all: f64 = tensors.iter().map(|(_, weights, _)| weights).sum();

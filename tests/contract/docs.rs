@@ -7,9 +7,14 @@ use llm_quantize::littlebit::tuning::{Effort, Recipe};
 
 use super::common::{Workspace, stdout};
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 15] = [
     &[],
     &["quantize"],
+    &["profile"],
+    &["profile", "list"],
+    &["profile", "show"],
+    &["profile", "create"],
+    &["profile", "validate"],
     &["littlebit"],
     &["littlebit", "compress"],
     &["littlebit", "convert"],

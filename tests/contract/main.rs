@@ -4,6 +4,7 @@
 //! - `common`: a private folder and a way to run the binary
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
 //! - `convert`: `littlebit convert`, and `compress --format`
+//! - `dynamic`, `profile`: `quantize MODEL gguf -q dynamic`, `profile`
 //! - `errors`: every exit code, provoked by a real cause
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
@@ -19,10 +20,12 @@ mod common;
 mod compress;
 mod convert;
 mod docs;
+mod dynamic;
 mod errors;
 #[path = "../quantize/handmade.rs"]
 mod handmade;
 mod inspect;
+mod profile;
 mod quantize;
 mod quantize_resume;
 mod recipe;

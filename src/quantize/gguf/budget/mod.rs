@@ -22,8 +22,8 @@ use super::ggml_type::GgmlType;
 use super::level::Level;
 use super::mix::{self, Decision, ModelFacts, Reason, TensorFacts};
 use super::model::GgufModel;
-use super::plan::{assemble, importance_of};
-use super::protect::Protection;
+use super::plan::{assemble, importance_of, matrices};
+use super::protect::{Protected, Protection};
 use super::request::{Goal, Measured, QuantizeRequest};
 use super::tensor::GgufTensor;
 use crate::formats::space::describe_bytes;
@@ -87,6 +87,12 @@ pub(super) fn choose(
                     let protected = protection.and_then(|p| p.of(&tensor.name));
                     let reason = if protected.is_some() { Reason::Protected } else { reason };
                     candidates::measure(tensor, &kinds, request, alignment, protected)
+                        .and_then(|choices| match protected {
+                            Some(protected) => {
+                                keeping(choices, tensor, &kinds, request, alignment, protected)
+                            }
+                            None => Ok(choices),
+                        })
                         .map(|choices| (choices, reason))
                 }
                 _ => Ok((Vec::new(), decision.reason.clone())),
@@ -108,14 +114,17 @@ pub(super) fn choose(
         .zip(&measured)
         .map(|(tensor, (choices, _))| {
             let known = sensitivities.get(&tensor.name).filter(|s| !s.points().is_empty());
+            let estimate = weight::estimated(&tensor.name, facts.layers, tied)
+                * importance_of(request.importance.as_ref(), tensor)?
+                    .map_or(1.0, |columns| weight::concentration(columns, matrices(tensor)));
             let lose = |choice: &Choice| match (known, choice.kind.layout().stored) {
                 (Some(known), Some(stored)) => known.divergence(stored, choice.error),
-                _ => weight::estimated(&tensor.name, facts.layers, tied) * choice.error,
+                _ => estimate * choice.error,
             };
             let price = |choice: &Choice| Choice { loss: lose(choice).min(MOST_LOSS), ..*choice };
-            convex(choices.iter().map(price).collect())
+            Ok(convex(choices.iter().map(price).collect()))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let decide = |chosen: &[usize]| -> Vec<Decision> {
         fixed
             .iter()
@@ -208,6 +217,23 @@ fn idle(rules: &Rules, model: &GgufModel) -> Result<Vec<String>> {
             format!("the profile's assignment {} holds for no tensor", rule.layer_name)
         })
         .collect())
+}
+
+/// The choices for a tensor with super weights: where no type of its rule keeps them, the smallest
+/// one that does.
+fn keeping(
+    choices: Vec<Choice>,
+    tensor: &GgufTensor,
+    kinds: &[GgmlType],
+    request: &QuantizeRequest,
+    alignment: u64,
+    protected: &Protected,
+) -> Result<Vec<Choice>> {
+    if choices.iter().any(|choice| kinds.contains(&choice.kind)) {
+        return Ok(choices);
+    }
+    let all = candidates::measure(tensor, &CANDIDATES, request, alignment, Some(protected))?;
+    Ok(all.into_iter().min_by_key(|choice| choice.bytes).into_iter().collect())
 }
 
 /// The types that may be chosen for a tensor, and why these.
