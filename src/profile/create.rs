@@ -83,7 +83,7 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
         )));
     }
     for _ in 0..60 {
-        let middle = (low + high) / 2.0;
+        let middle = f64::midpoint(low, high);
         if mean(middle) <= bits { low = middle } else { high = middle }
     }
     let assignments = tensors.iter().map(|(name, _, offset)| {

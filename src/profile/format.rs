@@ -186,7 +186,7 @@ mod tests {
             r#""layer_assignments":[{"layer_name":"model.layers.0","bit_width":1.58,"is_protected":false}],"target_bpw":null,"target_compression":null"#,
         );
         let profile = Profile::parse(&good, "p").unwrap();
-        assert_eq!(profile.layer_assignments[0].bit_width, 1.58);
+        assert!((profile.layer_assignments[0].bit_width - 1.58).abs() < 1e-9);
         assert_eq!(Profile::parse(&profile.to_json().unwrap(), "p").unwrap(), profile);
         for (rest, words) in [
             (r#""layer_assignments":[{"layer_name":"x","bit_width":7}]"#, "bit_width 7"),

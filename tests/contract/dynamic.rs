@@ -40,6 +40,7 @@ struct Document {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are the contract's")]
 struct Layer {
     layer_name: String,
     bit_width: f64,
@@ -59,6 +60,7 @@ struct SuperWeights {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are the document's")]
 struct Protected {
     name: String,
     r#type: String,
@@ -279,10 +281,9 @@ fn super_weights_are_reported() {
     let written = file.tensor(name).unwrap().unwrap();
     assert_eq!(written.dtype.name(), tensor.r#type);
     let model = llm_quantize::source::open_local(&tiny).unwrap();
-    let source = match &model.weights["model.layers.0.mlp.down_proj.weight"] {
-        llm_quantize::source::Weight::Stored(tensor) => tensor.to_f32(),
-        other => panic!("{:?}", other.shape()),
-    };
+    let source = &model.weights["model.layers.0.mlp.down_proj.weight"];
+    let llm_quantize::source::Weight::Stored(source) = source else { panic!("{source:?}") };
+    let source = source.to_f32();
     let written = written.to_f32();
     let mut rows: Vec<(f32, f32)> =
         (0..128).map(|row| (source[row * 384 + 7], written[row * 384 + 7])).collect();

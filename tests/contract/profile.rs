@@ -7,6 +7,7 @@ use super::common::{ErrorDocument, Workspace, fails, json, stderr, stdout, tiny_
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are the contract's")]
 struct Profile {
     profile_id: String,
     profile_name: String,
