@@ -8,7 +8,7 @@
 //! | module | role |
 //! |---|---|
 //! | [`cli`] | arguments, output, progress bars: the only code that prints or reads the environment |
-//! | [`quantize`], [`littlebit`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
+//! | [`quantize`], [`littlebit`], [`quality`], [`eval`], [`calibration`] | the jobs: plan, factorize, measure |
 //! | [`inference`] | the decoder graph over exchangeable linear layers |
 //! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
 //! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |
@@ -28,6 +28,7 @@ pub mod linalg;
 pub mod littlebit;
 pub mod profile;
 pub mod progress;
+pub mod quality;
 pub mod quantize;
 pub mod settings;
 pub mod source;

@@ -49,7 +49,8 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error, &arguments),
     };
     interrupt::survive_file_size_limit();
-    let output = Output::new(cli.output_format, cli.verbosity, &|name| std::env::var(name).ok());
+    let format = cli.command.output_format().unwrap_or(cli.output_format);
+    let output = Output::new(format, cli.verbosity, &|name| std::env::var(name).ok());
     let status = match Settings::from_vars(|name| std::env::var(name).ok()) {
         Ok(settings) => run(cli.command, &Context { output: output.clone(), settings }),
         Err(error) => Err(error.into()),
@@ -70,6 +71,7 @@ fn run(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Quantize(args) => commands::quantize::run(&args, context),
         Command::Littlebit { command } => commands::littlebit(command, context),
         Command::Profile { command } => commands::profile::run(&command, context),
+        Command::Quality { command } => commands::quality::run(&command, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Generate(args) => commands::generate::run(&args, context),
         Command::Completions { shell } => {

@@ -1,6 +1,6 @@
 //! What compression cost, measured: perplexity and divergence from the original on text
 //! ([`perplexity`], [`comparison`]), the sense of what the model writes ([`coherence`]), and what
-//! to call the result ([`verdict`]).
+//! to call the result ([`verdict`]); and benchmarks ([`tasks`]).
 //!
 //! Everything here works on two small traits, so that any model that can be run can be measured.
 
@@ -11,6 +11,7 @@ mod decoder;
 pub mod perplexity;
 pub mod prompts;
 pub(crate) mod rows;
+pub mod tasks;
 pub mod verdict;
 
 use candle_core::Tensor;

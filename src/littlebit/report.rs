@@ -274,6 +274,9 @@ pub struct ValidationReport {
     pub quality_metrics: QualityMetrics,
     /// Result of `--coherence-test`.
     pub coherence: Option<CoherenceReport>,
+    /// Benchmarks that were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub benchmarks: Vec<crate::eval::tasks::BenchmarkReport>,
     /// One of the grades of docs/evaluation.md, with its reason.
     pub verdict: String,
     /// Wall time, seconds.

@@ -8,10 +8,12 @@ use super::report::ValidationReport;
 use crate::backend::{Backend, memory};
 use crate::calibration::{EvaluationWindows, Protocol};
 use crate::eval::coherence::CoherenceSettings;
+use crate::eval::tasks::{self, BenchmarkRequest};
 use crate::eval::{CoherenceTest, Comparison, Verdict};
 use crate::formats::gguf_ext;
 use crate::inference::Decoder;
 use crate::progress::Progress;
+use crate::quality;
 use crate::source::LocalModel;
 use crate::source::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -35,6 +37,8 @@ pub struct ValidateRequest {
     pub quality_threshold: f64,
     /// Whether a higher rise is an error.
     pub threshold_is_demanded: bool,
+    /// Benchmarks to run.
+    pub benchmarks: Vec<BenchmarkRequest>,
 }
 
 /// Measures both models. The second value is the reason to fail, if there is one; the report is
@@ -55,6 +59,12 @@ pub fn validate(
     check_pair(original, &compressed, request)?;
 
     let tokenizer = Tokenizer::from_model(original)?;
+    let benchmarks = request
+        .benchmarks
+        .iter()
+        .map(|request| tasks::load(request, progress))
+        .collect::<Result<Vec<_>>>()?
+        .concat();
     let protocol = Protocol::papers(original.config.max_positions);
     let wanted = request.samples.saturating_mul(protocol.length());
     let text = measure::open_text(&request.text, &tokenizer, 0, Some(wanted), progress)?;
@@ -99,6 +109,9 @@ pub fn validate(
     } else {
         coherence.as_ref().filter(|c| !c.passed).map(|c| Error::Coherence { score: c.score })
     };
+    drop((original_decoder, compressed_decoder));
+    let benchmarks =
+        quality::run_benchmarks(original, &compressed, &tokenizer, &benchmarks, backend, progress)?;
     let report = ValidationReport {
         status: "success",
         original_model: request.original_name.clone(),
@@ -106,6 +119,7 @@ pub fn validate(
         achieved_bpw,
         quality_metrics,
         coherence,
+        benchmarks,
         verdict: verdict.to_string(),
         duration_seconds: began.elapsed().as_secs_f64(),
         peak_memory_bytes: memory::peak_resident_bytes(),

@@ -62,6 +62,19 @@ pub fn estimated(name: &str, layers: usize, tied: bool) -> f64 {
     figure * depth * (BLOCKS / layers as f64).sqrt()
 }
 
+/// The loss by a relative squared error of `error`, nats per token: `sensitivity · e · (1 + k e)`.
+///
+/// The second term is what is beyond the quadratic form. For tables of tokens it is large: tied
+/// embeddings at e = 0.58 were measured to lose 29 nats where the first term alone says 4.
+#[must_use]
+pub fn loss(name: &str, sensitivity: f64, error: f64) -> f64 {
+    let curvature = match role(name) {
+        Role::Embedding | Role::Output => 10.0,
+        _ => 2.0,
+    };
+    sensitivity * error * (1.0 + curvature * error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -77,6 +77,17 @@ fn part_path(path: &Path, stem: &str, number: u16, count: u16) -> PathBuf {
     path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"))
 }
 
+/// The paths of all parts of the set that a file belongs to, by its name; the file alone if it is
+/// none.
+pub(crate) fn part_paths(path: &Path) -> Vec<PathBuf> {
+    match split_name(path) {
+        Some((stem, count)) => {
+            (1..=count).map(|number| part_path(path, &stem, number, count)).collect()
+        }
+        None => vec![path.to_path_buf()],
+    }
+}
+
 /// The file, or all parts of the set that it belongs to, in order.
 pub(crate) fn open_parts(path: &Path) -> Result<Vec<GgufFile>> {
     let file = GgufFile::open(path)?;

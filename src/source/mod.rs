@@ -87,6 +87,31 @@ impl Weight {
             Self::Factorized(linear) => (linear.bits() / 8) as usize,
         }
     }
+
+    /// Decodes `rows` of a matrix, or a whole vector as its only row, into `out`,
+    /// `[rows.len(), cols]`, in the order of Hugging Face checkpoints.
+    ///
+    /// # Panics
+    /// If `out` has another length or the range is outside the tensor.
+    pub fn read_rows(&self, rows: std::ops::Range<usize>, out: &mut [f32]) {
+        match self {
+            Self::Stored(tensor) => tensor.read_rows(rows, out),
+            Self::Factorized(linear) => linear.reconstruct_rows(rows, out),
+        }
+    }
+
+    /// Tells the system that the pages of the file will not be needed soon.
+    pub fn release(&self) {
+        match self {
+            Self::Stored(tensor) => tensor.bytes.release(),
+            Self::Factorized(linear) => {
+                for path in &linear.paths {
+                    path.left.bytes.release();
+                    path.right.bytes.release();
+                }
+            }
+        }
+    }
 }
 
 /// An opened model. Weights stay in their mapped files until somebody reads them.

@@ -7,7 +7,7 @@ use llm_quantize::littlebit::tuning::{Effort, Recipe};
 
 use super::common::{Workspace, stdout};
 
-const COMMANDS: [&[&str]; 15] = [
+const COMMANDS: [&[&str]; 18] = [
     &[],
     &["quantize"],
     &["profile"],
@@ -15,6 +15,9 @@ const COMMANDS: [&[&str]; 15] = [
     &["profile", "show"],
     &["profile", "create"],
     &["profile", "validate"],
+    &["quality"],
+    &["quality", "report"],
+    &["quality", "compare"],
     &["littlebit"],
     &["littlebit", "compress"],
     &["littlebit", "convert"],
@@ -55,7 +58,7 @@ fn the_reference_lists_codes_and_variables() {
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md"))
             .unwrap();
-    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 21, 22, 23, 24, 130] {
+    for code in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 21, 22, 23, 24, 130] {
         assert!(page.lines().any(|l| l.starts_with(&format!("| {code} |"))), "exit code {code}");
     }
     for variable in llm_quantize::settings::Settings::TABLE {

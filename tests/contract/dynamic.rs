@@ -19,6 +19,7 @@ struct Document {
     expected_loss: f64,
     sensitivity: String,
     super_weights: Option<SuperWeights>,
+    quality_report: Option<Quality>,
     compression_ratio: f64,
     file_size: u64,
     // The keys of every quantization; `quantize` tests them.
@@ -46,6 +47,14 @@ struct Layer {
     bit_width: f64,
     parameter_count: u64,
     is_protected: bool,
+}
+
+/// The keys of the contract; the tests of `quality` have the others.
+#[derive(Debug, Deserialize)]
+struct Quality {
+    perplexity_original: f64,
+    perplexity_quantized: f64,
+    perplexity_delta_pct: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,6 +103,7 @@ fn the_contract_s_command_gives_the_contract_s_document() {
         ("estimated", "dynamic")
     );
     assert!(document.super_weights.is_none() && document.imatrix.is_none());
+    assert!(document.quality_report.is_none());
     assert_eq!((document.validation_status.as_str(), document.resumed_tensors), ("valid", 0));
     assert!(document.duration_seconds > 0.0 && document.peak_memory_bytes > 0);
     assert!(document.sha256.is_some() && document.files[0]["bytes"] == document.file_size);
@@ -161,7 +171,13 @@ fn the_contract_s_command_gives_the_contract_s_document() {
         tiny.to_str().unwrap(),
         "gguf",
         "--dynamic",
+        "--quality-report",
+        "--calibration-samples",
+        "2",
     ]));
+    let quality = again.quality_report.unwrap();
+    let rise = quality.perplexity_quantized / quality.perplexity_original * 100.0 - 100.0;
+    assert!((quality.perplexity_delta_pct - rise).abs() < 1e-6 && rise > 0.0, "{quality:?}");
     assert_eq!(again.sha256, document.sha256);
     assert!(again.warnings.iter().any(|w| w.contains("exists and is replaced")));
 }

@@ -131,6 +131,8 @@ struct ValidationDocument {
     achieved_bpw: f64,
     quality_metrics: QualityDocument,
     coherence: Option<CoherenceDocument>,
+    #[serde(default)]
+    benchmarks: Vec<super::quality::Benchmark>,
     verdict: String,
     duration_seconds: f64,
     peak_memory_bytes: u64,
@@ -152,6 +154,8 @@ fn validate_measures_both_models() {
     workspace.compress("m.littlebit", &["--skip-validation", "--target-bpw", "2.0"]);
     let model = tiny_model();
     let model = model.to_str().unwrap();
+    let task = "The law: The people\n1\nzebra zebra\nhave a right.\nfish fish\nblue blue\n";
+    std::fs::write(workspace.path("h.txt"), task.repeat(2)).unwrap();
     let output = workspace.succeed(&[
         "--format",
         "json",
@@ -162,6 +166,10 @@ fn validate_measures_both_models() {
         "--calibration-samples",
         "64",
         "--coherence-test",
+        "--benchmark",
+        "hellaswag",
+        "--benchmark-data",
+        "h.txt",
     ]);
     let report: ValidationDocument = json(&output);
     assert_eq!(report.status, "success");
@@ -170,6 +178,8 @@ fn validate_measures_both_models() {
         (model, "m.littlebit")
     );
     assert!((report.achieved_bpw - 2.0).abs() < 0.02);
+    assert_eq!((report.benchmarks.len(), report.benchmarks[0].tasks), (1, 2));
+    assert!(report.benchmarks[0].quantized["acc_norm"].is_f64());
     let quality = report.quality_metrics;
     assert!(
         quality.perplexity_original > 5.0

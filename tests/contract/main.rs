@@ -8,6 +8,7 @@
 //! - `errors`: every exit code, provoked by a real cause
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
+//! - `quality`: `quality report` and `compare`, and what other commands measure
 //! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
 //! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
 //! - `recovery`: tuning and distillation after factorization
@@ -26,6 +27,7 @@ mod errors;
 mod handmade;
 mod inspect;
 mod profile;
+mod quality;
 mod quantize;
 mod quantize_resume;
 mod recipe;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::quality::BenchmarkArgs;
 use super::{ComputeArgs, HubArgs};
 use crate::littlebit::tuning::{Effort, Recipe};
 
@@ -292,6 +293,9 @@ pub(crate) struct ValidateArgs {
     /// Fail with exit status 21 if perplexity rises by more than this many percent
     #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
     pub(crate) quality_threshold: Option<f64>,
+
+    #[command(flatten)]
+    pub(crate) benchmarks: BenchmarkArgs,
 
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,

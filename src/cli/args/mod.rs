@@ -2,6 +2,7 @@
 
 pub(crate) mod littlebit;
 pub(crate) mod profile;
+pub(crate) mod quality;
 pub(crate) mod quantize;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use super::output::{OutputFormat, Verbosity};
 use littlebit::LittlebitCommand;
 use profile::ProfileCommand;
+use quality::QualityCommand;
 use quantize::QuantizeArgs;
 
 /// Make language models small, measure what it cost, run the result.
@@ -49,6 +51,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ProfileCommand,
     },
+    /// Generate quality reports and compare quantization results
+    Quality {
+        #[command(subcommand)]
+        command: QualityCommand,
+    },
     /// Show a model's architecture and size, and look for NaN and Inf in its weights
     Info(InfoArgs),
     /// Generate text with a model, compressed or not
@@ -65,6 +72,16 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+}
+
+impl Command {
+    /// What a `--format` of the command's own makes of stdout, if it has one and it was given.
+    pub(crate) fn output_format(&self) -> Option<OutputFormat> {
+        match self {
+            Self::Quality { command } => command.output_format(),
+            _ => None,
+        }
+    }
 }
 
 /// Where a model comes from.

@@ -221,6 +221,10 @@ pub(crate) struct QualityArgs {
     /// Run output coherence validation
     #[arg(long)]
     pub(crate) coherence_check: bool,
+
+    /// Fail with exit status 11 if perplexity rises by more than this many percent
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    pub(crate) quality_threshold: Option<f64>,
 }
 
 /// Formats of the contract.

@@ -6,6 +6,7 @@ pub(super) mod info;
 mod littlebit_convert;
 mod littlebit_info;
 pub(super) mod profile;
+pub(super) mod quality;
 pub(super) mod quantize;
 mod validate;
 

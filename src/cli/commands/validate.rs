@@ -1,5 +1,6 @@
 //! `littlebit validate`.
 
+use super::quality;
 use crate::Error;
 use crate::cli::args::littlebit::ValidateArgs;
 use crate::cli::bars::Bars;
@@ -21,6 +22,7 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
         let message = format!("{} does not exist", args.compressed.display());
         return Err(Error::model_not_found(message).into());
     }
+    let benchmarks = quality::benchmark_requests(&args.benchmarks, &args.hub, context)?;
     let progress = Bars::new(&context.output);
     let settings = &context.settings;
     let backend = models::backend(&args.compute, context)?;
@@ -37,6 +39,7 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
         coherence_threshold: settings.coherence_threshold,
         quality_threshold: args.quality_threshold.unwrap_or(settings.quality_threshold_percent),
         threshold_is_demanded: args.quality_threshold.is_some(),
+        benchmarks,
     };
     interrupt::install();
     let (report, failure) = validate::validate(&original, &request, &backend, &progress)?;
@@ -86,6 +89,9 @@ impl Report for ValidationReport {
                 coherence.total_prompts,
                 coherence.score
             ));
+        }
+        for benchmark in &self.benchmarks {
+            out.push_str(&format!("\nBenchmark: {}\n", benchmark.human()));
         }
         out.push_str(&format!("\nVerdict: {}\n", self.verdict));
         out

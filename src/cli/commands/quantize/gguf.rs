@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::dynamic;
+use super::{dynamic, quality};
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
 use crate::cli::commands::resume_command;
@@ -50,6 +50,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         override_kv,
     };
     let (path, name) = models::locate(&args.model, &args.hub, context, &check_config, &progress)?;
+    quality::check(args, &path)?;
     let mut model = crate::quantize::gguf::open(&path, &options)?;
     if let Some(name) = name {
         model.name = name;
@@ -100,22 +101,19 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let outcome = execute::execute(&model, &plan, &request, &progress)?;
     let seconds = began.elapsed().as_secs_f64();
     let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
+    let quality = quality::after(args, &path, Path::new(&report.output_path), context, &progress)?;
     if profile.is_some() {
         dynamic::complete(&report, &progress);
     }
-    context.output.result(&report);
-    Ok(())
+    quality::finish(&report, quality, context)
 }
 
 /// Options that mean nothing for this format: named, never ignored.
 fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
-    if args.quality.quality_report || args.quality.coherence_check {
-        return Err(Error::UnsupportedConversion(
-            "this version measures no quality after quantizing".into(),
-        ));
-    }
     let (calibration, packed) = (&args.calibration, &args.packed);
-    let reads_text = args.dynamic.sensitivity == SensitivityArg::Measured;
+    // Text to measure sensitivity on, or the result.
+    let reads_text =
+        args.dynamic.sensitivity == SensitivityArg::Measured || args.quality.quality_report;
     for (option, given) in [
         ("--calibration-data", calibration.calibration_data.is_some() && !reads_text),
         ("--calibration-samples", calibration.calibration_samples.is_some() && !reads_text),
@@ -128,8 +126,8 @@ fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
     ] {
         if given {
             return Err(Error::InvalidArgument(format!(
-                "{option} does nothing for gguf: importance is given with --imatrix, and groups are \
-                 those of the level"
+                "{option} does nothing for gguf: importance is given with --imatrix, groups are those \
+                 of the level, and text is read with --quality-report and --sensitivity measured only"
             )));
         }
     }

@@ -2,6 +2,7 @@
 
 pub(super) mod dynamic;
 mod gguf;
+mod quality;
 
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::{Context, Failure};

@@ -42,7 +42,7 @@ pub(super) struct Chosen {
 }
 
 /// Losses beyond this many nats per token are all the same: the model writes nonsense.
-const MOST_LOSS: f64 = 20.0;
+const MOST_LOSS: f64 = 50.0;
 
 /// The types of all tensors under the goal of `request`.
 ///
@@ -172,7 +172,7 @@ fn priced(
                 .map_or(1.0, |columns| weight::concentration(columns, matrices(tensor)));
         let lose = |choice: &Choice| match (known, choice.kind.layout().stored) {
             (Some(known), Some(stored)) => known.divergence(stored, choice.error),
-            _ => estimate * choice.error,
+            _ => weight::loss(&tensor.name, estimate, choice.error),
         };
         let price = |choice: &Choice| Choice { loss: lose(choice).min(MOST_LOSS), ..*choice };
         Ok(frontier(choices.iter().map(price).collect()))

@@ -1,0 +1,66 @@
+//! Numbers and names as the page shows them.
+
+pub(super) use crate::formats::littlebit::info::human_bytes;
+
+/// Text that HTML does not take for markup.
+pub(super) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// The last part of a path, which tells models apart better than its beginning.
+pub(super) fn short_name(model: &str) -> &str {
+    model.trim_end_matches('/').rsplit('/').next().unwrap_or(model)
+}
+
+/// Four significant digits.
+pub(super) fn number(value: f64) -> String {
+    let size = value.abs();
+    if size == 0.0 {
+        return "0".into();
+    }
+    if !(1e-4..1e6).contains(&size) {
+        return format!("{value:.3e}");
+    }
+    let digits = (3.0 - size.log10().floor()).clamp(0.0, 7.0) as usize;
+    format!("{value:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_become_markup() {
+        assert_eq!(
+            escape("<script>alert('x & \"y\"')</script>"),
+            "&lt;script&gt;alert(&#39;x &amp; &quot;y&quot;&#39;)&lt;/script&gt;"
+        );
+        assert_eq!(short_name("/a/b/model.gguf"), "model.gguf");
+        assert_eq!(short_name("dir/"), "dir");
+    }
+
+    #[test]
+    fn numbers_have_four_digits() {
+        for (value, text) in [
+            (23.5678, "23.57"),
+            (0.012_345_6, "0.01235"),
+            (123_456.0, "123456"),
+            (0.0, "0"),
+            (1.5e-5, "1.500e-5"),
+            (-3.0, "-3.000"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+    }
+}
