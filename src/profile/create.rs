@@ -29,6 +29,7 @@ pub fn from_plan(model: &GgufModel, plan: &QuantizePlan, name: &str) -> Profile 
         layer_assignments: assignments.collect(),
         target_bpw: None,
         target_compression: None,
+        target_loss: None,
     }
 }
 
@@ -97,6 +98,7 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
         layer_assignments: assignments.collect(),
         target_bpw: None,
         target_compression: None,
+        target_loss: None,
     })
 }
 

@@ -184,7 +184,7 @@ fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal, dynamic: bool
             Goal::Level(level) => format!("{name}-{}", level.name()),
             Goal::Bytes(bytes) => format!("{name}-{}MB", bytes >> 20),
             Goal::BitsPerWeight(bits) => format!("{name}-{bits}bpw"),
-            Goal::TensorBits(_) | Goal::Rules => format!("{name}-dynamic"),
+            Goal::TensorBits(_) | Goal::Loss(_) | Goal::Rules => format!("{name}-dynamic"),
         }
     });
     let whole = Path::new(&stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));

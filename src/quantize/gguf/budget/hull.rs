@@ -116,6 +116,22 @@ pub(super) fn fill(frontiers: &[Vec<Choice>], room: u64) -> Vec<usize> {
     best.map_or_else(|| vec![0; frontiers.len()], |(_, chosen)| chosen)
 }
 
+/// The least room, bytes, in which [`fill`] loses at most `loss`; all that can be used if none does.
+pub(super) fn room_for(frontiers: &[Vec<Choice>], loss: f64) -> u64 {
+    let losing = |room| -> f64 {
+        let chosen = fill(frontiers, room);
+        let choices = frontiers.iter().zip(&chosen).filter_map(|(all, &at)| all.get(at));
+        choices.map(|choice| choice.loss).sum()
+    };
+    let spans = frontiers.iter().filter_map(|all| Some(all.last()?.bytes - all.first()?.bytes));
+    let (mut low, mut high) = (0, spans.sum());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if losing(middle) <= loss { high = middle } else { low = middle + 1 }
+    }
+    low
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +188,12 @@ mod tests {
             let best = exhaustive(&frontiers, room);
             assert!(bytes <= room && loss <= best + 2.5, "{room}: {loss} instead of {best}");
         }
+        for loss in [0.0, 1.0, 5.0, 12.0, 31.9] {
+            let room = room_for(&frontiers, loss);
+            assert!(total(&frontiers, &fill(&frontiers, room)).1 <= loss);
+            assert!(room == 0 || total(&frontiers, &fill(&frontiers, room - 1)).1 > loss);
+        }
+        assert_eq!(room_for(&frontiers, -1.0), 280);
         assert_eq!(fill(&frontiers, 0), [0; 4]);
         assert_eq!(fill(&frontiers, 280), [3; 4]);
     }

@@ -15,7 +15,7 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 
 use self::candidates::CANDIDATES;
-use self::hull::{Choice, convex, fill, frontier};
+use self::hull::{Choice, convex, fill, frontier, room_for};
 use super::ggml_type::GgmlType;
 use super::level::Level;
 use super::mix::{self, Decision, ModelFacts, Reason, TensorFacts};
@@ -83,7 +83,10 @@ pub(super) fn choose(
         Ok(Sizes { files: layout.total_bytes(), data: layout.tensor_bytes().iter().sum() })
     };
     let least = total(&vec![0; frontiers.len()])?;
-    let budget = limit(model, request, rules.as_ref(), &least, &mut warnings)?;
+    let budget = match request.goal {
+        Goal::Loss(loss) => least.files + room_for(&frontiers, loss),
+        _ => limit(model, request, rules.as_ref(), &least, &mut warnings)?,
+    };
     // Split files have headers of their own, so the room for data is found by trying.
     let mut room = budget - least.files;
     loop {
@@ -206,7 +209,7 @@ fn limit(
             }
             least.files - least.data + data.max(least.data)
         }
-        Goal::Rules | Goal::Level(_) => u64::MAX,
+        Goal::Rules | Goal::Level(_) | Goal::Loss(_) => u64::MAX,
     };
     if least.files <= budget {
         return Ok(budget);
@@ -287,7 +290,10 @@ fn kinds_of(
         let kinds = if free { widths::fitting(8.0, cols) } else { all() };
         return (kinds, Reason::Budget);
     };
-    let reason = Reason::Profile(rule.layer_name.clone());
+    let reason = match rule.is_protected {
+        true => Reason::Protected,
+        false => Reason::Profile(rule.layer_name.clone()),
+    };
     let kinds = match rule.exact() {
         Ok(Some(kind)) => vec![kind.fallback(cols)],
         _ => widths::fitting(rule.bit_width, cols),
