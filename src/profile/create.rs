@@ -29,6 +29,7 @@ pub fn from_plan(model: &GgufModel, plan: &QuantizePlan, name: &str) -> Profile 
         layer_assignments: assignments.collect(),
         target_bpw: None,
         target_compression: None,
+        target_loss: None,
     }
 }
 
@@ -65,7 +66,9 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
                 _ => hidden,
             };
             let weights = (rows * entry.values.len()) as f64;
-            (name, weights, 0.5 * (weight::estimated(name, layers, true) / weights).log2())
+            let loss =
+                weight::estimated(name, layers, true) * weight::concentration(&entry.values, 1);
+            (name, weights, 0.5 * (loss / weights).log2())
         })
         .collect();
     let all: f64 = tensors.iter().map(|(_, weights, _)| weights).sum();
@@ -81,7 +84,7 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
         )));
     }
     for _ in 0..60 {
-        let middle = (low + high) / 2.0;
+        let middle = f64::midpoint(low, high);
         if mean(middle) <= bits { low = middle } else { high = middle }
     }
     let assignments = tensors.iter().map(|(name, _, offset)| {
@@ -95,6 +98,7 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
         layer_assignments: assignments.collect(),
         target_bpw: None,
         target_compression: None,
+        target_loss: None,
     })
 }
 

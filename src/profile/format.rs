@@ -92,6 +92,9 @@ pub struct Profile {
     /// Bytes of the result over bytes of the source that are aimed at; above 1 the other way round.
     #[serde(default)]
     pub target_compression: Option<f64>,
+    /// The expected loss, nats per token, at which the smallest size is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_loss: Option<f64>,
 }
 
 impl Profile {
@@ -146,22 +149,23 @@ impl Profile {
                 ));
             }
         }
-        for (name, value) in
-            [("target_bpw", self.target_bpw), ("target_compression", self.target_compression)]
-        {
+        let targets = [
+            ("target_bpw", self.target_bpw),
+            ("target_compression", self.target_compression),
+            ("target_loss", self.target_loss),
+        ];
+        for (name, value) in targets {
             if let Some(value) = value
                 && !(value.is_finite() && value > 0.0)
             {
                 return wrong(format!("{name} is {value}, and must be above 0"));
             }
         }
-        if self.target_bpw.is_some() && self.target_compression.is_some() {
-            return wrong("target_bpw and target_compression are two targets: give one".into());
+        let count = targets.iter().filter(|(_, value)| value.is_some()).count();
+        if count > 1 {
+            return wrong("it has two targets: give one".into());
         }
-        if self.layer_assignments.is_empty()
-            && self.target_bpw.is_none()
-            && self.target_compression.is_none()
-        {
+        if self.layer_assignments.is_empty() && count == 0 {
             return wrong("it has neither assignments nor a target".into());
         }
         Ok(())
@@ -186,7 +190,7 @@ mod tests {
             r#""layer_assignments":[{"layer_name":"model.layers.0","bit_width":1.58,"is_protected":false}],"target_bpw":null,"target_compression":null"#,
         );
         let profile = Profile::parse(&good, "p").unwrap();
-        assert_eq!(profile.layer_assignments[0].bit_width, 1.58);
+        assert!((profile.layer_assignments[0].bit_width - 1.58).abs() < 1e-9);
         assert_eq!(Profile::parse(&profile.to_json().unwrap(), "p").unwrap(), profile);
         for (rest, words) in [
             (r#""layer_assignments":[{"layer_name":"x","bit_width":7}]"#, "bit_width 7"),

@@ -11,6 +11,7 @@ pub struct Preset {
     pub summary: &'static str,
     strategy: Strategy,
     target_bpw: Option<f64>,
+    target_loss: Option<f64>,
     rules: &'static [(&'static str, f64)],
 }
 
@@ -21,6 +22,7 @@ pub const PRESETS: [Preset; 3] = [
         summary: "Attention layers at 4-bit, MLP at 2-bit",
         strategy: Strategy::AttentionHigh,
         target_bpw: None,
+        target_loss: None,
         rules: &[
             (r"blk\.\d+\.attn_(q|k|v|qkv|kv|kv_b|q_a|q_b|kv_a_mqa|output)", 4.0),
             (r"blk\.\d+\.ffn_(gate|up|down)(_exps|_shexp)?", 2.0),
@@ -33,13 +35,15 @@ pub const PRESETS: [Preset; 3] = [
         summary: "Even distribution based on importance",
         strategy: Strategy::Balanced,
         target_bpw: Some(3.5),
+        target_loss: None,
         rules: &[],
     },
     Preset {
         name: "compression-max",
         summary: "Minimize size while maintaining coherence",
         strategy: Strategy::CompressionMax,
-        target_bpw: Some(2.6),
+        target_bpw: None,
+        target_loss: Some(0.25),
         rules: &[],
     },
 ];
@@ -67,6 +71,7 @@ impl Preset {
                 .collect(),
             target_bpw: self.target_bpw,
             target_compression: None,
+            target_loss: self.target_loss,
         }
     }
 }

@@ -86,6 +86,7 @@ mod tests {
             ],
             target_bpw: None,
             target_compression: None,
+            target_loss: None,
         };
         let rules = Rules::new(&profile).unwrap();
         let naming = |name: &str| rules.naming(name).collect::<Vec<_>>();

@@ -7,7 +7,6 @@ use llm_quantize::littlebit::tuning::{Effort, Recipe};
 
 use super::common::{Workspace, stdout};
 
-<<<<<<< HEAD
 const COMMANDS: [&[&str]; 20] = [
     &[],
     &["quantize"],
@@ -21,26 +20,6 @@ const COMMANDS: [&[&str]; 20] = [
     &["quality"],
     &["quality", "report"],
     &["quality", "compare"],
-    &["littlebit"],
-    &["littlebit", "compress"],
-    &["littlebit", "convert"],
-    &["littlebit", "info"],
-    &["littlebit", "validate"],
-    &["generate"],
-    &["info"],
-    &["man"],
-]; 11] = [
-    &[],
-    &["quantize"],
-    &["analyze"],
-=======
-const COMMANDS: [&[&str]; 13] = [
-    &[],
-    &["quantize"],
-    &["quality"],
-    &["quality", "report"],
-    &["quality", "compare"],
->>>>>>> quality
     &["littlebit"],
     &["littlebit", "compress"],
     &["littlebit", "convert"],

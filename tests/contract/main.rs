@@ -6,6 +6,7 @@
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
 //! - `convert`: `littlebit convert`, and `compress --format`
 //! - `convert_packed`: top-level `convert`, and what `info` and `generate` make of its directories
+//! - `dynamic`, `profile`: `quantize MODEL gguf -q dynamic`, `profile`
 //! - `errors`: every exit code, provoked by a real cause
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
@@ -25,11 +26,13 @@ mod compress;
 mod convert;
 mod convert_packed;
 mod docs;
+mod dynamic;
 mod errors;
 #[path = "../quantize/handmade.rs"]
 mod handmade;
 mod inspect;
 mod packed;
+mod profile;
 mod quality;
 mod quantize;
 mod quantize_resume;

@@ -26,6 +26,8 @@ struct Document {
     tensor_types: Vec<TypeCount>,
     #[serde(default)]
     tensors: Vec<Tensor>,
+    expected_loss: Option<f64>,
+    sensitivity: Option<String>,
     imatrix: Option<Importance>,
     resumed_tensors: usize,
     warnings: Vec<String>,
@@ -279,6 +281,57 @@ fn budgets_are_kept() {
     assert!(error.message.contains("smallest"), "{}", error.message);
 }
 
+/// Every matrix in the smallest type that there is: nothing smaller is possible.
+#[test]
+fn the_smallest_file_is_the_smallest() {
+    let workspace = Workspace::new();
+    SMALL.write(&workspace.path("m.gguf"));
+    let base = ["--format", "json", "quantize", "m.gguf", "gguf"];
+    let pure = ["-q", "Q1_0", "--pure", "--dry-run"];
+    let smallest: Document = json(&workspace.succeed(&[&base[..], &pure].concat()));
+    let size = smallest.file_size.to_string();
+    let exact = ["--target-size", &size, "--dry-run"];
+    let document: Document = json(&workspace.succeed(&[&base[..], &exact].concat()));
+    assert_eq!(document.file_size, smallest.file_size);
+    assert!(document.expected_loss.unwrap() > 0.0);
+    assert_eq!(document.sensitivity.as_deref(), Some("estimated"));
+    let less = (smallest.file_size - 1).to_string();
+    let error = fails(
+        &workspace,
+        &[&base[..], &["--target-size", &less]].concat(),
+        2,
+        "InvalidArgumentError",
+    );
+    assert!(error.message.contains(&size), "{}", error.message);
+}
+
+/// Options that change nothing are named.
+#[test]
+fn idle_options_are_warned_about() {
+    let workspace = Workspace::new();
+    SMALL.write(&workspace.path("m-F16.gguf"));
+    let base = ["--format", "json", "quantize", "m-F16.gguf", "gguf", "--dry-run", "-q"];
+    let warned = |more: &[&str], words: &str| {
+        let document: Document = json(&workspace.succeed(&[&base[..], more].concat()));
+        let found = document.warnings.iter().filter(|w| w.contains(words)).count();
+        assert_eq!(found, 1, "{words}: {:?}", document.warnings);
+        document
+    };
+    warned(&["Q4_0", "--tensor-type", "attn_norm=q8_0"], "only tensors that are never quantized");
+    warned(&["Q4_0", "--tensor-type", "zzz=q8_0"], "zzz matches no tensor");
+    let shadowed = ["--tensor-type", "attn=q8_0", "--tensor-type", "attn_q=q5_0"];
+    warned(&[&["Q4_0"], &shadowed[..]].concat(), "attn_q decides about no tensor");
+    warned(&["Q4_0", "--leave-output-tensor"], "--leave-output-tensor changes nothing");
+    let document = warned(&["MXFP4"], "this model has none");
+    assert!(document.tensors.iter().all(|t| t.r#type == "Q8_0" || t.shape.len() == 1));
+    // The name of the file has the new level alone.
+    assert!(document.output_path.ends_with("m-MXFP4_MOE.gguf"), "{}", document.output_path);
+    // Plans look at the place that is to be written.
+    std::fs::write(workspace.path("file"), "").unwrap();
+    let arguments = [&base[..], &["Q4_0", "-o", "file"]].concat();
+    fails(&workspace, &arguments, 1, "IoError");
+}
+
 #[test]
 fn what_would_fail_later_is_refused_at_once() {
     let workspace = Workspace::new();
@@ -298,7 +351,6 @@ fn what_would_fail_later_is_refused_at_once() {
     refused(&["m.gguf", "gguf", "-q", "F16", "-n", "m"], 2, argument, "the model itself");
     refused(&["m.gguf", "gguf", "-q", "Q8_0", "-t", "0"], 2, argument, "--threads");
     refused(&["m.gguf", "gguf", "--target-bpw", "-1"], 2, argument, "above 0");
-    refused(&["m.gguf", "gguf", "-q", "dynamic"], 8, "UnsupportedConversionError", "--target-bpw");
     refused(&["none.gguf", "gguf", "-q", "Q8_0"], 3, "ModelNotFoundError", "none.gguf");
     refused(&["nan.gguf", "gguf", "-q", "Q8_0"], 6, "ValidationFailedError", "blk.1.ffn_up.weight");
     let imatrix = "ImportanceMatrixError";
@@ -379,8 +431,9 @@ fn a_level_that_needs_importance_says_so() {
         );
         assert!(error.message.contains("blk.0."), "{}", error.message);
         assert!(error.suggestion.contains("--imatrix"), "{}", error.suggestion);
-        let plan = workspace.succeed(&["quantize", "m.gguf", "gguf", "-q", level, "--dry-run"]);
-        assert!(stdout(&plan).contains("Warning: "), "{}", stdout(&plan));
+        // A plan refuses what the run would.
+        let plan = ["--format", "json", "quantize", "m.gguf", "gguf", "-q", level, "--dry-run"];
+        fails(&workspace, &plan, 10, "ImportanceMatrixError");
     }
 }
 

@@ -20,3 +20,4 @@ mod llama_library;
 mod mixes;
 #[cfg(unix)]
 mod peers;
+mod super_weights;

@@ -77,6 +77,9 @@ impl Report for Profile {
         if let Some(bits) = self.target_bpw {
             row("Target:", format!("{bits} bits per weight"));
         }
+        if let Some(loss) = self.target_loss {
+            row("Target:", format!("smallest at an expected loss of {loss} nats per token"));
+        }
         if let Some(ratio) = self.target_compression {
             row("Target:", format!("{ratio} of the model's size"));
         }
@@ -219,7 +222,11 @@ fn with_model(
         Some(plan.layout.total_bytes() as f64 / model.source_bytes.max(1) as f64);
     report.expected_loss = plan.expected_loss;
     report.warnings.clone_from(&plan.warnings);
-    Ok(create::from_plan(&model, &plan, &args.name))
+    Ok(Profile {
+        target_bpw: args.target_bpw,
+        target_compression: args.target_size,
+        ..create::from_plan(&model, &plan, &args.name)
+    })
 }
 
 fn without_model(

@@ -203,7 +203,7 @@ pub(super) fn assemble(
             Goal::Level(level) => level.name().to_owned(),
             Goal::Bytes(bytes) => format!("{bytes} bytes"),
             Goal::BitsPerWeight(bits) => format!("{bits} bpw"),
-            Goal::TensorBits(_) | Goal::Rules => "dynamic".to_owned(),
+            Goal::TensorBits(_) | Goal::Loss(_) | Goal::Rules => "dynamic".to_owned(),
         },
         protection: None,
         expected_loss: None,

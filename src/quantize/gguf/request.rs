@@ -21,6 +21,8 @@ pub enum Goal {
     /// The smallest error at this many bits per weight of the tensors' data, or at as many as it
     /// takes: what a profile aims at.
     TensorBits(f64),
+    /// The smallest size at which the model is expected to lose at most this much, nats per token.
+    Loss(f64),
     /// The smallest error that a profile's rules leave, whatever the size.
     Rules,
 }

@@ -72,7 +72,7 @@ impl QuantizePlan {
     pub fn layers(&self, model: &GgufModel) -> Vec<LayerSummary> {
         let mut layers: IndexMap<String, (u64, u64, bool)> = IndexMap::new();
         let bytes = self.layout.tensor_bytes();
-        for (tensor, bytes) in model.tensors.iter().zip(bytes) {
+        for ((tensor, work), bytes) in model.tensors.iter().zip(&self.tensors).zip(bytes) {
             let name = if let Some(block) = mix::layer(&tensor.name) {
                 format!("model.layers.{block}")
             } else {
@@ -83,7 +83,8 @@ impl QuantizePlan {
             let layer = layers.entry(name).or_default();
             layer.0 += tensor.elements() as u64;
             layer.1 += bytes;
-            layer.2 |= self.protection.as_ref().is_some_and(|p| p.of(&tensor.name).is_some());
+            layer.2 |= work.decision.reason == mix::Reason::Protected
+                || self.protection.as_ref().is_some_and(|p| p.of(&tensor.name).is_some());
         }
         layers
             .into_iter()

@@ -85,14 +85,15 @@ pub(super) fn goal(
 
 /// The target of a profile.
 fn of_profile(profile: &Profile, model: &GgufModel) -> Goal {
-    match (profile.target_bpw, profile.target_compression) {
-        (Some(bits), _) => Goal::TensorBits(bits),
-        (None, Some(ratio)) => {
+    match (profile.target_bpw, profile.target_compression, profile.target_loss) {
+        (Some(bits), ..) => Goal::TensorBits(bits),
+        (None, Some(ratio), _) => {
             let part = if ratio > 1.0 { 1.0 / ratio } else { ratio };
             let bits = model.source_bytes as f64 * 8.0 / model.parameters().max(1) as f64;
             Goal::TensorBits(bits * part)
         }
-        (None, None) => Goal::Rules,
+        (None, None, Some(loss)) => Goal::Loss(loss),
+        (None, None, None) => Goal::Rules,
     }
 }
 
@@ -172,6 +173,7 @@ pub(super) fn announce(
         let target = match goal {
             Goal::TensorBits(bits) | Goal::BitsPerWeight(bits) => format!("target: {bits} bpw"),
             Goal::Bytes(bytes) => format!("target: {}", human_bytes(bytes)),
+            Goal::Loss(loss) => format!("target: an expected loss of {loss} nats per token"),
             Goal::Rules | Goal::Level(_) => "no target".to_owned(),
         };
         progress.note(&format!("Applying profile: {} ({target})", profile.profile_name));

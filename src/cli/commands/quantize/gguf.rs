@@ -111,6 +111,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
 /// Options that mean nothing for this format: named, never ignored.
 fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
     let (calibration, packed) = (&args.calibration, &args.packed);
+    // Text to measure sensitivity on, or the result.
     let reads_text =
         args.dynamic.sensitivity == SensitivityArg::Measured || args.quality.quality_report;
     for (option, given) in [
@@ -126,7 +127,7 @@ fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
         if given {
             return Err(Error::InvalidArgument(format!(
                 "{option} does nothing for gguf: importance is given with --imatrix, groups are those \
-                 of the level, and text is read with --quality-report only"
+                 of the level, and text is read with --quality-report and --sensitivity measured only"
             )));
         }
     }
@@ -183,7 +184,7 @@ fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal, dynamic: bool
             Goal::Level(level) => format!("{name}-{}", level.name()),
             Goal::Bytes(bytes) => format!("{name}-{}MB", bytes >> 20),
             Goal::BitsPerWeight(bits) => format!("{name}-{bits}bpw"),
-            Goal::TensorBits(_) | Goal::Rules => format!("{name}-dynamic"),
+            Goal::TensorBits(_) | Goal::Loss(_) | Goal::Rules => format!("{name}-dynamic"),
         }
     });
     let whole = Path::new(&stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cli::args::ComputeArgs;
-use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
+use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg, TargetFormat};
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure, models};
 use crate::littlebit::measure;
@@ -91,7 +91,9 @@ pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
 /// The text to measure with. Where calibration takes the user's file, it must be another one.
 fn measured_text(args: &QuantizeArgs) -> Option<&Path> {
     let gguf = args.output_format == TargetFormat::Gguf;
-    args.calibration.calibration_data.as_deref().filter(|_| gguf)
+    // There it is the text on which types were chosen.
+    let chosen_on_it = args.dynamic.sensitivity == SensitivityArg::Measured;
+    args.calibration.calibration_data.as_deref().filter(|_| gguf && !chosen_on_it)
 }
 
 /// Measures what was written, as far as the user asked for it.

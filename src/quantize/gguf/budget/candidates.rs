@@ -40,8 +40,9 @@ pub(super) const CANDIDATES: [GgmlType; 25] = [
     GgmlType::Q1_0,
 ];
 
-/// Rows that are measured in each tensor.
+/// Rows that are measured in each tensor, and in tables of tokens, whose rows differ most.
 const ROWS: usize = 16;
+const ROWS_OF_TABLES: usize = 128;
 
 /// Bytes and errors of `kinds` for `tensor`, those that its rows do not fill, that the missing
 /// importance matrix makes worthless or that save nothing left out; with the source's own type, which
@@ -56,7 +57,8 @@ pub(super) fn measure(
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let importance = importance_of(request.importance.as_ref(), tensor)?;
     let rows_per_matrix = (rows / matrices(tensor).max(1)).max(1);
-    let count = rows.min(ROWS);
+    let table = matches!(mix::role(&tensor.name), mix::Role::Embedding | mix::Role::Output);
+    let count = rows.min(if table { ROWS_OF_TABLES } else { ROWS });
     let sampled: Vec<usize> = (0..count).map(|i| (2 * i + 1) * rows / (2 * count)).collect();
     let mut values = vec![0.0f32; count * cols];
     for (row, values) in sampled.iter().zip(values.chunks_exact_mut(cols)) {

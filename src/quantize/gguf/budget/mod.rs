@@ -5,10 +5,8 @@
 //! importance of the column (1 without an importance matrix): the share of the matrix's output that
 //! becomes noise. What the model as a whole loses by it is measured, where the request says so
 //! ([`crate::profile::sensitivity`]), or estimated by the matrix's role and place
-//! ([`crate::profile::weight`]). The loss as a function of the bytes is reduced to its lower convex
-//! hull, and the steps of all hulls are taken in the order of the loss that they save per byte, as
-//! long as they fit: the solution of the relaxed problem, and off from the true one by less than one
-//! step of one matrix. A profile's rules narrow the types down before that.
+//! ([`crate::profile::weight`]). [`hull`] picks from the losses and bytes. A profile's rules narrow the
+//! types down before that.
 
 mod candidates;
 mod hull;
@@ -17,13 +15,13 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 
 use self::candidates::CANDIDATES;
-use self::hull::{Choice, convex, fill};
+use self::hull::{Choice, convex, fill, frontier, room_for};
 use super::ggml_type::GgmlType;
 use super::level::Level;
 use super::mix::{self, Decision, ModelFacts, Reason, TensorFacts};
 use super::model::GgufModel;
-use super::plan::{assemble, importance_of};
-use super::protect::Protection;
+use super::plan::{assemble, importance_of, matrices};
+use super::protect::{Protected, Protection};
 use super::request::{Goal, Measured, QuantizeRequest};
 use super::tensor::GgufTensor;
 use crate::formats::space::describe_bytes;
@@ -44,7 +42,7 @@ pub(super) struct Chosen {
 }
 
 /// Losses beyond this many nats per token are all the same: the model writes nonsense.
-const MOST_LOSS: f64 = 20.0;
+const MOST_LOSS: f64 = 50.0;
 
 /// The types of all tensors under the goal of `request`.
 ///
@@ -59,69 +57,20 @@ pub(super) fn choose(
     protection: Option<&Protection>,
     progress: &dyn Progress,
 ) -> Result<Chosen> {
-    // A level without a mix leaves only what options decide.
-    let fixed = mix::plan_types(
-        facts,
-        tensors,
-        Level::F16,
-        request.importance.is_some(),
-        &request.overrides,
-    );
-    let alignment = match model.metadata.get("general.alignment") {
-        Some(value) => value.as_u64().unwrap_or(32).max(1),
-        None => 32,
-    };
     let named = request.dynamic.as_ref().filter(|dynamic| dynamic.named);
     let rules = named.map(|dynamic| Rules::new(&dynamic.profile)).transpose()?;
     let mut warnings = rules.as_ref().map_or(Ok(Vec::new()), |rules| idle(rules, model))?;
-    let free = request.goal == Goal::Rules;
-    progress.start("Measuring", model.tensors.len() as u64, "tensors");
-    let measured: Vec<(Vec<Choice>, Reason)> = model
-        .tensors
-        .par_iter()
-        .zip(&fixed)
-        .map(|(tensor, decision)| {
-            let measured = match decision.reason {
-                Reason::Level => {
-                    let (kinds, reason) = kinds_of(tensor, rules.as_ref(), free, request);
-                    let protected = protection.and_then(|p| p.of(&tensor.name));
-                    let reason = if protected.is_some() { Reason::Protected } else { reason };
-                    candidates::measure(tensor, &kinds, request, alignment, protected)
-                        .map(|choices| (choices, reason))
-                }
-                _ => Ok((Vec::new(), decision.reason.clone())),
-            };
-            tensor.release();
-            progress.advance(1);
-            measured
-        })
-        .collect::<Result<_>>()?;
-    progress.finish();
-    let sensitivities = match request.dynamic.as_ref().and_then(|d| d.measured.as_ref()) {
-        Some(how) => measure_sensitivities(model, &measured, how, request, progress)?,
-        None => IndexMap::new(),
-    };
-    let tied = !tensors.iter().any(|tensor| mix::role(tensor.name) == mix::Role::Output);
-    let hulls: Vec<Vec<Choice>> = model
-        .tensors
-        .iter()
-        .zip(&measured)
-        .map(|(tensor, (choices, _))| {
-            let known = sensitivities.get(&tensor.name).filter(|s| !s.points().is_empty());
-            let lose = |choice: &Choice| match (known, choice.kind.layout().stored) {
-                (Some(known), Some(stored)) => known.divergence(stored, choice.error),
-                _ => weight::estimated(&tensor.name, facts.layers, tied) * choice.error,
-            };
-            let price = |choice: &Choice| Choice { loss: lose(choice).min(MOST_LOSS), ..*choice };
-            convex(choices.iter().map(price).collect())
-        })
-        .collect();
+    // A level without a mix leaves only what options decide.
+    let with_importance = request.importance.is_some();
+    let fixed = mix::plan_types(facts, tensors, Level::F16, with_importance, &request.overrides);
+    let measured = measure(model, &fixed, request, rules.as_ref(), protection, progress)?;
+    let frontiers = priced(model, facts, tensors, &measured, request, progress)?;
     let decide = |chosen: &[usize]| -> Vec<Decision> {
         fixed
             .iter()
-            .zip(hulls.iter().zip(&measured))
+            .zip(frontiers.iter().zip(&measured))
             .zip(chosen)
-            .map(|((fixed, (hull, (_, reason))), &at)| match hull.get(at) {
+            .map(|((fixed, (choices, (_, reason))), &at)| match choices.get(at) {
                 Some(choice) => {
                     Decision { kind: Some(choice.kind), reason: reason.clone(), instead_of: None }
                 }
@@ -129,48 +78,23 @@ pub(super) fn choose(
             })
             .collect()
     };
-    let total = |chosen: &[usize]| -> Result<(u64, u64)> {
-        let plan = assemble(model, request, decide(chosen), None)?;
-        Ok((plan.layout.total_bytes(), plan.layout.tensor_bytes().iter().sum()))
+    let total = |chosen: &[usize]| -> Result<Sizes> {
+        let layout = assemble(model, request, decide(chosen), None)?.layout;
+        Ok(Sizes { files: layout.total_bytes(), data: layout.tensor_bytes().iter().sum() })
     };
-    let smallest = vec![0; hulls.len()];
-    let (least, least_data) = total(&smallest)?;
+    let least = total(&vec![0; frontiers.len()])?;
     let budget = match request.goal {
-        Goal::Bytes(bytes) => bytes,
-        Goal::BitsPerWeight(bits) => (bits * model.parameters() as f64 / 8.0).floor() as u64,
-        Goal::TensorBits(bits) => {
-            let data = (bits * model.parameters() as f64 / 8.0).floor() as u64;
-            if data < least_data {
-                warnings.push(format!(
-                    "the profile's target of {bits} bits per weight is out of reach: the smallest \
-                     types of this model take {:.2}",
-                    least_data as f64 * 8.0 / model.parameters().max(1) as f64
-                ));
-            }
-            least - least_data + data.max(least_data)
-        }
-        Goal::Rules | Goal::Level(_) => u64::MAX,
+        Goal::Loss(loss) => least.files + room_for(&frontiers, loss),
+        _ => limit(model, request, rules.as_ref(), &least, &mut warnings)?,
     };
-    if least > budget {
-        return Err(Error::InvalidArgument(format!(
-            "the smallest file of this model takes {least} bytes ({}), more than the {budget} \
-             asked for{}",
-            describe_bytes(least),
-            match (&rules, &request.importance) {
-                (Some(rules), _) if !rules.is_empty() =>
-                    "; the rules of the profile do not allow less",
-                (_, None) => "; with --imatrix it could be smaller",
-                _ => "",
-            }
-        )));
-    }
     // Split files have headers of their own, so the room for data is found by trying.
-    let mut room = budget - least;
+    let mut room = budget - least.files;
     loop {
-        let chosen = fill(&hulls, room);
-        let over = total(&chosen)?.0.saturating_sub(budget);
+        let chosen = fill(&frontiers, room);
+        let over = total(&chosen)?.files.saturating_sub(budget);
         if over == 0 {
-            let losses = hulls.iter().zip(&chosen).filter_map(|(hull, &at)| hull.get(at));
+            let losses = frontiers.iter().zip(&chosen);
+            let losses = losses.filter_map(|(choices, &at)| choices.get(at));
             return Ok(Chosen {
                 decisions: decide(&chosen),
                 warnings,
@@ -179,6 +103,127 @@ pub(super) fn choose(
         }
         room = room.saturating_sub(over);
     }
+}
+
+/// Bytes of a plan.
+struct Sizes {
+    /// Of the files.
+    files: u64,
+    /// Of the tensors in them.
+    data: u64,
+}
+
+/// The choices for each tensor that no option fixes, and why these.
+fn measure(
+    model: &GgufModel,
+    fixed: &[Decision],
+    request: &QuantizeRequest,
+    rules: Option<&Rules>,
+    protection: Option<&Protection>,
+    progress: &dyn Progress,
+) -> Result<Vec<(Vec<Choice>, Reason)>> {
+    let alignment = match model.metadata.get("general.alignment") {
+        Some(value) => value.as_u64().unwrap_or(32).max(1),
+        None => 32,
+    };
+    let free = request.goal == Goal::Rules;
+    let choices = |tensor: &GgufTensor| {
+        let (kinds, reason) = kinds_of(tensor, rules, free, request);
+        let Some(protected) = protection.and_then(|p| p.of(&tensor.name)) else {
+            return Ok((candidates::measure(tensor, &kinds, request, alignment, None)?, reason));
+        };
+        let kept = keeping(tensor, &kinds, request, alignment, protected)?;
+        Ok((kept, Reason::Protected))
+    };
+    progress.start("Measuring", model.tensors.len() as u64, "tensors");
+    let measured = model
+        .tensors
+        .par_iter()
+        .zip(fixed)
+        .map(|(tensor, decision)| {
+            let measured = match decision.reason {
+                Reason::Level => choices(tensor),
+                _ => Ok((Vec::new(), decision.reason.clone())),
+            };
+            tensor.release();
+            progress.advance(1);
+            measured
+        })
+        .collect();
+    progress.finish();
+    measured
+}
+
+/// What each choice loses; those that another one beats left out.
+fn priced(
+    model: &GgufModel,
+    facts: &ModelFacts,
+    tensors: &[TensorFacts<'_>],
+    measured: &[(Vec<Choice>, Reason)],
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<Choice>>> {
+    let sensitivities = match request.dynamic.as_ref().and_then(|d| d.measured.as_ref()) {
+        Some(how) => measure_sensitivities(model, measured, how, request, progress)?,
+        None => IndexMap::new(),
+    };
+    let tied = !tensors.iter().any(|tensor| mix::role(tensor.name) == mix::Role::Output);
+    let price_all = |(tensor, (choices, _)): (&GgufTensor, &(Vec<Choice>, Reason))| {
+        let known = sensitivities.get(&tensor.name).filter(|s| !s.points().is_empty());
+        let estimate = weight::estimated(&tensor.name, facts.layers, tied)
+            * importance_of(request.importance.as_ref(), tensor)?
+                .map_or(1.0, |columns| weight::concentration(columns, matrices(tensor)));
+        let lose = |choice: &Choice| match (known, choice.kind.layout().stored) {
+            (Some(known), Some(stored)) => known.divergence(stored, choice.error),
+            _ => weight::loss(&tensor.name, estimate, choice.error),
+        };
+        let price = |choice: &Choice| Choice { loss: lose(choice).min(MOST_LOSS), ..*choice };
+        Ok(frontier(choices.iter().map(price).collect()))
+    };
+    model.tensors.iter().zip(measured).map(price_all).collect()
+}
+
+/// The bytes that the files may have.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if they are fewer than the least.
+fn limit(
+    model: &GgufModel,
+    request: &QuantizeRequest,
+    rules: Option<&Rules>,
+    least: &Sizes,
+    warnings: &mut Vec<String>,
+) -> Result<u64> {
+    let weights = model.parameters() as f64;
+    let budget = match request.goal {
+        Goal::Bytes(bytes) => bytes,
+        Goal::BitsPerWeight(bits) => (bits * weights / 8.0).floor() as u64,
+        Goal::TensorBits(bits) => {
+            let data = (bits * weights / 8.0).floor() as u64;
+            if data < least.data {
+                warnings.push(format!(
+                    "the profile's target of {bits} bits per weight is out of reach: the smallest \
+                     types of this model take {:.2}",
+                    least.data as f64 * 8.0 / weights.max(1.0)
+                ));
+            }
+            least.files - least.data + data.max(least.data)
+        }
+        Goal::Rules | Goal::Level(_) | Goal::Loss(_) => u64::MAX,
+    };
+    if least.files <= budget {
+        return Ok(budget);
+    }
+    let why = match (rules, &request.importance) {
+        (Some(rules), _) if !rules.is_empty() => "; the rules of the profile do not allow less",
+        (_, None) => "; with --imatrix it could be smaller",
+        _ => "",
+    };
+    Err(Error::InvalidArgument(format!(
+        "the smallest file of this model takes {} bytes ({}), more than the {budget} asked for{why}",
+        least.files,
+        describe_bytes(least.files)
+    )))
 }
 
 /// Warnings about rules that name nothing.
@@ -210,6 +255,23 @@ fn idle(rules: &Rules, model: &GgufModel) -> Result<Vec<String>> {
         .collect())
 }
 
+/// The choices for a tensor with super weights: where no type of its rule keeps them, the smallest
+/// one that does.
+fn keeping(
+    tensor: &GgufTensor,
+    kinds: &[GgmlType],
+    request: &QuantizeRequest,
+    alignment: u64,
+    protected: &Protected,
+) -> Result<Vec<Choice>> {
+    let choices = candidates::measure(tensor, kinds, request, alignment, Some(protected))?;
+    if choices.iter().any(|choice| kinds.contains(&choice.kind)) {
+        return Ok(choices);
+    }
+    let all = candidates::measure(tensor, &CANDIDATES, request, alignment, Some(protected))?;
+    Ok(all.into_iter().min_by_key(|choice| choice.bytes).into_iter().collect())
+}
+
 /// The types that may be chosen for a tensor, and why these.
 fn kinds_of(
     tensor: &GgufTensor,
@@ -228,7 +290,10 @@ fn kinds_of(
         let kinds = if free { widths::fitting(8.0, cols) } else { all() };
         return (kinds, Reason::Budget);
     };
-    let reason = Reason::Profile(rule.layer_name.clone());
+    let reason = match rule.is_protected {
+        true => Reason::Protected,
+        false => Reason::Profile(rule.layer_name.clone()),
+    };
     let kinds = match rule.exact() {
         Ok(Some(kind)) => vec![kind.fallback(cols)],
         _ => widths::fitting(rule.bit_width, cols),
@@ -261,7 +326,8 @@ fn measure_sensitivities(
         .zip(measured)
         .map(|(tensor, (choices, _))| {
             let by_error = |choice: &Choice| Choice { loss: choice.error, ..*choice };
-            let hull = convex(choices.iter().map(by_error).collect());
+            let choices = frontier(choices.iter().map(by_error).collect());
+            let hull: Vec<Choice> = convex(&choices).into_iter().map(|at| choices[at]).collect();
             let lossy: Vec<&Choice> = hull.iter().filter(|choice| choice.error > 0.0).collect();
             let mut kinds: Vec<StoredType> = Vec::new();
             if hull.len() > 1 {
