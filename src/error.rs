@@ -270,11 +270,12 @@ impl Error {
             }
             Self::Cancelled(_) => "Pass --force to go on without the question".into(),
             Self::Imatrix { .. } => {
-                "Give the importance matrix of this very model, made by llama-imatrix (GGUF or .dat)"
+                "Give the importance matrix of this very model, made by `llm-quantize analyze` or by \
+                 llama-imatrix (GGUF or .dat)"
                     .into()
             }
             Self::ImatrixRequired(_) => {
-                "Give --imatrix FILE (made by llama-imatrix), or choose a level that needs none, such \
+                "Give --imatrix FILE (made by `llm-quantize analyze`), or choose a level that needs none, such \
                  as Q2_K or Q3_K_S"
                     .into()
             }

@@ -177,6 +177,7 @@ mod tests {
         let all = global(&sums);
         close(all.mean, 1.5);
         assert_eq!((all.min, all.max), (0.0, 4.0));
-        close(all.std, ((0.25 * 2.0 + 0.25 + 2.25 + 0.5 + 6.25 + 2.25 - 0.5) / 8.0f64).sqrt());
+        // Squared distances from 1.5: five times 0.25, twice 2.25, once 6.25.
+        close(all.std, (12.0f64 / 8.0).sqrt());
     }
 }
