@@ -6,7 +6,7 @@ use super::compare::Difference;
 use super::gguf::GgufPlan;
 use super::grids::{self, TargetGrid};
 use crate::formats::packed::gptq::{self, Version};
-use crate::formats::packed::{Grouped, PackedKind, awq};
+use crate::formats::packed::{Grouped, PackedKind, PackedTensor, awq};
 use crate::progress::Progress;
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelFormat, Weight};
@@ -90,7 +90,7 @@ pub struct Plan {
 /// The format of a model as this command names it; `None` for what it does not convert.
 #[must_use]
 pub fn format_of(model: &LocalModel) -> Option<&'static str> {
-    match (model.format, model.packed().map(|packed| packed.kind())) {
+    match (model.format, model.packed().map(PackedTensor::kind)) {
         (ModelFormat::Gguf, _) => Some("gguf"),
         (_, Some(PackedKind::Gptq(_))) => Some("gptq"),
         (_, Some(PackedKind::Awq)) => Some("awq"),
@@ -124,19 +124,18 @@ pub fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> R
         model.weights.iter().filter(|(name, _)| is_linear(name)).collect();
     progress.start("Looking for grids", linear.len() as u64, "layers");
     for (name, weight) in linear {
-        let exact = match plan.target {
-            Target::Hf(dtype) => holds(dtype, weight),
-            _ => {
-                let layer = plan.carried(weight);
-                if let Some(layer) = &layer {
-                    let middle = Grouped::middle(layer.bits);
-                    plan.symmetric &= layer.zeros.iter().all(|&zero| zero == middle);
-                    if layer.zeros.contains(&0) {
-                        plan.version = Version::V2;
-                    }
+        let exact = if let Target::Hf(dtype) = plan.target {
+            holds(dtype, weight)
+        } else {
+            let layer = plan.carried(weight);
+            if let Some(layer) = &layer {
+                let middle = Grouped::middle(layer.bits);
+                plan.symmetric &= layer.zeros.iter().all(|&zero| zero == middle);
+                if layer.zeros.contains(&0) {
+                    plan.version = Version::V2;
                 }
-                layer.is_some()
             }
+            layer.is_some()
         };
         plan.layers.insert(name.clone(), exact);
         weight.release();
@@ -295,7 +294,7 @@ fn holds(dtype: StoredType, weight: &Weight) -> bool {
     (0..weight.rows()).into_par_iter().all(|row| {
         let mut values = vec![0.0f32; weight.cols()];
         weight.read_rows(row..row + 1, &mut values);
-        values.iter().all(|&value| rounded(value, dtype) == value)
+        values.iter().all(|&value| rounded(value, dtype).to_bits() == value.to_bits())
     })
 }
 

@@ -79,7 +79,7 @@ impl LinearLayer for PackedLinear {
         let mut out = vec![0.0; tokens * outputs];
         with_f32(x, |x| {
             if rounds {
-                integers(&self.weight, x, &mut out)
+                integers(&self.weight, x, &mut out);
             } else {
                 multiply(&self.weight, x, &mut out, &PackedTensor::read_rows);
             }

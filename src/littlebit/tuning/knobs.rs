@@ -43,7 +43,7 @@ const RATE: Allowed = Allowed::Above0(1.0);
 const ESTIMATORS: Allowed = Allowed::Word(&["identity", "smooth-sign"]);
 
 /// Every knob, in the order of the recipe.
-pub static KNOBS: [Knob; 23] = [
+pub static KNOBS: [Knob; 24] = [
     knob("text", "sequences", Allowed::Count(1..=65_536)),
     knob("text", "held-out", Allowed::Count(0..=65_536)),
     knob("text", "length", Allowed::Count(2..=1_048_576)),
@@ -59,6 +59,7 @@ pub static KNOBS: [Knob; 23] = [
     knob("blocks", "estimator", ESTIMATORS),
     knob("blocks", "relative-loss", Allowed::Switch),
     knob("distillation", "sequences", Allowed::Count(0..=1_000_000)),
+    knob("distillation", "text-passes", Allowed::Count(1..=1000)),
     knob("distillation", "steps", STEPS),
     knob("distillation", "batch", BATCH),
     knob("distillation", "signs", Allowed::Switch),

@@ -105,6 +105,8 @@ pub struct BlockRecipe {
 pub struct DistillationRecipe {
     /// Sequences to learn from, those of the blocks among them.
     pub sequences: usize,
+    /// How often the text is read where it is too short, before the original writes the rest.
+    pub text_passes: usize,
     /// Steps.
     pub steps: usize,
     /// Sequences of a step.
@@ -174,6 +176,7 @@ impl Recipe {
             distillation: DistillationRecipe {
                 // Each of them is read once.
                 sequences: steps,
+                text_passes: 4,
                 steps,
                 batch: 1,
                 signs: true,

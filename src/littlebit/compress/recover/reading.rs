@@ -33,6 +33,10 @@ pub(super) struct Reading {
     pub(super) held_out: usize,
     /// How many the original wrote.
     pub(super) written: usize,
+    /// Those from the text that are not held out.
+    from_text: Vec<usize>,
+    /// How often the whole model reads them.
+    passes: usize,
 }
 
 impl Reading {
@@ -56,23 +60,26 @@ impl Reading {
         let (learn, decide) = divide(count, recipe.text.held_out);
         let sequence = |index: usize| &text.tokens[index * length..(index + 1) * length];
         let enough = if recipe.text.written { ENOUGH_TOKENS / length } else { wanted };
-        let missing = wanted.min(enough).saturating_sub(count);
+        // A text that is too short is read several times, and the rest is written.
+        let passes = if count < wanted { recipe.distillation.text_passes } else { 1 };
+        let read = passes * learn.len() + decide.len();
+        let for_blocks = recipe.text.sequences.saturating_sub(learn.len());
+        let missing = wanted.min(enough).saturating_sub(read).max(for_blocks.min(enough));
         let written = if missing > 0 && recipe.text.written {
             run.progress.note(&format!(
-                "{} gives {count} of {} sequences of {length} tokens: the original writes the others",
-                run.text.name,
-                count + missing
+                "{} gives {count} sequences of {length} tokens: the original writes {missing} more",
+                run.text.name
             ));
             let passages: Vec<&[u32]> = learn.iter().map(|&index| sequence(index)).collect();
             write(run, original, &passages, missing)?
         } else {
             Vec::new()
         };
-        let have = count + written.len() / length;
+        let have = read + written.len() / length;
         if have < wanted {
             run.warn(format!(
-                "{have} sequences of {length} tokens are read instead of {wanted}, {count} of them \
-                 from {}",
+                "{have} sequences of {length} tokens are read instead of {wanted}, those from {} \
+                 {passes} times",
                 run.text.name
             ));
         }
@@ -89,11 +96,14 @@ impl Reading {
         decide.iter().for_each(|&index| tokens.extend_from_slice(sequence(index)));
         rest.iter().for_each(|&at| tokens.extend_from_slice(sequence(learn[at])));
         tokens.extend_from_slice(others);
+        let others = blocks + decide.len();
         Ok(Self {
             windows: CalibrationWindows { tokens, length },
             blocks,
             held_out: decide.len(),
             written: written.len() / length,
+            from_text: (0..first.len()).chain(others..others + rest.len()).collect(),
+            passes,
         })
     }
 
@@ -112,9 +122,11 @@ impl Reading {
         (self.blocks..self.on_chains()).collect()
     }
 
-    /// Sequences that the whole model learns from.
+    /// Sequences that the whole model learns from, as often as it reads them.
     pub(super) fn learn_whole(&self) -> Vec<usize> {
-        (0..self.blocks).chain(self.on_chains()..self.windows.count()).collect()
+        let once = (0..self.blocks).chain(self.on_chains()..self.windows.count());
+        let again = (1..self.passes).flat_map(|_| self.from_text.iter().copied());
+        once.chain(again).collect()
     }
 }
 

@@ -290,9 +290,10 @@ fn kinds_of(
         let kinds = if free { widths::fitting(8.0, cols) } else { all() };
         return (kinds, Reason::Budget);
     };
-    let reason = match rule.is_protected {
-        true => Reason::Protected,
-        false => Reason::Profile(rule.layer_name.clone()),
+    let reason = if rule.is_protected {
+        Reason::Protected
+    } else {
+        Reason::Profile(rule.layer_name.clone())
     };
     let kinds = match rule.exact() {
         Ok(Some(kind)) => vec![kind.fallback(cols)],
