@@ -7,13 +7,14 @@ use serde_json::{Map, Value};
 
 use super::Written;
 use super::plan::{Plan, Request, Target, is_linear};
+use crate::formats::gguf::GgufFile;
 use crate::formats::model_directory::{
     DirectoryWriter, SideFile, TensorSlot, companions, config_with,
 };
 use crate::formats::packed::nearest::{self, Grid};
 use crate::formats::packed::{AwqConfig, GptqConfig, Grouped, Part, awq, gptq};
 use crate::progress::Progress;
-use crate::source::{LocalModel, Weight};
+use crate::source::{LocalModel, ModelFormat, Weight};
 use crate::tensor::StoredType;
 use crate::{Error, Result};
 
@@ -209,12 +210,14 @@ fn card(model: &LocalModel, plan: &Plan) -> String {
         "hf" => "plain numbers".to_owned(),
         format => format.to_uppercase(),
     };
-    let mut text = format!(
+    let mut text = licence(model)
+        .map_or_else(String::new, |licence| format!("---\nlicense: {licence}\n---\n\n"));
+    text.push_str(&format!(
         "# {name}, {format} {}\n\nConverted from {} by llm-quantize {}. ",
         plan.level(),
         plan.from,
         env!("CARGO_PKG_VERSION")
-    );
+    ));
     text.push_str(&if kept == all {
         format!("All {all} linear layers of the blocks keep their values exactly.\n")
     } else {
@@ -224,4 +227,16 @@ fn card(model: &LocalModel, plan: &Plan) -> String {
         )
     });
     text
+}
+
+/// The licence that the source names: in a GGUF file's metadata, or at the top of a README.md.
+fn licence(model: &LocalModel) -> Option<String> {
+    if model.format == ModelFormat::Gguf {
+        let file = GgufFile::open(&model.path).ok()?;
+        return file.text("general.license").ok()?.map(str::to_owned);
+    }
+    let card = std::fs::read_to_string(model.path.join("README.md")).ok()?;
+    let front = card.strip_prefix("---\n")?.split("\n---").next()?;
+    let line = front.lines().find_map(|line| line.strip_prefix("license:"))?;
+    Some(line.trim().to_owned())
 }

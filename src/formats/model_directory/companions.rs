@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::formats::gguf::{GgufFile, Value as GgufValue};
 use crate::source::hf::{self, MAX_CONFIG, MAX_TOKENIZER};
 use crate::source::{LocalModel, ModelFormat};
 use crate::{Error, Result};
@@ -81,11 +82,13 @@ pub fn companions(model: &LocalModel) -> Result<Vec<SideFile>> {
         [one] => json!(one),
         several => json!(several),
     };
-    let generation = json!({
-        "_from_model_config": true,
+    let mut generation = json!({
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos,
     });
+    if model.format == ModelFormat::Gguf {
+        sampling(&model.path, &mut generation)?;
+    }
     files.push(SideFile::text("generation_config.json", format!("{generation:#}\n")));
     if let Some(text) = &model.tokenizer_json {
         files.push(SideFile::text("tokenizer.json", text.clone()));
@@ -94,6 +97,34 @@ pub fn companions(model: &LocalModel) -> Result<Vec<SideFile>> {
         files.push(SideFile::text("tokenizer_config.json", text.clone()));
     }
     Ok(files)
+}
+
+/// The sampling that a GGUF file recommends (`general.sampling.*`), as generation settings.
+fn sampling(path: &Path, generation: &mut Value) -> Result<()> {
+    let file = GgufFile::open(path)?;
+    let mut found = false;
+    for (name, key) in [
+        ("temp", "temperature"),
+        ("top_k", "top_k"),
+        ("top_p", "top_p"),
+        ("min_p", "min_p"),
+        ("penalty_repeat", "repetition_penalty"),
+    ] {
+        let value = match file.metadata.get(&format!("general.sampling.{name}")) {
+            Some(GgufValue::I32(number)) => json!(number),
+            // The shortest decimal of the f32, not that of the f64 beside it.
+            Some(GgufValue::F32(number)) => {
+                number.to_string().parse::<f64>().map_or(Value::Null, |number| json!(number))
+            }
+            _ => continue,
+        };
+        generation[key] = value;
+        found = true;
+    }
+    if found {
+        generation["do_sample"] = json!(true);
+    }
+    Ok(())
 }
 
 /// A model's `config.json` with this `quantization_config` (or without one) and element type of what
