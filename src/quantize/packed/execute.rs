@@ -244,13 +244,8 @@ fn windows(
     let tokenizer = Tokenizer::from_model(model)?;
     let tokens = request.samples * length;
     let (name, documents) = documents(request, &tokenizer, tokens, progress)?;
-    let windows = CalibrationWindows::sample(
-        &documents,
-        &tokenizer,
-        request.samples,
-        length,
-        request.seed,
-    )?;
+    let windows =
+        CalibrationWindows::sample(&documents, &tokenizer, request.samples, length, request.seed)?;
     if windows.count() < request.samples {
         progress.warn(&format!(
             "{} gives {} of {} calibration samples of {length} tokens",
@@ -287,7 +282,8 @@ fn documents(
         .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
     let file = DocumentFile::open(path, render.as_ref().map(|render| render as ChatRenderer<'_>))?;
     let limit = tokens.saturating_mul(BYTES_PER_TOKEN).clamp(LEAST_TEXT, MOST_TEXT);
-    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name =
+        path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     Ok((name, file.read(Coverage::Spread, limit)?))
 }
 
