@@ -258,7 +258,7 @@ fn gptq_writes_what_its_readers_expect() {
             size += f64::from(exact).powi(2);
         }
     }
-    assert!(error > 0.0 && error < 0.04 * size, "{error} of {size}");
+    assert!(error > 0.0 && error < 0.1 * size, "{error} of {size}");
 }
 
 #[test]
@@ -344,6 +344,9 @@ fn smoothquant_reports_what_it_loses() {
         assert!(input.min < input.mean && input.mean < input.max && input.std > 0.0);
         assert!(input.outlier_channels <= layer.shape[1]);
     }
+    for problem in &document.problematic_layers {
+        assert!(problem.sqnr_db < 20.0 && !problem.suggestion.is_empty(), "{}", problem.name);
+    }
     let directory = workspace.path("tiny-smoothquant-w8a8");
     let quantization = &config(&directory)["quantization_config"];
     assert_eq!(quantization["quant_method"], "compressed-tensors");
@@ -428,7 +431,7 @@ fn what_cannot_work_is_refused_at_once() {
     refused(&["awq", "-q", "4bit", "--desc-act"], 2, argument, "--desc-act");
     refused(&["gptq", "-q", "4bit", "--damp-percent", "0"], 2, argument, "--damp-percent");
     refused(&["gptq", "-q", "4bit", "--group-size", "0"], 2, argument, "-1");
-    refused(&["gptq", "-q", "4bit", "--group-size", "256"], 2, argument, "--group-size 64 or -1");
+    refused(&["gptq", "-q", "4bit", "--group-size", "256"], 2, argument, "--group-size 128 or -1");
     refused(&["gptq", "-q", "4bit", "--imatrix", "x"], 2, argument, "--imatrix");
     refused(&["gptq", "-q", "4bit", "--profile", "balanced"], 2, argument, "--profile");
     refused(&["gptq", "-q", "4bit", "--target-bpw", "4"], 2, argument, "--target-bpw");
@@ -472,7 +475,7 @@ fn every_width_and_option_of_gptq_is_written() {
     {
         let name = format!("out{number}");
         let rest = ["--calibration-samples", "4", "-n", &name, "--no-checkpoints"];
-        let document = quantize(&workspace, &[&["gptq"], more, &rest[..]].concat());
+        let document = quantize(&workspace, &[&["gptq"][..], more, &rest[..]].concat());
         errors.push(document.mean_relative_error.unwrap());
         let directory = workspace.path(&name);
         let quantization = &config(&directory)["quantization_config"];

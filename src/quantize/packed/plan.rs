@@ -151,7 +151,8 @@ fn group(
             .collect();
         some_of(&list.iter().map(String::as_str).collect::<Vec<_>>())
     };
-    let smaller = |group: usize| [64, 32, 16].into_iter().find(|&size| size < group && fits(size));
+    let smaller =
+        |group: usize| [128, 64, 32, 16].into_iter().find(|&size| size < group && fits(size));
     match request.group {
         GroupSize::Row => Ok(None),
         GroupSize::Columns(group) if fits(group) => Ok(Some(group)),
