@@ -51,6 +51,7 @@ struct Layer {
 
 /// The keys of the contract; the tests of `quality` have the others.
 #[derive(Debug, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "these are the keys of the contract")]
 struct Quality {
     perplexity_original: f64,
     perplexity_quantized: f64,

@@ -70,7 +70,6 @@ struct Calibration {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "the schema is what is checked")]
 struct Problem {
     name: String,
     sqnr_db: f64,
