@@ -22,12 +22,12 @@ pub const UNIT: usize = 32;
 /// Whether values of a weight can be steps at all; whether they are is found row by row.
 #[must_use]
 pub fn has_steps(weight: &Weight) -> bool {
+    use StoredType::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
     let (kind, cols) = match weight {
         Weight::Stored(tensor) => (Some(tensor.dtype), tensor.cols()),
         Weight::Packed(tensor) => (None, tensor.cols()),
         Weight::Factorized(_) => return false,
     };
-    use StoredType::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
     cols.is_multiple_of(UNIT)
         && kind.is_none_or(|kind| matches!(kind, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0))
 }
@@ -169,19 +169,17 @@ pub fn carry_over(weight: &Weight, grid: TargetGrid) -> Option<Grouped> {
         }
         let parts = q.chunks_exact_mut(group).zip(steps.steps.chunks_exact(group));
         let parts = parts.zip(steps.scales.chunks_exact(group / UNIT));
-        let fit = parts.zip(scales.iter_mut().zip(zeros)).all(
-            |(((q, steps), of_units), (scale, zero))| {
-                *scale = of_units[0];
-                if of_units.iter().any(|other| other.to_bits() != scale.to_bits()) {
-                    return false;
-                }
-                let Some(z) = zero_point(steps, bits) else { return false };
-                *zero = z;
-                q.iter_mut().zip(steps).for_each(|(q, step)| *q = (step + i16::from(z)) as u8);
-                true
-            },
-        );
-        fit
+        let mut parts = parts.zip(scales.iter_mut().zip(zeros));
+        parts.all(|(((q, steps), of_units), (scale, zero))| {
+            *scale = of_units[0];
+            if of_units.iter().any(|other| other.to_bits() != scale.to_bits()) {
+                return false;
+            }
+            let Some(z) = zero_point(steps, bits) else { return false };
+            *zero = z;
+            q.iter_mut().zip(steps).for_each(|(q, step)| *q = (step + i16::from(z)) as u8);
+            true
+        })
     });
     (fits && same_values(weight, &layer)).then_some(layer)
 }

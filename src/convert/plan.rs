@@ -6,7 +6,7 @@ use super::compare::Difference;
 use super::gguf::GgufPlan;
 use super::grids::{self, TargetGrid};
 use crate::formats::packed::gptq::{self, Version};
-use crate::formats::packed::{Grouped, PackedKind, awq};
+use crate::formats::packed::{Grouped, PackedKind, PackedTensor, awq};
 use crate::progress::Progress;
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelFormat, Weight};
@@ -90,7 +90,7 @@ pub struct Plan {
 /// The format of a model as this command names it; `None` for what it does not convert.
 #[must_use]
 pub fn format_of(model: &LocalModel) -> Option<&'static str> {
-    match (model.format, model.packed().map(|packed| packed.kind())) {
+    match (model.format, model.packed().map(PackedTensor::kind)) {
         (ModelFormat::Gguf, _) => Some("gguf"),
         (_, Some(PackedKind::Gptq(_))) => Some("gptq"),
         (_, Some(PackedKind::Awq)) => Some("awq"),
@@ -295,7 +295,7 @@ fn holds(dtype: StoredType, weight: &Weight) -> bool {
     (0..weight.rows()).into_par_iter().all(|row| {
         let mut values = vec![0.0f32; weight.cols()];
         weight.read_rows(row..row + 1, &mut values);
-        values.iter().all(|&value| rounded(value, dtype) == value)
+        values.iter().all(|&value| rounded(value, dtype) - value == 0.0)
     })
 }
 
@@ -325,8 +325,7 @@ impl Plan {
             && !tensor.is_reordered()
         {
             // The integers as they are, groups of any size.
-            let layer = tensor.to_grouped().ok()?;
-            return Some(layer);
+            return tensor.to_grouped().ok();
         }
         grids::carry_over(weight, TargetGrid { bits, group })
     }

@@ -18,6 +18,7 @@ pub enum QuantizationConfig {
 
 /// A GPTQ checkpoint.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "the switches of the file")]
 pub struct GptqConfig {
     /// Bits of an integer.
     pub bits: u8,
