@@ -176,5 +176,6 @@ fn conversions_of_a_real_model_keep_its_perplexity() {
         return;
     };
     let text: String = std::fs::read_to_string(text).unwrap().chars().take(60_000).collect();
-    all_pairs(Path::new(&model), &Measure { text, length: 512, windows: 16 }, 0.6);
+    // Three bits without calibration are a lot for a small model.
+    all_pairs(Path::new(&model), &Measure { text, length: 512, windows: 16 }, 3.0);
 }

@@ -84,8 +84,8 @@ fn difference(name: &str, before: &Weight, after: &Weight) -> Difference {
                 let (value, difference) = (f64::from(*a), f64::from(*a) - f64::from(*b));
                 sums.0 += value * value;
                 sums.1 += difference * difference;
-                // Zeros of both signs are one value.
-                sums.2 &= difference == 0.0;
+                // 0 and -0 are the same value.
+                sums.2 &= a - b == 0.0;
             }
             sums
         })

@@ -169,7 +169,8 @@ pub fn carry_over(weight: &Weight, grid: TargetGrid) -> Option<Grouped> {
         }
         let parts = q.chunks_exact_mut(group).zip(steps.steps.chunks_exact(group));
         let parts = parts.zip(steps.scales.chunks_exact(group / UNIT));
-        parts.zip(scales.iter_mut().zip(zeros)).all(|(((q, steps), of_units), (scale, zero))| {
+        let mut parts = parts.zip(scales.iter_mut().zip(zeros));
+        parts.all(|(((q, steps), of_units), (scale, zero))| {
             *scale = of_units[0];
             if of_units.iter().any(|other| other.to_bits() != scale.to_bits()) {
                 return false;

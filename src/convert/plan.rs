@@ -124,18 +124,19 @@ pub fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> R
         model.weights.iter().filter(|(name, _)| is_linear(name)).collect();
     progress.start("Looking for grids", linear.len() as u64, "layers");
     for (name, weight) in linear {
-        let exact = if let Target::Hf(dtype) = plan.target {
-            holds(dtype, weight)
-        } else {
-            let layer = plan.carried(weight);
-            if let Some(layer) = &layer {
-                let middle = Grouped::middle(layer.bits);
-                plan.symmetric &= layer.zeros.iter().all(|&zero| zero == middle);
-                if layer.zeros.contains(&0) {
-                    plan.version = Version::V2;
+        let exact = match plan.target {
+            Target::Hf(dtype) => holds(dtype, weight),
+            _ => {
+                let layer = plan.carried(weight);
+                if let Some(layer) = &layer {
+                    let middle = Grouped::middle(layer.bits);
+                    plan.symmetric &= layer.zeros.iter().all(|&zero| zero == middle);
+                    if layer.zeros.contains(&0) {
+                        plan.version = Version::V2;
+                    }
                 }
+                layer.is_some()
             }
-            layer.is_some()
         };
         plan.layers.insert(name.clone(), exact);
         weight.release();
@@ -294,7 +295,7 @@ fn holds(dtype: StoredType, weight: &Weight) -> bool {
     (0..weight.rows()).into_par_iter().all(|row| {
         let mut values = vec![0.0f32; weight.cols()];
         weight.read_rows(row..row + 1, &mut values);
-        values.iter().all(|&value| rounded(value, dtype).to_bits() == value.to_bits())
+        values.iter().all(|&value| rounded(value, dtype) - value == 0.0)
     })
 }
 
@@ -324,8 +325,7 @@ impl Plan {
             && !tensor.is_reordered()
         {
             // The integers as they are, groups of any size.
-            let layer = tensor.to_grouped().ok()?;
-            return Some(layer);
+            return tensor.to_grouped().ok();
         }
         grids::carry_over(weight, TargetGrid { bits, group })
     }

@@ -134,7 +134,7 @@ fn read_json(path: &Path) -> Value {
 
 /// What a model writes; the same weights write the same.
 fn text(workspace: &Workspace, model: &str) -> Vec<u8> {
-    workspace.succeed(&["generate", model, "-p", "The people", "-n", "12"]).stdout
+    workspace.succeed(&["generate", model, "-p", "Once upon a time", "-n", "12"]).stdout
 }
 
 /// A GGUF file becomes a GPTQ and an AWQ directory, one becomes the other, and both come back as the
@@ -156,7 +156,7 @@ fn simple_blocks_go_round_through_gptq_and_awq() {
     assert_eq!(gptq.metadata.original_dtype, "Q4_0");
     // The embedding is rounded to the type that the directory's other tensors have.
     assert_eq!(gptq.changed[0].name, "model.embed_tokens.weight");
-    assert_eq!((gptq.changed[0].from.as_str(), gptq.changed[0].to.as_str()), ("Q6_K", "F16"));
+    assert_eq!((gptq.changed[0].from.as_str(), gptq.changed[0].to.as_str()), ("Q8_0", "F16"));
     assert!(gptq.changed[0].relative_rms_error < 0.0005);
     let folder = workspace.path(&gptq.output_path);
     assert_eq!(values(&folder, layer), original);
@@ -181,14 +181,15 @@ fn simple_blocks_go_round_through_gptq_and_awq() {
     assert_eq!(config["quantization_config"]["version"], "gemm");
     let back = convert(&workspace, &awq.output_path, &["gptq", "-n", "back"]);
     assert!(back.lossless, "{back:?}");
-    // The same checkpoint, byte for byte.
+    // The same tensors, byte for byte.
     let shard = |path: &str| fs::read(workspace.path(path).join("model.safetensors")).unwrap();
     let (first, second) = (shard(&gptq.output_path), shard("back"));
-    let data = |bytes: &[u8]| {
-        let header = u64::from_le_bytes(*bytes.first_chunk::<8>().unwrap()) as usize;
-        bytes[8 + header..].to_vec()
-    };
-    assert!(data(&first) == data(&second));
+    let first = safetensors::SafeTensors::deserialize(&first).unwrap();
+    let second = safetensors::SafeTensors::deserialize(&second).unwrap();
+    assert_eq!(first.len(), second.len());
+    for (name, tensor) in first.tensors() {
+        assert!(tensor == second.tensor(&name).unwrap(), "{name}");
+    }
 
     for directory in [&gptq.output_path, &awq.output_path] {
         let gguf = convert(&workspace, directory, &["gguf"]);
@@ -312,7 +313,7 @@ fn what_cannot_be_is_refused() {
     refuse(&["place/m.gguf", "gptq", "--force", "-n", "place"], 2, invalid);
     assert!(workspace.path("place/m.gguf").is_file());
     let plan = workspace.succeed(&["convert", "place/m.gguf", "gptq", "--dry-run"]);
-    assert!(stderr(&plan).is_empty() || !stderr(&plan).contains("error"));
+    assert!(!stderr(&plan).contains("error"), "{}", stderr(&plan));
     assert!(!workspace.path("m-GPTQ-4bit-g32").exists());
 }
 

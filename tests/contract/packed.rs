@@ -203,8 +203,11 @@ fn gptq_writes_what_its_readers_expect() {
     assert_eq!(document.layers[6].shape, [128, 384]);
 
     let directory = workspace.path("tiny-gptq-4bit-g32");
-    let on_disk: u64 =
-        document.files.iter().map(|file| std::fs::metadata(&file.path).unwrap().len()).sum();
+    let on_disk: u64 = document
+        .files
+        .iter()
+        .map(|file| std::fs::metadata(workspace.path(&file.path)).unwrap().len())
+        .sum();
     assert_eq!(document.file_size, on_disk);
     assert!(document.files.iter().all(|f| f.bytes > 0 && f.sha256.as_ref().unwrap().len() == 64));
     let ratio = on_disk as f64 / document.metadata.original_size as f64;
@@ -401,6 +404,9 @@ fn a_plan_is_exact_and_writes_nothing() {
                 tensor.name
             );
             assert_eq!(dtype.to_string(), tensor.r#type);
+        }
+        for left in ["out", ".checkpoint"] {
+            let _ = std::fs::remove_dir_all(workspace.path(left));
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum QuantizationConfig {
 
 /// A GPTQ checkpoint.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "they are the switches of the file")]
+#[expect(clippy::struct_excessive_bools, reason = "the switches of the file")]
 pub struct GptqConfig {
     /// Bits of an integer.
     pub bits: u8,

@@ -176,7 +176,7 @@ impl Recipe {
             distillation: DistillationRecipe {
                 // Each of them is read once.
                 sequences: steps,
-                text_passes: 4,
+                text_passes: 1,
                 steps,
                 batch: 1,
                 signs: true,

@@ -148,8 +148,8 @@ mod tests {
                 let mut values = [0.0; BLOCK];
                 ggml::decode(kind, &bytes, &mut values);
                 for (value, step) in values.iter().zip(steps) {
-                    let expected = f32::from(step) * scale.to_f32();
-                    assert!((value - expected).abs() == 0.0, "{kind:?} {step}");
+                    let want = f32::from(step) * scale.to_f32();
+                    assert_eq!(value.to_bits(), want.to_bits(), "{kind:?} {step}");
                 }
             }
         }

@@ -146,9 +146,11 @@ fn levels_are_those_of_the_paper() {
             let options = options(bits, symmetric, group);
             let solution = solve(&weight, OUT, &moments, &options, None);
             let (levels, rounded) = paper(&weight, &x, 0.01, &options, &moments.order);
-            // f32 against f64: a value in the middle of two levels may fall to either side.
-            let same = levels.iter().zip(&solution.grouped.q).filter(|(a, b)| a == b).count();
-            assert!(same * 100 >= levels.len() * 98, "{bits} {symmetric} {group}: {same}");
+            // f32 against f64: a value in the middle of two levels may fall to either side, and the
+            // rest of its row makes up for another error from there on.
+            let rows = levels.chunks_exact(IN).zip(solution.grouped.q.chunks_exact(IN));
+            let same = rows.filter(|(a, b)| a == b).count();
+            assert!(same >= OUT - 1, "{bits} {symmetric} {group}: {same} rows");
             let (ours, theirs) = (
                 output_error(&weight, &values(&solution), &x),
                 output_error(&weight, &rounded, &x),
