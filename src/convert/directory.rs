@@ -100,13 +100,10 @@ fn write_packed(
     let layer = kept.unwrap_or_else(|| rounded(weight, plan));
     let prefix = name.strip_suffix(".weight").unwrap_or(name);
     let mut put = |part: &Part| writer.put(&part.slot(prefix).name, &part.bytes);
-    match plan.target {
-        Target::Awq(_) => awq::pack(&layer)?.parts().into_iter().try_for_each(&mut put),
-        _ => {
-            let packed = gptq::pack_as(&layer, plan.version)?;
-            packed.parts().into_iter().try_for_each(&mut put)
-        }
+    if let Target::Awq(_) = plan.target {
+        return awq::pack(&layer)?.parts().into_iter().try_for_each(&mut put);
     }
+    gptq::pack_as(&layer, plan.version)?.parts().into_iter().try_for_each(&mut put)
 }
 
 /// The weight rounded to the nearest integers of the target's grid.

@@ -124,19 +124,18 @@ pub fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> R
         model.weights.iter().filter(|(name, _)| is_linear(name)).collect();
     progress.start("Looking for grids", linear.len() as u64, "layers");
     for (name, weight) in linear {
-        let exact = match plan.target {
-            Target::Hf(dtype) => holds(dtype, weight),
-            _ => {
-                let layer = plan.carried(weight);
-                if let Some(layer) = &layer {
-                    let middle = Grouped::middle(layer.bits);
-                    plan.symmetric &= layer.zeros.iter().all(|&zero| zero == middle);
-                    if layer.zeros.contains(&0) {
-                        plan.version = Version::V2;
-                    }
+        let exact = if let Target::Hf(dtype) = plan.target {
+            holds(dtype, weight)
+        } else {
+            let layer = plan.carried(weight);
+            if let Some(layer) = &layer {
+                let middle = Grouped::middle(layer.bits);
+                plan.symmetric &= layer.zeros.iter().all(|&zero| zero == middle);
+                if layer.zeros.contains(&0) {
+                    plan.version = Version::V2;
                 }
-                layer.is_some()
             }
+            layer.is_some()
         };
         plan.layers.insert(name.clone(), exact);
         weight.release();

@@ -41,7 +41,7 @@ fn recorded_layer(bits: u8, seed: u64) -> Grouped {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::checkpoint::hexadecimal(&Sha256::digest(bytes))
 }
 
 #[test]
