@@ -77,7 +77,8 @@ pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
     if !(quality.quality_report || quality.coherence_check) {
         return Ok(());
     }
-    if args.calibration.calibration_samples == Some(0) {
+    // The other formats read their samples before, and may read none.
+    if args.output_format == TargetFormat::Gguf && args.calibration.calibration_samples == Some(0) {
         return Err(Error::InvalidArgument("--calibration-samples must be at least 1".into()));
     }
     if let Some(path) = measured_text(args)
