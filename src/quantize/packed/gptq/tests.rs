@@ -140,22 +140,29 @@ fn levels_are_those_of_the_paper() {
     let gram = gram(&x);
     for order in [Order::Natural, Order::Activations] {
         let moments = SecondMoments::new(&gram, 0.01, order).unwrap();
-        for (bits, symmetric, group) in
-            [(4, true, 16), (4, false, 16), (3, true, 48), (2, true, 8), (8, true, 24)]
-        {
+        for (bits, symmetric, group) in [
+            (4, true, 16),
+            (4, false, 48),
+            (4, true, 48),
+            (3, true, 48),
+            (2, true, 48),
+            (8, true, 48),
+        ] {
             let options = options(bits, symmetric, group);
             let solution = solve(&weight, OUT, &moments, &options, None);
             let (levels, rounded) = paper(&weight, &x, 0.01, &options, &moments.order);
-            // f32 against f64: a value in the middle of two levels may fall to either side, and the
-            // rest of its row makes up for another error from there on.
+            // With one group the two are the same but for rounding. Later groups differ: the paper
+            // fits their scales to weights that have made up for all errors before, this algorithm
+            // to weights that are about to.
             let rows = levels.chunks_exact(IN).zip(solution.grouped.q.chunks_exact(IN));
             let same = rows.filter(|(a, b)| a == b).count();
-            assert!(same >= OUT - 1, "{bits} {symmetric} {group}: {same} rows");
+            // f32 against f64: a value in the middle of two levels may fall to either side.
+            assert!(group < IN || same >= OUT - 1, "{bits} {symmetric} {group}: {same} rows");
             let (ours, theirs) = (
                 output_error(&weight, &values(&solution), &x),
                 output_error(&weight, &rounded, &x),
             );
-            assert!((ours / theirs - 1.0).abs() < 0.05, "{bits}: {ours} {theirs}");
+            assert!((ours / theirs - 1.0).abs() < 0.05, "{bits} {group}: {ours} {theirs}");
             assert!((solution.error / ours - 1.0).abs() < 1e-3, "{} {ours}", solution.error);
             let indirect = order == Order::Activations;
             assert_eq!(solution.grouped.group_of.is_some(), indirect);
