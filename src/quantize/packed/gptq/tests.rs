@@ -162,7 +162,8 @@ fn levels_are_those_of_the_paper() {
                 output_error(&weight, &values(&solution), &x),
                 output_error(&weight, &rounded, &x),
             );
-            assert!((ours / theirs - 1.0).abs() < 0.05, "{bits} {group}: {ours} {theirs}");
+            let apart = if group < IN { 0.3 } else { 0.05 };
+            assert!((ours / theirs - 1.0).abs() < apart, "{bits} {group}: {ours} {theirs}");
             assert!((solution.error / ours - 1.0).abs() < 1e-3, "{} {ours}", solution.error);
             let indirect = order == Order::Activations;
             assert_eq!(solution.grouped.group_of.is_some(), indirect);
