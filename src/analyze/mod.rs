@@ -19,12 +19,11 @@ mod run;
 pub mod scores;
 pub mod spikes;
 pub mod statistics;
-pub mod super_weights;
 mod text;
 mod weights;
 
 pub use crate::formats::imatrix::Method;
+pub use crate::formats::super_weights::{SuperWeightMask, mask_path};
 pub use report::AnalyzeReport;
 pub use request::{AnalyzeRequest, Checkpoints, MatrixFormat, Samples};
 pub use run::{FileRequest, analyze, files};
-pub use super_weights::{SuperWeightMask, mask_path};

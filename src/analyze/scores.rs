@@ -6,10 +6,10 @@ use std::cmp::Ordering;
 use indexmap::IndexMap;
 use rayon::prelude::*;
 
-use super::super_weights::SuperWeightMask;
 use super::weights::{gguf_order, stored};
 use crate::Result;
 use crate::formats::imatrix::{ImportanceSums, Method};
+use crate::formats::super_weights::SuperWeightMask;
 use crate::progress::Progress;
 use crate::source::{LocalModel, names};
 

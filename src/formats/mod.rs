@@ -11,3 +11,4 @@ pub mod model_directory;
 pub mod packed;
 pub mod scratch;
 pub mod space;
+pub mod super_weights;

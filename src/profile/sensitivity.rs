@@ -121,7 +121,6 @@ pub fn measure(
         }
         for &kind in &job.kinds {
             if progress.stop_requested() {
-                progress.finish();
                 return Err(Error::Interrupted { resume: None });
             }
             let point = prober.point(job, kind)?;

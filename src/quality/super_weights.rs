@@ -5,45 +5,27 @@
 
 use std::path::Path;
 
-use indexmap::IndexMap;
-use serde::Deserialize;
-
+use crate::formats::super_weights::SuperWeightMask;
 use crate::source::{LocalModel, names};
 use crate::{Error, Result};
 
 /// Bits per weight from which a tensor counts as kept.
 const KEPT_FROM: f64 = 8.0;
 
-/// The part of a mask that is looked at.
-#[derive(Debug, Deserialize)]
-struct Mask {
-    version: u32,
-    tensors: IndexMap<String, Vec<u64>>,
-}
-
 /// Share of the model's parameters that the mask names and that lie in tensors of 8 bits or more.
 ///
 /// # Errors
-/// [`Error::ModelNotFound`] when there is no mask, [`Error::ValidationFailed`] when it cannot be
-/// understood or names what the model does not have.
+/// As [`SuperWeightMask::read`]; [`Error::Imatrix`] when it names what the model does not have.
 pub fn kept(mask: &Path, model: &LocalModel) -> Result<f64> {
-    let text = std::fs::read_to_string(mask).map_err(|error| Error::ModelNotFound {
-        message: format!("{}: {error}", mask.display()),
-        suggestion: "Make the mask with `llm-quantize analyze --identify-super-weights`".into(),
-    })?;
-    let parsed: Mask =
-        serde_json::from_str(&text).map_err(|error| Error::damaged(mask, error.to_string()))?;
-    if parsed.version != 1 {
-        return Err(Error::damaged(mask, format!("version {} is not 1", parsed.version)));
-    }
+    let parsed = SuperWeightMask::read(mask)?;
     let mut kept = 0u64;
     for (name, positions) in &parsed.tensors {
         let weight = names::to_hugging_face(name).and_then(|name| model.weights.get(&name));
         let Some(weight) = weight else {
-            return Err(Error::damaged(mask, format!("the model has no tensor {name}")));
+            return Err(Error::imatrix(mask, format!("the model has no tensor {name}")));
         };
         if positions.iter().any(|&position| position >= weight.elements() as u64) {
-            return Err(Error::damaged(mask, format!("{name}: a position is outside")));
+            return Err(Error::imatrix(mask, format!("{name}: a position is outside")));
         }
         let bits = weight.stored_bytes() as f64 * 8.0 / weight.elements().max(1) as f64;
         if bits >= KEPT_FROM {
@@ -73,14 +55,20 @@ mod tests {
         );
         // The tiny model is stored in f16.
         assert!((share.unwrap() - 3.0 / 1_049_728.0).abs() < 1e-12);
+        let of = |version: u32, tensors: &str| {
+            format!(
+                r#"{{"version":{version},"coverage":1e-5,"method":"x","total_protected":1,
+                    "tensors":{tensors}}}"#
+            )
+        };
         for bad in [
-            r#"{"version":2,"tensors":{}}"#,
-            r#"{"version":1,"tensors":{"blk.9.ffn_down.weight":[0]}}"#,
-            r#"{"version":1,"tensors":{"blk.0.attn_q.weight":[16384]}}"#,
-            "[]",
+            of(2, r#"{"blk.0.attn_q.weight":[0]}"#),
+            of(1, r#"{"blk.9.ffn_down.weight":[0]}"#),
+            of(1, r#"{"blk.0.attn_q.weight":[16384]}"#),
+            "[]".to_owned(),
         ] {
-            assert_eq!(read(bad).unwrap_err().exit_code(), 6, "{bad}");
+            assert_eq!(read(&bad).unwrap_err().exit_code(), 10, "{bad}");
         }
-        assert_eq!(kept(Path::new("/nonexistent"), &model).unwrap_err().exit_code(), 3);
+        assert_eq!(kept(Path::new("/nonexistent"), &model).unwrap_err().exit_code(), 10);
     }
 }

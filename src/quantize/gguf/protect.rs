@@ -5,10 +5,7 @@
 //! of its output that no noise may take, and then only those types remain that reproduce these very
 //! values to within [`TOLERANCE`]. F16 always does.
 
-use std::path::Path;
-
 use indexmap::IndexMap;
-use serde::Deserialize;
 
 use super::execute::round_trip;
 use super::model::GgufModel;
@@ -16,6 +13,7 @@ use super::plan::{importance_of, matrices};
 use super::tensor::GgufTensor;
 use super::{GgmlType, mix};
 use crate::formats::imatrix::ImportanceMatrix;
+use crate::formats::super_weights::{MOST_COVERAGE, SuperWeightMask, mask_path};
 use crate::progress::Progress;
 use crate::tensor::StoredType;
 use crate::{Error, Result};
@@ -25,9 +23,6 @@ use crate::{Error, Result};
 const SHARE: f64 = 0.01;
 /// Largest relative squared error of the protected values: 1 % of their size.
 const TOLERANCE: f64 = 1e-4;
-/// Largest coverage that makes sense: more are no exceptions.
-const MOST_COVERAGE: f64 = 0.01;
-
 /// The protected positions of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Protected {
@@ -48,13 +43,6 @@ pub struct Protection {
     pub tensors: IndexMap<String, Protected>,
     /// The file that they were read from; none if they were found here.
     pub mask: Option<String>,
-}
-
-/// The file of super weights beside an importance matrix.
-#[derive(Deserialize)]
-struct MaskFile {
-    coverage: f64,
-    tensors: IndexMap<String, Vec<u64>>,
 }
 
 impl Protected {
@@ -104,8 +92,8 @@ impl Protection {
                 "--protection-coverage {coverage} is not above 0 and at most {MOST_COVERAGE}"
             )));
         }
-        let beside = importance.path.with_extension("superweights.json");
-        let mask = if beside.is_file() { Some(read_mask(&beside)?) } else { None };
+        let beside = mask_path(&importance.path);
+        let mask = if beside.is_file() { Some(SuperWeightMask::read(&beside)?) } else { None };
         let usable = mask.filter(|mask| (mask.coverage - coverage).abs() <= 1e-9 * coverage.abs());
         let (positions, mask) = match usable {
             Some(mask) => (mask.tensors, Some(beside.display().to_string())),
@@ -113,13 +101,11 @@ impl Protection {
         };
         let mut tensors = IndexMap::new();
         let mut found = 0;
-        for (name, mut positions) in positions {
+        for (name, positions) in positions {
             let bad = |what: String| Error::imatrix(&beside, what);
             let tensor = model
                 .tensor(&name)
                 .ok_or_else(|| bad(format!("the model has no tensor {name}")))?;
-            positions.sort_unstable();
-            positions.dedup();
             if positions.last().is_some_and(|&last| last >= tensor.elements() as u64) {
                 return Err(bad(format!("{name} is smaller than the positions say")));
             }
@@ -177,11 +163,6 @@ impl Protection {
         }
         Ok(GgmlType::F16)
     }
-}
-
-fn read_mask(path: &Path) -> Result<MaskFile> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::imatrix(path, e.to_string()))?;
-    serde_json::from_str(&text).map_err(|e| Error::imatrix(path, e.to_string()))
 }
 
 /// Calls `visit` with position and energy `w x²` of every weight of a tensor.
