@@ -138,8 +138,9 @@ fn all_pairs(model: &Path, measure: &Measure, most: f64) {
     }
     let original = measure.perplexity(model);
     eprintln!("{original:.4} original; {known:?}");
-    // Rounding 8-bit weights and activations changes little.
-    assert!((known["w8a8"] / original - 1.0).abs() < 0.03, "{}", known["w8a8"]);
+    // Rounding weights and activations to 8 bits changes little. Nothing is smoothed here, and
+    // models with massive activations lose a few percent by that (SmolLM2: 3 %).
+    assert!((known["w8a8"] / original - 1.0).abs() < 0.05, "{}", known["w8a8"]);
     for (from, arguments, to, may) in PAIRS {
         run(folder.path(), &[&["convert", from], arguments, &["--force", "-n", to]].concat());
         let (before, after) = (known[from], measure.perplexity(&path(to)));
@@ -151,7 +152,7 @@ fn all_pairs(model: &Path, measure: &Measure, most: f64) {
         let limit = match may {
             // Of W8A8 only the weights are carried over: what they are converted to does not round
             // activations.
-            May::Nothing if from == "w8a8" => 0.03,
+            May::Nothing if from == "w8a8" => 0.05,
             May::Nothing => 0.002,
             May::Lose => most,
         };

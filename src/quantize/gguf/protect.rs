@@ -97,7 +97,11 @@ impl Protection {
         let usable = mask.filter(|mask| (mask.coverage - coverage).abs() <= 1e-9 * coverage.abs());
         let (positions, mask) = match usable {
             Some(mask) => (mask.tensors, Some(beside.display().to_string())),
-            None => (score(model, importance, coverage, progress)?, None),
+            None => {
+                let mut scored = score(model, importance, coverage, progress)?;
+                scored.values_mut().for_each(|positions| positions.sort_unstable());
+                (scored, None)
+            }
         };
         let mut tensors = IndexMap::new();
         let mut found = 0;
