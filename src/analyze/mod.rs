@@ -4,7 +4,7 @@
 //! Three measures ([`Method`]): the mean square of each column's input, which is `llama-imatrix`'s
 //! quantity; the mean absolute gradient of the loss with respect to each column's weights; and its
 //! mean square (the diagonal of the empirical Fisher information). The result is an importance matrix
-//! that llama.cpp reads, and on demand a [mask](super_weights) of the weights with the largest scores
+//! that llama.cpp reads, and on demand a [mask](SuperWeightMask) of the weights with the largest scores
 //! and a [picture](plot).
 
 mod cache;

@@ -1,4 +1,4 @@
-//! Types of each tensor's own: profiles ([`format`], [`presets`], [`store`]), what their rules mean
+//! Types of each tensor's own: profiles ([`mod@format`], [`presets`], [`store`]), what their rules mean
 //! for a model ([`rules`], [`widths`], [`validate`]), how one is made ([`create`]), and what the
 //! model loses by the error of one tensor ([`sensitivity`] measured, [`weight`] estimated).
 

@@ -1,7 +1,7 @@
-//! What quantization cost: a quantized model beside its original on the same text ([`measure`]), or
+//! What quantization cost: a quantized model beside its original on the same text ([`measure()`]), or
 //! several ([`compare`]).
 //!
-//! Models run block by block ([`stream`]): two large models never sit in memory together and no
+//! Models run block by block (`stream`): two large models never sit in memory together and no
 //! logits are stored. Reports are JSON ([`report`], also the `.qreport` file), CSV ([`csv`]) or a
 //! page to look at ([`html`]).
 
@@ -157,7 +157,7 @@ pub fn measure(
 /// Measures a quantized model's coherence beside its original, and nothing else.
 ///
 /// # Errors
-/// As [`measure`].
+/// As [`measure()`].
 pub fn measure_coherence(
     original: &LocalModel,
     quantized: &LocalModel,
@@ -213,7 +213,7 @@ pub struct CompareRequest {
 /// Compares several quantized models with their original, all in one pass over the text.
 ///
 /// # Errors
-/// As [`measure`].
+/// As [`measure()`].
 pub fn compare(
     original: &LocalModel,
     quantized: &[LocalModel],
@@ -385,7 +385,7 @@ fn coherence(
 /// Runs benchmarks, one model after the other.
 ///
 /// # Errors
-/// As [`measure`].
+/// As [`measure()`].
 pub fn run_benchmarks(
     original: &LocalModel,
     quantized: &LocalModel,

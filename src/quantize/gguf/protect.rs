@@ -3,7 +3,7 @@
 //! A tensor of a GGUF file has one type, so single values cannot be set apart as they can in other
 //! formats. What can be done is measured: a tensor is protected when its super weights carry a part
 //! of its output that no noise may take, and then only those types remain that reproduce these very
-//! values to within [`TOLERANCE`]. F16 always does.
+//! values to within `TOLERANCE`. F16 always does.
 
 use indexmap::IndexMap;
 

@@ -5,7 +5,7 @@
 //! importance of the column (1 without an importance matrix): the share of the matrix's output that
 //! becomes noise. What the model as a whole loses by it is measured, where the request says so
 //! ([`crate::profile::sensitivity`]), or estimated by the matrix's role and place
-//! ([`crate::profile::weight`]). [`hull`] picks from the losses and bytes. A profile's rules narrow the
+//! ([`crate::profile::weight`]). `hull` picks from the losses and bytes. A profile's rules narrow the
 //! types down before that.
 
 mod candidates;
