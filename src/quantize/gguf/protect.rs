@@ -95,13 +95,12 @@ impl Protection {
         let beside = mask_path(&importance.path);
         let mask = if beside.is_file() { Some(SuperWeightMask::read(&beside)?) } else { None };
         let usable = mask.filter(|mask| (mask.coverage - coverage).abs() <= 1e-9 * coverage.abs());
-        let (positions, mask) = match usable {
-            Some(mask) => (mask.tensors, Some(beside.display().to_string())),
-            None => {
-                let mut scored = score(model, importance, coverage, progress)?;
-                scored.values_mut().for_each(|positions| positions.sort_unstable());
-                (scored, None)
-            }
+        let (positions, mask) = if let Some(mask) = usable {
+            (mask.tensors, Some(beside.display().to_string()))
+        } else {
+            let mut scored = score(model, importance, coverage, progress)?;
+            scored.values_mut().for_each(|positions| positions.sort_unstable());
+            (scored, None)
         };
         let mut tensors = IndexMap::new();
         let mut found = 0;
