@@ -69,10 +69,8 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
         .spawn()
         .unwrap();
     // Interrupt when the first matrix is in the store.
-    let units =
-        || walk(&workspace.path(".checkpoint")).iter().filter(|p| p.contains("proj")).count();
     let mut waited = 0;
-    while units() == 0 && waited < 600 {
+    while finished_matrices(&workspace).is_empty() && waited < 600 {
         std::thread::sleep(Duration::from_millis(100));
         waited += 1;
     }
@@ -114,6 +112,16 @@ fn walk(folder: &std::path::Path) -> Vec<String> {
     found
 }
 
+/// The units of factorized matrices in the store; one that is still being written has another
+/// extension until it is renamed.
+fn finished_matrices(workspace: &Workspace) -> Vec<String> {
+    let mut found = walk(&workspace.path(".checkpoint"));
+    found.retain(|path| {
+        path.contains("proj") && std::path::Path::new(path).extension().is_some_and(|e| e == "unit")
+    });
+    found
+}
+
 /// Leaves a checkpoint of an unfinished run behind.
 fn unfinished(workspace: &Workspace, model: &str) {
     let mut child = workspace
@@ -123,7 +131,7 @@ fn unfinished(workspace: &Workspace, model: &str) {
         .spawn()
         .unwrap();
     for _ in 0..600 {
-        if walk(&workspace.path(".checkpoint")).iter().any(|p| p.contains("proj")) {
+        if !finished_matrices(workspace).is_empty() {
             break;
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -150,8 +158,7 @@ fn a_torn_checkpoint_is_redone() {
     let model = tiny_model();
     let model = model.to_str().unwrap();
     unfinished(&workspace, model);
-    let unit =
-        walk(&workspace.path(".checkpoint")).into_iter().find(|p| p.contains("proj")).unwrap();
+    let unit = finished_matrices(&workspace).remove(0);
     let bytes = std::fs::read(&unit).unwrap();
     std::fs::write(&unit, &bytes[..bytes.len() / 2]).unwrap();
     let output =
