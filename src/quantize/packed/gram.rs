@@ -67,6 +67,24 @@ impl Gram {
         Ok(())
     }
 
+    /// Divides channel `i` of all vectors by `factors[i]`, after the fact.
+    ///
+    /// # Panics
+    /// If there are fewer factors than channels.
+    pub fn divide(&mut self, factors: &[f32]) {
+        let channels = self.channels;
+        self.tiles.par_iter_mut().enumerate().for_each(|(index, tile)| {
+            let (row, col) = place(index);
+            let columns = &factors[col * TILE..][..extent(channels, col)];
+            let rows = &factors[row * TILE..];
+            for (line, &row) in tile.chunks_exact_mut(columns.len()).zip(rows) {
+                for (value, &column) in line.iter_mut().zip(columns) {
+                    *value /= f64::from(row) * f64::from(column);
+                }
+            }
+        });
+    }
+
     /// Length of the vectors.
     #[must_use]
     pub fn channels(&self) -> usize {
@@ -143,6 +161,18 @@ mod tests {
         assert_eq!(gram.tokens(), 37);
         let mean = gram.mean();
         assert!((f64::from(mean[5 * channels + 290]) * 37.0 - gram.get(290, 5)).abs() < 1e-4);
+
+        let factors: Vec<f32> = (0..channels).map(|i| 0.5 + i as f32 / 100.0).collect();
+        let mut divided = Gram::new(channels);
+        let mut smaller = x.clone();
+        for row in smaller.chunks_exact_mut(channels) {
+            row.iter_mut().zip(&factors).for_each(|(value, factor)| *value /= factor);
+        }
+        divided.add(&smaller).unwrap();
+        gram.divide(&factors);
+        for (i, j) in [(0, 0), (299, 0), (256, 255), (270, 299), (13, 200)] {
+            assert!((gram.get(i, j) - divided.get(i, j)).abs() < 1e-5, "{i} {j}");
+        }
     }
 
     #[test]

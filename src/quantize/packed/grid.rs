@@ -1,8 +1,10 @@
 //! The grids that weights are rounded to: `w ≈ (q − z) · s`, `q` from 0 to 2^bits − 1.
 //!
-//! Scales are rounded to f16, as the files hold them, before anything is rounded with them.
+//! Scales are rounded to the type in which files hold them before anything is rounded with them.
 
-use half::f16;
+use half::{bf16, f16};
+
+use super::block::PlainType;
 
 /// Scales that are tried for a group, from the widest useful one to [`NARROWEST`] of it.
 const STEPS: usize = 24;
@@ -21,6 +23,8 @@ pub struct Grid {
     /// Whether scales are searched for the least weighted squared error; otherwise the range of
     /// the values decides.
     pub search: bool,
+    /// What scales are stored as. Those of bfloat16 are f16 values too, down to 2⁻¹⁷.
+    pub scales: PlainType,
 }
 
 /// Scale and zero point of a group.
@@ -132,17 +136,17 @@ impl Grid {
     }
 
     fn symmetric(self, scale: f32) -> Scale {
-        Scale { scale: representable(scale), zero: self.middle() }
+        Scale { scale: self.representable(scale), zero: self.middle() }
     }
 
     fn range(self, low: f32, high: f32) -> Scale {
         let most = f32::from(self.most());
-        let mut scale = representable((high - low) / most);
+        let mut scale = self.representable((high - low) / most);
         let mut zero = (-low / scale.to_f32()).round();
         if zero < f32::from(self.least_zero) {
             // The lowest level cannot be used: the others hold the whole range.
             zero = f32::from(self.least_zero);
-            scale = representable(high / (most - zero));
+            scale = self.representable(high / (most - zero));
         }
         Scale { scale, zero: zero.clamp(0.0, most) as u8 }
     }
@@ -166,6 +170,24 @@ impl Grid {
         }
     }
 
+    /// The nearest number that is a scale: neither zero nor infinite.
+    fn representable(self, scale: f32) -> f16 {
+        let (nearest, most) = match self.scales {
+            PlainType::F16 => (f16::from_f32(scale), f16::MAX),
+            // The largest bfloat16 below f16's largest.
+            PlainType::BF16 => {
+                (f16::from_f32(bf16::from_f32(scale).to_f32()), f16::from_f32(65280.0))
+            }
+        };
+        if nearest > most {
+            most
+        } else if nearest > f16::ZERO {
+            nearest
+        } else {
+            f16::from_bits(1)
+        }
+    }
+
     fn refit(self, values: &[f32], importance: Option<&[f32]>, scale: Scale) -> Option<Scale> {
         let most = f32::from(self.most());
         let (mut product, mut square) = (0.0f32, 0.0f32);
@@ -176,7 +198,7 @@ impl Grid {
             square += weight * level * level;
         }
         let step = product / square;
-        (step.is_finite() && step > 0.0).then(|| Scale { scale: representable(step), ..scale })
+        (step.is_finite() && step > 0.0).then(|| Scale { scale: self.representable(step), ..scale })
     }
 }
 
@@ -186,24 +208,12 @@ fn round_even(value: f32) -> f32 {
     (value.clamp(-4.0e6, 4.0e6) + SHIFT) - SHIFT
 }
 
-/// The nearest f16 that is a scale: neither zero nor infinite.
-fn representable(scale: f32) -> f16 {
-    let nearest = f16::from_f32(scale);
-    if nearest.is_infinite() {
-        f16::MAX
-    } else if nearest > f16::ZERO {
-        nearest
-    } else {
-        f16::from_bits(1)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn grid(bits: u8, symmetric: bool, search: bool) -> Grid {
-        Grid { bits, symmetric, least_zero: u8::from(!symmetric), search }
+        Grid { bits, symmetric, least_zero: u8::from(!symmetric), search, scales: PlainType::F16 }
     }
 
     fn values(seed: usize, count: usize) -> Vec<f32> {

@@ -59,10 +59,17 @@ fn form(delta: &[f32], gram: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::packed::block::PlainType;
 
     #[test]
     fn a_lone_outlier_of_a_quiet_channel_is_cut() {
-        let grid = Grid { bits: 4, symmetric: false, least_zero: 0, search: false };
+        let grid = Grid {
+            bits: 4,
+            symmetric: false,
+            least_zero: 0,
+            search: false,
+            scales: PlainType::F16,
+        };
         let mut values: Vec<f32> = (0..32).map(|i| ((i * 29) % 31) as f32 / 31.0 - 0.5).collect();
         values[5] = 3.0;
         let mut gram = vec![0.0; 32 * 32];

@@ -171,6 +171,7 @@ pub fn round_with(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::packed::block::PlainType;
 
     #[test]
     fn the_middle_of_the_factors_is_one() {
@@ -188,7 +189,13 @@ mod tests {
         let gram: Vec<f32> = (0..inputs * inputs)
             .map(|at| if at / inputs == at % inputs { x[at % inputs].powi(2) } else { 0.0 })
             .collect();
-        let grid = Grid { bits: 4, symmetric: false, least_zero: 0, search: false };
+        let grid = Grid {
+            bits: 4,
+            symmetric: false,
+            least_zero: 0,
+            search: false,
+            scales: PlainType::F16,
+        };
         let matrix = (weight.as_slice(), (out, inputs));
         let w = mean_magnitude(&[matrix], group);
         let found = search(&x, &w, |factors| {

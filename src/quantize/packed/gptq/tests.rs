@@ -2,6 +2,7 @@
 
 use faer::Mat;
 
+use super::super::block::PlainType;
 use super::super::gram::Gram;
 use super::super::grid::Grid;
 use super::{Groups, Options, Order, SecondMoments, solve};
@@ -43,7 +44,13 @@ fn gram(x: &[f32]) -> Gram {
 }
 
 fn options(bits: u8, symmetric: bool, group: usize) -> Options {
-    let grid = Grid { bits, symmetric, least_zero: u8::from(!symmetric), search: false };
+    let grid = Grid {
+        bits,
+        symmetric,
+        least_zero: u8::from(!symmetric),
+        search: false,
+        scales: PlainType::F16,
+    };
     Options { grid, group, groups: Groups::Running, refinements: 0 }
 }
 

@@ -10,7 +10,8 @@ use super::super::awq::scales::{
     Found, Matrix, mean_magnitude, quadratic, round_with, rounded, search,
 };
 use super::super::block::{
-    BlockWeights, DOWN, GATE, KEY, OUTPUT, QUERY, STAGES, UP, VALUE, fold_into_norm, host,
+    BlockWeights, DOWN, GATE, KEY, OUTPUT, PlainType, QUERY, STAGES, UP, VALUE, fold_into_norm,
+    host,
 };
 use super::super::finished::{Finished, Levels};
 use super::super::grid::Grid;
@@ -20,7 +21,8 @@ use crate::inference::Block;
 use crate::{Error, Result};
 
 /// The grid of AWQ checkpoints: 4 bits with zero points.
-pub(super) const GRID: Grid = Grid { bits: 4, symmetric: false, least_zero: 0, search: false };
+pub(super) const GRID: Grid =
+    Grid { bits: 4, symmetric: false, least_zero: 0, search: false, scales: PlainType::F16 };
 
 /// Tokens on which the outputs of attention and MLP are compared, at most.
 const SEARCH_TOKENS: usize = 2048;
@@ -189,7 +191,7 @@ impl Work<'_> {
     }
 
     /// Row of v that each column of o multiplies.
-    fn value_rows(&self) -> Vec<usize> {
+    pub(super) fn value_rows(&self) -> Vec<usize> {
         let config = &self.model.config;
         let (heads, dim) = (config.num_heads / config.num_kv_heads, config.head_dim);
         (0..config.num_heads * dim).map(|at| at / dim / heads * dim + at % dim).collect()

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::super::block::{BlockWeights, STAGES, host};
+use super::super::block::{BlockWeights, PlainType, STAGES, host};
 use super::super::finished::{Finished, LayerReport, Levels};
 use super::super::gptq::{Groups, Options, Order, SecondMoments, solve};
 use super::super::gram::Gram;
@@ -23,6 +23,7 @@ pub(super) fn grid(settings: Gptq) -> Grid {
         // Files of version 1 hold `z − 1`.
         least_zero: u8::from(!settings.symmetric),
         search: settings.extras.search,
+        scales: PlainType::F16,
     }
 }
 

@@ -4,30 +4,41 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::super::block::{
-    BlockWeights, GATE, KEY, QUERY, STAGES, UP, VALUE, fold_into_norm, host,
-};
-use super::super::finished::{Finished, Levels};
-use super::super::request::Alpha;
+use super::super::block::{BlockWeights, STAGES, UP, VALUE, fold_into_norm, host};
+use super::super::finished::{Finished, LayerReport, Levels};
+use super::super::gptq::{Groups, Options, Order, SecondMoments, solve};
+use super::super::gram::Gram;
+use super::super::grid::Grid;
+use super::super::request::{Alpha, DAMPING};
+use super::super::smoothquant::descend::{Layers, descend};
 use super::super::smoothquant::int8::{Noise, RoundedInputs};
 use super::super::smoothquant::migrate::{
     FactorStatistics, STRENGTHS, factors, largest_of_columns,
 };
-use super::Work;
 use super::awq::difference;
+use super::{Inputs, Work, as_norms_see_it};
 use crate::formats::packed::nearest::round_rows;
-use crate::inference::linear::Projection;
+use crate::formats::packed::w8a8::{Int8Rows, as_scale};
 use crate::inference::{Block, LinearLayer};
 use crate::{Error, Result};
 
 /// Tokens on which strengths are compared and noise is measured, at most.
 const SEARCH_TOKENS: usize = 2048;
 
-/// The layers that receive a norm: `(stage, layers)`.
-const SMOOTHED: [(usize, &[usize]); 2] = [(0, &[QUERY, KEY, VALUE]), (2, &[GATE, UP])];
-
 /// Layers below this are of no use, decibels: more noise than signal.
 const USELESS: f64 = 0.0;
+
+/// What runs before a search for strengths, on a sample of the text.
+struct Sample {
+    /// What goes into each stage, `[tokens, channels]`.
+    inputs: [Tensor; 4],
+    /// Residual stream before attention and behind it.
+    streams: [Tensor; 2],
+    /// Residual stream behind the block.
+    end: Tensor,
+    /// Sequences that the tokens are of.
+    sequences: usize,
+}
 
 impl Work<'_> {
     pub(super) fn smoothquant(
@@ -37,7 +48,7 @@ impl Work<'_> {
         alpha: Alpha,
     ) -> Result<Finished> {
         let block = self.running(index, &weights)?;
-        let inputs = self.block_inputs(&block, false)?;
+        let mut inputs = self.block_inputs(&block, true)?;
         for (stage, inputs) in inputs.iter().enumerate() {
             if inputs.channels.largest().iter().any(|largest| !largest.is_finite()) {
                 return Err(Error::SmoothQuant(format!(
@@ -46,116 +57,266 @@ impl Work<'_> {
                 )));
             }
         }
+        let sample = self.run_sample(&block)?;
         let exact = weights.clone();
-        let mut strengths = [None; 4];
-        let mut spreads: [Option<FactorStatistics>; 4] = Default::default();
-        for (stage, linears) in SMOOTHED {
-            let x = inputs[stage].channels.largest();
-            let columns: Vec<&[f32]> =
-                linears.iter().map(|&linear| exact.linears[linear].as_slice()).collect();
-            let w = largest_of_columns(&columns, self.width(stage));
-            let strength = match alpha {
-                Alpha::Fixed(alpha) => alpha,
+        let mut moved = Vec::with_capacity(4);
+        for (stage, inputs) in inputs.iter_mut().enumerate() {
+            if self.progress.stop_requested() {
+                return Err(self.interrupted());
+            }
+            let ranges = self.ranges(&exact, stage, inputs);
+            let (strength, found) = match alpha {
+                Alpha::Fixed(alpha) => (Some(alpha), factors(&ranges.0, &ranges.1, alpha)),
                 Alpha::Search => {
-                    self.search_strength(index, &exact, &block, (stage, linears), &x, &w)?
+                    let gram = inputs.gram.as_ref();
+                    self.search_factors(index, &exact, stage, &sample, &ranges, gram)?
                 }
             };
-            let moved = self.move_range(&mut weights, stage, linears, &factors(&x, &w, strength));
-            strengths[stage] = Some(strength);
-            spreads[stage] = Some(FactorStatistics::of(&moved));
+            let columns = self.move_range(&mut weights, stage, &found);
+            if let Some(gram) = &mut inputs.gram {
+                gram.divide(&columns);
+            }
+            moved.push((strength, FactorStatistics::of(&columns)));
         }
-        let mut linears = Vec::with_capacity(7);
-        for (linear, (_, inputs)) in self.plan.shapes.into_iter().enumerate() {
-            let rows = round_rows(&weights.linears[linear], inputs, self.plan.plain_dtype())?;
-            linears.push(Levels::Rows(rows));
-        }
-        let noise = self.noise(index, &weights, &linears)?;
-        let mut reports = Vec::with_capacity(7);
+        let mut done: [Option<(Levels, LayerReport)>; 7] = Default::default();
         for (stage, members) in STAGES.iter().enumerate() {
+            let gram = inputs[stage].gram.take();
+            let moments =
+                gram.and_then(|gram| SecondMoments::new(&gram, DAMPING, Order::Activations).ok());
             for &linear in *members {
                 let mut report = self.report(index, linear, "smoothquant");
-                report.alpha = strengths[stage];
-                report.factors.clone_from(&spreads[stage]);
+                let rows = if let Some(moments) = &moments {
+                    self.solve_rows(&weights, linear, moments)?
+                } else {
+                    let reason = "weights rounded to nearest: the Hessian of the inputs cannot be \
+                                  factorized";
+                    self.progress.warn(&format!("{}: {reason}", report.name));
+                    report.fallback = Some(reason.into());
+                    let inputs = self.plan.shapes[linear].1;
+                    round_rows(&weights.linears[linear], inputs, self.plan.plain_dtype())?
+                };
+                report.damping = moments.as_ref().map(|moments| moments.damping);
+                report.alpha = moved[stage].0;
+                report.factors = Some(moved[stage].1.clone());
                 report.activations = Some(inputs[stage].channels.statistics());
-                report.sqnr_db = Some(noise[linear].decibels());
-                report.relative_error =
-                    Some(noise[linear].noise / noise[linear].signal.max(1e-300));
-                if noise[linear].signal > 0.0 && noise[linear].decibels() < USELESS {
-                    return Err(Error::SmoothQuant(format!(
-                        "SmoothQuant transformation failed: the outputs of {} are {:.1} dB above \
-                         their quantization noise",
-                        report.name,
-                        noise[linear].decibels()
-                    )));
-                }
-                reports.push(report);
+                done[linear] = Some((Levels::Rows(rows), report));
+            }
+        }
+        let (linears, mut reports): (Vec<_>, Vec<_>) = done.into_iter().flatten().unzip();
+        for (report, noise) in reports.iter_mut().zip(self.noise(index, &weights, &linears)?) {
+            report.sqnr_db = Some(noise.decibels());
+            report.relative_error = Some(noise.noise / noise.signal.max(1e-300));
+            if noise.signal > 0.0 && noise.decibels() < USELESS {
+                return Err(Error::SmoothQuant(format!(
+                    "SmoothQuant transformation failed: the outputs of {} are {:.1} dB above \
+                     their quantization noise",
+                    report.name,
+                    noise.decibels()
+                )));
             }
         }
         Ok(Finished::new(&weights, linears, reports))
     }
 
-    /// Multiplies the columns of `linears` and divides the norm before them; gives the factors that
-    /// the stored norm allows.
-    fn move_range(
+    /// Largest absolute input and weight of each factor of a stage. Where a row of v feeds several
+    /// columns of o, they share one.
+    fn ranges(
         &self,
-        weights: &mut BlockWeights,
+        weights: &BlockWeights,
         stage: usize,
-        linears: &[usize],
-        factors: &[f32],
-    ) -> Vec<f32> {
-        let norm = if stage == 0 { &mut weights.input_norm } else { &mut weights.post_norm };
-        let exact = fold_into_norm(norm, factors, self.plan.plain);
-        linears.iter().for_each(|&linear| weights.scale_columns(linear, &exact));
-        exact
+        inputs: &Inputs,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let columns: Vec<&[f32]> =
+            STAGES[stage].iter().map(|&linear| weights.linears[linear].as_slice()).collect();
+        let (x, w) = (inputs.channels.largest(), largest_of_columns(&columns, self.width(stage)));
+        if stage != 1 {
+            return (x, w);
+        }
+        let rows = self.value_rows();
+        let shared = |columns: &[f32]| {
+            let mut largest = vec![0.0f32; self.plan.shapes[VALUE].0];
+            rows.iter().zip(columns).for_each(|(&row, v)| largest[row] = largest[row].max(*v));
+            largest
+        };
+        (shared(&x), shared(&w))
     }
 
-    /// The strength with the least error of what attention, or the MLP, adds to the residual stream.
-    fn search_strength(
+    /// Multiplies the columns of a stage's layers and divides what comes before them: a norm, the
+    /// rows of v or those of up. Gives the factor of each column, which is what a stored norm allows.
+    fn move_range(&self, weights: &mut BlockWeights, stage: usize, factors: &[f32]) -> Vec<f32> {
+        let columns = match stage {
+            0 => fold_into_norm(&mut weights.input_norm, factors, self.plan.plain),
+            1 => {
+                weights.divide_rows(VALUE, factors);
+                self.value_rows().into_iter().map(|row| factors[row]).collect()
+            }
+            2 => fold_into_norm(&mut weights.post_norm, factors, self.plan.plain),
+            _ => {
+                weights.divide_rows(UP, factors);
+                factors.to_vec()
+            }
+        };
+        STAGES[stage].iter().for_each(|&linear| weights.scale_columns(linear, &columns));
+        columns
+    }
+
+    /// GPTQ with a scale for each row.
+    fn solve_rows(
+        &self,
+        weights: &BlockWeights,
+        linear: usize,
+        moments: &SecondMoments,
+    ) -> Result<Int8Rows> {
+        let (out, inputs) = self.plan.shapes[linear];
+        let options = Options {
+            grid: Grid {
+                bits: 8,
+                symmetric: true,
+                least_zero: 0,
+                search: true,
+                scales: self.plan.plain,
+            },
+            group: inputs,
+            groups: Groups::Static,
+            refinements: 0,
+        };
+        let grouped = solve(&weights.linears[linear], out, moments, &options, None).grouped;
+        // Level 128 is 0.
+        let q = grouped.q.iter().map(|&level| (level ^ 0x80).cast_signed()).collect();
+        let scales = grouped.scales.iter().map(|scale| scale.to_f32());
+        let scales: Result<_> = scales.map(|s| as_scale(s, self.plan.plain_dtype())).collect();
+        Ok(Int8Rows { out, inputs, q, scales: scales? })
+    }
+
+    fn run_sample(&self, block: &Block) -> Result<Sample> {
+        let (x, sequences) = self.sample(SEARCH_TOKENS)?;
+        let positions = self.decoder.positions(sequences, x.dim(0)? / sequences, 0);
+        let normed = block.attention_input(&x)?;
+        let attended = block.attend(&normed, &positions)?;
+        let middle = block.after_attention(&x, &attended)?;
+        let mlp = block.mlp_input(&middle)?;
+        let inner = block.gated(&mlp)?;
+        let end = block.after_mlp(&middle, &inner)?;
+        let inputs = [normed, attended, mlp, inner];
+        Ok(Sample { inputs, streams: [x, middle], end, sequences })
+    }
+
+    /// The factors with the least error of the residual stream behind the layers of a stage: those of
+    /// a strength, which is given too, or those that descent reaches from there.
+    fn search_factors(
         &self,
         index: usize,
         weights: &BlockWeights,
-        block: &Block,
-        (stage, linears): (usize, &[usize]),
-        x: &[f32],
-        w: &[f32],
-    ) -> Result<f64> {
-        let (sample, sequences) = self.sample(SEARCH_TOKENS)?;
-        let rows = sample.dim(0)?;
-        let positions = self.decoder.positions(sequences, rows / sequences, 0);
-        let start = if stage == 0 {
-            sample
-        } else {
-            let attended = block.attend(&block.attention_input(&sample)?, &positions)?;
-            block.after_attention(&sample, &attended)?
+        stage: usize,
+        sample: &Sample,
+        (x, w): &(Vec<f32>, Vec<f32>),
+        gram: Option<&Gram>,
+    ) -> Result<(Option<f64>, Vec<f32>)> {
+        let exact = host(if stage < 2 { &sample.streams[1] } else { &sample.end })?;
+        let error = |factors: &[f32]| {
+            self.rounded_stream(index, weights, stage, sample, factors)
+                .map(|stream| difference(&exact, &stream, exact.len() / weights.input_norm.len()))
         };
-        let run = |block: &Block| -> Result<Vec<f32>> {
-            host(&if stage == 0 {
-                let attended = block.attend(&block.attention_input(&start)?, &positions)?;
-                block.after_attention(&start, &attended)?
-            } else {
-                block.after_mlp(&start, &block.gated(&block.mlp_input(&start)?)?)?
-            })
-        };
-        let exact = run(block)?;
-        let mut best = (f64::INFINITY, STRENGTHS[0]);
+        let mut best = (f64::INFINITY, None, Vec::new());
         for strength in STRENGTHS {
-            let mut changed = weights.clone();
-            self.move_range(&mut changed, stage, linears, &factors(x, w, strength));
-            let mut running = self.running(index, &changed)?;
-            for &linear in linears {
-                let dims = self.plan.shapes[linear];
-                let values = &changed.linears[linear];
-                let rows = round_rows(values, dims.1, self.plan.plain_dtype())?;
-                let values = Arc::new(Levels::Rows(rows).values());
-                let layer = RoundedInputs::new(values, dims, &self.backend.device)?;
-                running.projections_mut()[linear].layer = Box::new(layer);
-            }
-            let error = difference(&exact, &run(&running)?, rows);
+            let factors = factors(x, w, strength);
+            let error = error(&factors)?;
             if error < best.0 {
-                best = (error, strength);
+                best = (error, Some(strength), factors);
             }
         }
-        Ok(best.1)
+        if let Some(gram) = gram {
+            let descended = self.descended(weights, stage, sample, gram, &best.2)?;
+            if error(&descended)? < best.0 {
+                return Ok((None, descended));
+            }
+        }
+        Ok((best.1, best.2))
+    }
+
+    /// Factors that descent on the expected error reaches.
+    fn descended(
+        &self,
+        weights: &BlockWeights,
+        stage: usize,
+        sample: &Sample,
+        gram: &Gram,
+        start: &[f32],
+    ) -> Result<Vec<f32>> {
+        let tokens = sample.end.dim(0)?;
+        let mut x = host(&sample.inputs[stage])?;
+        match stage {
+            1 => as_norms_see_it(&mut x, &host(&sample.streams[1])?, tokens),
+            3 => as_norms_see_it(&mut x, &host(&sample.end)?, tokens),
+            _ => {}
+        }
+        let diagonal = gram.diagonal();
+        let count = gram.tokens().max(1) as f64;
+        let mut costs: Vec<f64> = diagonal.iter().map(|square| square / count).collect();
+        if let Ok(moments) = SecondMoments::new(gram, DAMPING, Order::Activations) {
+            for (&column, &cost) in moments.order.iter().zip(&moments.costs) {
+                costs[column] = f64::from(cost) / count;
+            }
+        }
+        let counted: Vec<(&[f32], f64)> = STAGES[stage]
+            .iter()
+            .map(|&linear| {
+                let weight = weights.linears[linear].as_slice();
+                let size: f64 = weight
+                    .chunks_exact(diagonal.len())
+                    .map(|row| {
+                        let parts = row.iter().zip(&diagonal);
+                        parts.map(|(&v, square)| f64::from(v) * f64::from(v) * square).sum::<f64>()
+                    })
+                    .sum();
+                (weight, 1.0 / size.max(f64::MIN_POSITIVE))
+            })
+            .collect();
+        let factor_of = if stage == 1 { self.value_rows() } else { (0..diagonal.len()).collect() };
+        let layers = Layers { x: &x, weights: &counted, costs: &costs, factor_of: &factor_of };
+        Ok(descend(&layers, start))
+    }
+
+    /// The residual stream behind a stage whose layers have 8 bits under `factors`, everything else
+    /// exact.
+    fn rounded_stream(
+        &self,
+        index: usize,
+        weights: &BlockWeights,
+        stage: usize,
+        sample: &Sample,
+        factors: &[f32],
+    ) -> Result<Vec<f32>> {
+        let tokens = sample.end.dim(0)?;
+        let positions = self.decoder.positions(sample.sequences, tokens / sample.sequences, 0);
+        let [start, middle] = &sample.streams;
+        let mut changed = weights.clone();
+        let columns = self.move_range(&mut changed, stage, factors);
+        let mut block = self.running(index, &changed)?;
+        for &linear in STAGES[stage] {
+            let dims = self.plan.shapes[linear];
+            let values = &changed.linears[linear];
+            let rows = round_rows(values, dims.1, self.plan.plain_dtype())?;
+            block.projections_mut()[linear].layer =
+                Box::new(self.rounded_layer(&Levels::Rows(rows), dims)?);
+        }
+        let divided = || -> Result<Tensor> {
+            let columns = Tensor::new(columns.as_slice(), &self.backend.device)?;
+            Ok(sample.inputs[stage].broadcast_div(&columns)?)
+        };
+        host(&match stage {
+            0 => {
+                let attended = block.attend(&block.attention_input(start)?, &positions)?;
+                block.after_attention(start, &attended)?
+            }
+            1 => block.after_attention(start, &divided()?)?,
+            2 => block.after_mlp(middle, &block.gated(&block.mlp_input(middle)?)?)?,
+            _ => block.after_mlp(middle, &divided()?)?,
+        })
+    }
+
+    fn rounded_layer(&self, levels: &Levels, dims: (usize, usize)) -> Result<RoundedInputs> {
+        RoundedInputs::new(Arc::new(levels.values()), dims, &self.backend.device)
     }
 
     /// Signal and noise of each layer on a sample: exact inputs, rounded as they come in.
@@ -165,23 +326,14 @@ impl Work<'_> {
         weights: &BlockWeights,
         linears: &[Levels],
     ) -> Result<Vec<Noise>> {
-        let (x, sequences) = self.sample(SEARCH_TOKENS)?;
-        let positions = self.decoder.positions(sequences, x.dim(0)? / sequences, 0);
         let block = self.running(index, weights)?;
-        let normed = block.attention_input(&x)?;
-        let attended = block.attend(&normed, &positions)?;
-        let mlp = block.mlp_input(&block.after_attention(&x, &attended)?)?;
-        let inner = block.gated(&mlp)?;
-        let inputs: [&Tensor; 4] = [&normed, &attended, &mlp, &inner];
+        let inputs = self.run_sample(&block)?.inputs;
         let mut noise = vec![Noise::default(); 7];
         for (stage, members) in STAGES.iter().enumerate() {
             for &linear in *members {
-                let projection: &Projection = block.projections()[linear];
-                let exact = host(&projection.layer.forward(inputs[stage])?)?;
-                let values = Arc::new(linears[linear].values());
-                let dims = self.plan.shapes[linear];
-                let layer = RoundedInputs::new(values, dims, &self.backend.device)?;
-                noise[linear].add(&exact, &host(&layer.forward(inputs[stage])?)?);
+                let exact = host(&block.projections()[linear].layer.forward(&inputs[stage])?)?;
+                let layer = self.rounded_layer(&linears[linear], self.plan.shapes[linear])?;
+                noise[linear].add(&exact, &host(&layer.forward(&inputs[stage])?)?);
             }
         }
         Ok(noise)
