@@ -11,7 +11,9 @@ color:#1b1f24;background:#fff}svg{max-width:100%;height:auto}\
 font-variant-numeric:tabular-nums}th,td{padding:.2rem .6rem;text-align:right;\
 border-bottom:1px solid #d8dee4}th:first-child,td:first-child{text-align:left}\
 @media screen and (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}\
-th,td{border-color:#30363d}}@media print{tr{break-inside:avoid}}";
+th,td{border-color:#30363d}}@page{margin:14mm}\
+@media print{body{max-width:none;padding:0}.wide{overflow:visible}table{font-size:7.5pt}\
+th,td{padding:.1rem .3rem}tr{break-inside:avoid}}";
 
 /// A page with the picture and the statistics of every tensor.
 pub(super) fn around(subject: &Subject, picture: &str) -> String {

@@ -95,7 +95,7 @@ impl Axis {
             let factor = tick / 10f64.powi(exponent);
             let factor =
                 if (factor - 1.0).abs() < 1e-6 { String::new() } else { format!("{factor:.0}·") };
-            let sign = if exponent < 0 { "−" } else { "" };
+            let sign = if exponent < 0 { "-" } else { "" };
             return format!(
                 "{factor}10<tspan dy=\"-5\" font-size=\"10\">{sign}{}</tspan>",
                 exponent.abs()
