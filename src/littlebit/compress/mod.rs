@@ -16,7 +16,7 @@ mod statistics;
 mod units;
 mod work;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 pub use request::{Checkpoints, CompressRequest, Weighting};
@@ -130,6 +130,7 @@ pub fn compress(
         text: &text,
         facts: &facts,
         warnings: Mutex::default(),
+        opinions: OnceLock::new(),
     };
     if let Some(warning) = embedding_warning(&plan) {
         run.warn(warning);

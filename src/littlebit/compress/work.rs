@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::assemble;
 use super::facts::Facts;
@@ -20,6 +20,7 @@ use crate::littlebit::normalise::Importance;
 use crate::littlebit::plan::{CompressionPlan, LayerPlan};
 use crate::littlebit::report::{Iteration, LayerReport, QualityMetrics, RecoveryReport};
 use crate::littlebit::solve::solve;
+use crate::littlebit::tuning::loss::Opinions;
 use crate::progress::Progress;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, Weight};
@@ -37,6 +38,9 @@ pub(super) struct Run<'a> {
     pub(super) facts: &'a Facts,
     /// Warnings given so far, for the report.
     pub(super) warnings: Mutex<Vec<String>>,
+    /// What the original predicts for the sequences that recovery reads. They are the same at every
+    /// target, so the attempts of a search share them.
+    pub(super) opinions: OnceLock<Vec<Arc<Opinions>>>,
 }
 
 /// The result of an attempt; its file is at `path`.

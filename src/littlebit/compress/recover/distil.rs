@@ -33,7 +33,16 @@ impl Job<'_> {
         let run = self.run;
         let layers: Vec<LearningLayer> = tuned.iter().map(|tuned| tuned.layer.clone()).collect();
         let head = Head::new(head_of(run.model)?, self.config().vocab_size);
-        let opinions = self.opinions(&head)?;
+        let opinions = if let Some(known) = run.opinions.get() {
+            known.clone()
+        } else {
+            let opinions = self.opinions(&head)?;
+            // Other attempts need them only where a threshold may ask for other attempts.
+            if run.request.quality_threshold.is_some() {
+                run.opinions.get_or_init(|| opinions.clone());
+            }
+            opinions
+        };
         let learn = self.reading.learn_whole();
         let curriculum = Curriculum {
             tokens: self.reading.windows.iter().collect(),
