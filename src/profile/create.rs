@@ -66,8 +66,8 @@ pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Resu
                 _ => hidden,
             };
             let weights = (rows * entry.values.len()) as f64;
-            let loss =
-                weight::estimated(name, layers, true) * weight::concentration(&entry.values, 1);
+            let loss = weight::estimated(name, layers, true)
+                * weight::concentration(name, &entry.values, 1);
             (name, weights, 0.5 * (loss / weights).log2())
         })
         .collect();

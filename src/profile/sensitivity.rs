@@ -94,51 +94,6 @@ pub fn windows_that_fit(vocabulary: usize, length: usize, wanted: usize) -> usiz
     wanted.min(most).max(1)
 }
 
-/// Measures every tensor for which `kinds` (by GGUF name and tensor) names types.
-///
-/// # Errors
-/// [`Error::Unsupported`] for a model whose weights are factors, [`Error::Interrupted`] when the user
-/// asks to stop, and what running the model can fail with.
-pub fn measure(
-    model: &LocalModel,
-    importance: Option<&ImportanceMatrix>,
-    windows: &CalibrationWindows,
-    kinds: &dyn Fn(&str, &StoredTensor) -> Vec<StoredType>,
-    progress: &dyn Progress,
-) -> Result<IndexMap<String, Sensitivity>> {
-    let mut prober = Prober::new(model, importance, windows, progress)?;
-    let jobs = prober.jobs(kinds)?;
-    let count: usize = jobs.iter().map(|job| job.kinds.len()).sum();
-    progress.start("Measuring sensitivity", count as u64, "measurements");
-    let mut found: IndexMap<String, Vec<Point>> = IndexMap::new();
-    let mut at = 0;
-    for job in &jobs {
-        if let Place::Block(block, _) = job.place {
-            while at < block {
-                prober.advance(at)?;
-                at += 1;
-            }
-        }
-        for &kind in &job.kinds {
-            if progress.stop_requested() {
-                return Err(Error::Interrupted { resume: None });
-            }
-            let point = prober.point(job, kind)?;
-            progress.verbose(&format!(
-                "{} {}: error {:.4}, divergence {:.6}",
-                job.name,
-                kind.name(),
-                point.error,
-                point.divergence
-            ));
-            found.entry(job.name.clone()).or_default().push(point);
-            progress.advance(1);
-        }
-    }
-    progress.finish();
-    Ok(found.into_iter().map(|(name, points)| (name, Sensitivity::new(points))).collect())
-}
-
 /// Where a tensor works.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Place {
@@ -157,7 +112,10 @@ struct Job<'a> {
     place: Place,
 }
 
-struct Prober<'a> {
+/// A model that is run with some of its tensors in other types, beside itself.
+///
+/// After an error it must not be used any more.
+pub struct Probe<'a> {
     model: &'a LocalModel,
     importance: Option<&'a ImportanceMatrix>,
     tokens: &'a [u32],
@@ -173,8 +131,12 @@ struct Prober<'a> {
     sums: Vec<f64>,
 }
 
-impl<'a> Prober<'a> {
-    fn new(
+impl<'a> Probe<'a> {
+    /// Runs the original and keeps its logits.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model whose weights are factors; what running it can fail with.
+    pub fn new(
         model: &'a LocalModel,
         importance: Option<&'a ImportanceMatrix>,
         windows: &'a CalibrationWindows,
@@ -189,7 +151,7 @@ impl<'a> Prober<'a> {
         let head = StoredLinear::new(stored(model, head)?.clone())?;
         let input = decoder.embed(tokens)?;
         let hidden = decoder.hidden(tokens, batch, None, None)?;
-        let mut prober = Self {
+        let mut probe = Self {
             model,
             importance,
             tokens,
@@ -203,13 +165,127 @@ impl<'a> Prober<'a> {
         };
         let vocabulary = model.config.vocab_size;
         let (mut logits, mut sums) = (Vec::new(), Vec::new());
-        prober.each_block_of_logits(&prober.hidden, &prober.head, |_, values| {
+        probe.each_block_of_logits(&probe.hidden, &probe.head, |_, values| {
             sums.par_extend(values.par_chunks_exact(vocabulary).map(rows::log_sum_exp));
             logits.extend_from_slice(values);
         })?;
-        prober.logits = logits;
-        prober.sums = sums;
-        Ok(prober)
+        probe.logits = logits;
+        probe.sums = sums;
+        Ok(probe)
+    }
+
+    /// Tokens of text that everything is measured on.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Measures every tensor for which `kinds` (by GGUF name and tensor) names types, each alone.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when the user asks to stop, and what running the model can fail with.
+    pub fn each(
+        &mut self,
+        kinds: &dyn Fn(&str, &StoredTensor) -> Vec<StoredType>,
+        progress: &dyn Progress,
+    ) -> Result<IndexMap<String, Sensitivity>> {
+        let jobs = self.jobs(kinds)?;
+        let count: usize = jobs.iter().map(|job| job.kinds.len()).sum();
+        progress.start("Measuring sensitivity", count as u64, "measurements");
+        let mut found: IndexMap<String, Vec<Point>> = IndexMap::new();
+        self.input = self.decoder.embed(self.tokens)?;
+        let mut at = 0;
+        for job in &jobs {
+            if let Place::Block(block, _) = job.place {
+                while at < block {
+                    self.advance(at)?;
+                    at += 1;
+                }
+            }
+            for &kind in &job.kinds {
+                if progress.stop_requested() {
+                    return Err(Error::Interrupted { resume: None });
+                }
+                let point = self.point(job, kind)?;
+                progress.verbose(&format!(
+                    "{} {}: error {:.4}, divergence {:.6}",
+                    job.name,
+                    kind.name(),
+                    point.error,
+                    point.divergence
+                ));
+                found.entry(job.name.clone()).or_default().push(point);
+                progress.advance(1);
+            }
+        }
+        progress.finish();
+        Ok(found.into_iter().map(|(name, points)| (name, Sensitivity::new(points))).collect())
+    }
+
+    /// Mean divergence with all tensors at once in the types that `kinds` (by GGUF name) says,
+    /// nats per token. Those of which it says nothing stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when the user asks to stop, and what running the model can fail with.
+    pub fn together(
+        &mut self,
+        kinds: &dyn Fn(&str) -> Option<StoredType>,
+        progress: &dyn Progress,
+    ) -> Result<f64> {
+        let table = self.replacement(EMBEDDING, kinds)?;
+        let head = if self.model.config.tie_word_embeddings {
+            table.clone()
+        } else {
+            self.replacement(HEAD, kinds)?
+        };
+        let mut x = match &table {
+            Some(table) => embed(table, self.tokens)?,
+            None => self.decoder.embed(self.tokens)?,
+        };
+        let positions = self.decoder.positions(self.batch, self.tokens.len() / self.batch, 0);
+        let blocks = self.decoder.blocks().len();
+        progress.start("Measuring the whole", blocks as u64, "blocks");
+        for block in 0..blocks {
+            if progress.stop_requested() {
+                return Err(Error::Interrupted { resume: None });
+            }
+            let names =
+                self.decoder.block(block).projections().map(|p| format!("{}.weight", p.name));
+            let mut originals = Vec::new();
+            for (number, name) in names.iter().enumerate() {
+                let Some(tensor) = self.replacement(name, kinds)? else { continue };
+                let layer: Box<dyn LinearLayer> = Box::new(StoredLinear::new(tensor)?);
+                let place = &mut self.decoder.block_mut(block).projections_mut()[number].layer;
+                originals.push((number, std::mem::replace(place, layer)));
+            }
+            x = self.decoder.block(block).forward(&x, &positions, None, None)?;
+            for (number, original) in originals {
+                self.decoder.block_mut(block).projections_mut()[number].layer = original;
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        let hidden = self.decoder.final_norm(&x)?;
+        let head = head.map(StoredLinear::new).transpose()?;
+        self.divergence(&hidden, head.as_ref().unwrap_or(&self.head))
+    }
+
+    /// The tensor of that Hugging Face name in its new type, if `kinds` has one for it.
+    fn replacement(
+        &self,
+        name: &str,
+        kinds: &dyn Fn(&str) -> Option<StoredType>,
+    ) -> Result<Option<StoredTensor>> {
+        let tensor = stored(self.model, name)?;
+        let name = gguf_name(name)?;
+        match kinds(&name).filter(|&kind| kind != tensor.dtype) {
+            Some(kind) => Ok(Some(written_as(tensor, kind, self.columns(&name, tensor))?.0)),
+            None => Ok(None),
+        }
+    }
+
+    fn columns(&self, name: &str, tensor: &StoredTensor) -> Option<&'a [f32]> {
+        self.importance.and_then(|all| all.columns(name, 1, tensor.cols()).ok().flatten())
     }
 
     /// The tensors to measure: the embedding, block by block the linear layers, the head.
@@ -226,8 +302,7 @@ impl<'a> Prober<'a> {
         let mut jobs = Vec::new();
         for (name, place) in places {
             let tensor = stored(self.model, &name)?;
-            let name = names::to_gguf(&name)
-                .ok_or_else(|| Error::General(format!("{name} has no name in GGUF files")))?;
+            let name = gguf_name(&name)?;
             let kinds = kinds(&name, tensor);
             jobs.push(Job { name, tensor, kinds, place });
         }
@@ -242,10 +317,7 @@ impl<'a> Prober<'a> {
     }
 
     fn point(&mut self, job: &Job<'a>, kind: StoredType) -> Result<Point> {
-        let columns = match self.importance {
-            Some(matrix) => matrix.columns(&job.name, 1, job.tensor.cols()).ok().flatten(),
-            None => None,
-        };
+        let columns = self.columns(&job.name, job.tensor);
         let (tensor, error) = written_as(job.tensor, kind, columns)?;
         let hidden = match job.place {
             Place::Head => self.hidden.clone(),
@@ -315,6 +387,10 @@ impl<'a> Prober<'a> {
         }
         Ok(())
     }
+}
+
+fn gguf_name(name: &str) -> Result<String> {
+    names::to_gguf(name).ok_or_else(|| Error::General(format!("{name} has no name in GGUF files")))
 }
 
 fn stored<'a>(model: &'a LocalModel, name: &str) -> Result<&'a StoredTensor> {

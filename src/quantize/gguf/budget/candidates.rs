@@ -46,13 +46,15 @@ const ROWS_OF_TABLES: usize = 128;
 
 /// Bytes and errors of `kinds` for `tensor`, those that its rows do not fill, that the missing
 /// importance matrix makes worthless or that save nothing left out; with the source's own type, which
-/// loses nothing, where `kinds` has it. Losses are still 0.
+/// loses nothing, where `kinds` has it. Losses are still 0. Errors are weighted by `inputs`, the mean
+/// squares of what the matrix receives, where they are known better than by the importance matrix.
 pub(super) fn measure(
     tensor: &GgufTensor,
     kinds: &[GgmlType],
     request: &QuantizeRequest,
     alignment: u64,
     protected: Option<&Protected>,
+    inputs: Option<&[f32]>,
 ) -> Result<Vec<Choice>> {
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let importance = importance_of(request.importance.as_ref(), tensor)?;
@@ -90,18 +92,19 @@ pub(super) fn measure(
         for (row, values) in sampled.iter().zip(values.chunks_exact(cols)) {
             let columns = columns_of(*row);
             let decoded = round_trip(values, cols, stored, columns);
-            let (more_noise, more_signal) = squares(values, &decoded, columns);
+            let (more_noise, more_signal) = squares(values, &decoded, inputs.or(columns));
             noise += more_noise;
             signal += more_signal;
         }
         let error = if signal > 0.0 { noise / signal } else { 0.0 };
         let bytes = kind.byte_length(&tensor.shape).unwrap_or(u64::MAX);
         let bytes = bytes.next_multiple_of(alignment);
-        choices.push(Choice { kind, bytes, error, loss: 0.0 });
+        let disturbance = noise / count.max(1) as f64;
+        choices.push(Choice { kind, bytes, error, disturbance, loss: 0.0 });
     }
     if let Some(kind) = source.filter(|kind| kinds.contains(kind) || choices.is_empty()) {
         let bytes = tensor.source_bytes().next_multiple_of(alignment);
-        choices.push(Choice { kind, bytes, error: 0.0, loss: 0.0 });
+        choices.push(Choice { kind, bytes, error: 0.0, disturbance: 0.0, loss: 0.0 });
     }
     Ok(choices)
 }

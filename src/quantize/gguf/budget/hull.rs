@@ -19,6 +19,9 @@ pub(super) struct Choice {
     pub(super) bytes: u64,
     /// Relative squared error.
     pub(super) error: f64,
+    /// Mean over rows of Σ w (x − y)²: where `w` is the mean square of the inputs, that of what the
+    /// outputs are off by.
+    pub(super) disturbance: f64,
     /// What the model is expected to lose.
     pub(super) loss: f64,
 }
@@ -137,7 +140,7 @@ mod tests {
     use super::*;
 
     fn choice(bytes: u64, loss: f64) -> Choice {
-        Choice { kind: GgmlType::Q8_0, bytes, error: loss, loss }
+        Choice { kind: GgmlType::Q8_0, bytes, error: loss, disturbance: loss, loss }
     }
 
     #[test]

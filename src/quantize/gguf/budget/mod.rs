@@ -6,26 +6,29 @@
 //! becomes noise. What the model as a whole loses by it is measured, where the request says so
 //! ([`crate::profile::sensitivity`]), or estimated by the matrix's role and place
 //! ([`crate::profile::weight`]). `hull` picks from the losses and bytes. A profile's rules narrow the
-//! types down before that.
+//! types down before that. Where the model can be run, `rivals` has the last word.
 
 mod candidates;
 mod hull;
+mod logits;
+mod rivals;
 
 use indexmap::IndexMap;
 use rayon::prelude::*;
 
 use self::candidates::CANDIDATES;
 use self::hull::{Choice, convex, fill, frontier, room_for};
+use self::rivals::Rival;
 use super::ggml_type::GgmlType;
 use super::level::Level;
 use super::mix::{self, Decision, ModelFacts, Reason, TensorFacts};
 use super::model::GgufModel;
 use super::plan::{assemble, importance_of, matrices};
 use super::protect::{Protected, Protection};
-use super::request::{Goal, Measured, QuantizeRequest};
+use super::request::{Goal, QuantizeRequest};
 use super::tensor::GgufTensor;
 use crate::formats::space::describe_bytes;
-use crate::profile::sensitivity::{self, Sensitivity};
+use crate::profile::sensitivity::{Probe, Sensitivity};
 use crate::profile::{Rules, weight, widths};
 use crate::progress::Progress;
 use crate::tensor::StoredType;
@@ -64,8 +67,17 @@ pub(super) fn choose(
     let with_importance = request.importance.is_some();
     let fixed = mix::plan_types(facts, tensors, Level::F16, with_importance, &request.overrides);
     let measured = measure(model, &fixed, request, rules.as_ref(), protection, progress)?;
-    let frontiers = priced(model, facts, tensors, &measured, request, progress)?;
-    let decide = |chosen: &[usize]| -> Vec<Decision> {
+    let how = request.dynamic.as_ref().and_then(|dynamic| dynamic.measured.as_ref());
+    let importance = request.importance.as_ref();
+    let mut probe =
+        how.map(|how| Probe::new(&how.model, importance, &how.windows, progress)).transpose()?;
+    let sensitivities = match &mut probe {
+        Some(probe) => measure_sensitivities(model, &measured, probe, progress)?,
+        None => IndexMap::new(),
+    };
+    let priced = price(model, facts, tensors, &measured, request, &sensitivities)?;
+    let frontiers = frontiers(&priced);
+    let decide = |chosen: &[usize], frontiers: &[Vec<Choice>]| -> Vec<Decision> {
         fixed
             .iter()
             .zip(frontiers.iter().zip(&measured))
@@ -78,31 +90,55 @@ pub(super) fn choose(
             })
             .collect()
     };
-    let total = |chosen: &[usize]| -> Result<Sizes> {
-        let layout = assemble(model, request, decide(chosen), None)?.layout;
+    let size = |decisions: Vec<Decision>| -> Result<Sizes> {
+        let layout = assemble(model, request, decisions, None)?.layout;
         Ok(Sizes { files: layout.total_bytes(), data: layout.tensor_bytes().iter().sum() })
     };
-    let least = total(&vec![0; frontiers.len()])?;
+    let smallest = vec![0; frontiers.len()];
+    let least = size(decide(&smallest, &frontiers))?;
     let budget = match request.goal {
         Goal::Loss(loss) => least.files + room_for(&frontiers, loss),
         _ => limit(model, request, rules.as_ref(), &least, &mut warnings)?,
     };
     // Split files have headers of their own, so the room for data is found by trying.
-    let mut room = budget - least.files;
-    loop {
-        let chosen = fill(&frontiers, room);
-        let over = total(&chosen)?.files.saturating_sub(budget);
-        if over == 0 {
-            let losses = frontiers.iter().zip(&chosen);
-            let losses = losses.filter_map(|(choices, &at)| choices.get(at));
-            return Ok(Chosen {
-                decisions: decide(&chosen),
-                warnings,
-                expected_loss: losses.map(|choice| choice.loss).sum(),
-            });
+    let within_budget = |frontiers: &[Vec<Choice>]| -> Result<Vec<usize>> {
+        let least = size(decide(&smallest, frontiers))?.files;
+        let mut room = budget.saturating_sub(least);
+        loop {
+            let chosen = fill(frontiers, room);
+            let over = size(decide(&chosen, frontiers))?.files.saturating_sub(budget);
+            if over == 0 || room == 0 {
+                return Ok(chosen);
+            }
+            room = room.saturating_sub(over);
         }
-        room = room.saturating_sub(over);
-    }
+    };
+    let chosen = within_budget(&frontiers)?;
+    let losses = frontiers.iter().zip(&chosen).filter_map(|(choices, &at)| choices.get(at));
+    let loss = losses.map(|choice| choice.loss).sum();
+    let decisions = decide(&chosen, &frontiers);
+    let plan = Rival { name: "the plan by measured losses".to_owned(), decisions, loss };
+    let ruled = rules.as_ref().is_some_and(|rules| !rules.is_empty()) || protection.is_some();
+    let plan = match &mut probe {
+        Some(probe) if !ruled => {
+            let fits = |decisions: &[Decision]| Ok(size(decisions.to_vec())?.files <= budget);
+            let level = rivals::best_level(facts, tensors, &priced, request, &fits)?;
+            let estimated = price(model, facts, tensors, &measured, request, &IndexMap::new())?;
+            let estimated = self::frontiers(&estimated);
+            let chosen = within_budget(&estimated)?;
+            let decisions = decide(&chosen, &estimated);
+            let loss = rivals::expected(&decisions, &priced).unwrap_or(f64::INFINITY);
+            let estimated = Rival { name: "the plan by estimates".to_owned(), decisions, loss };
+            let fitting = fits(&estimated.decisions)?.then_some(estimated);
+            let all = [Some(plan), fitting, level].into_iter().flatten().collect();
+            rivals::best(all, model, probe, progress)?
+        }
+        _ => Some(plan),
+    };
+    let Some(plan) = plan else {
+        return Err(Error::General("no plan is left to choose from".into()));
+    };
+    Ok(Chosen { decisions: plan.decisions, warnings, expected_loss: plan.loss })
 }
 
 /// Bytes of a plan.
@@ -127,12 +163,18 @@ fn measure(
         None => 32,
     };
     let free = request.goal == Goal::Rules;
+    let head = logits::inputs_of_head(model)?;
     let choices = |tensor: &GgufTensor| {
         let (kinds, reason) = kinds_of(tensor, rules, free, request);
-        let Some(protected) = protection.and_then(|p| p.of(&tensor.name)) else {
-            return Ok((candidates::measure(tensor, &kinds, request, alignment, None)?, reason));
+        let inputs = head.as_ref().filter(|(name, _)| *name == tensor.name);
+        let inputs = inputs.map(|(_, inputs)| inputs.as_slice());
+        let measure = |kinds: &[GgmlType], protected: Option<&Protected>| {
+            candidates::measure(tensor, kinds, request, alignment, protected, inputs)
         };
-        let kept = keeping(tensor, &kinds, request, alignment, protected)?;
+        let Some(protected) = protection.and_then(|p| p.of(&tensor.name)) else {
+            return Ok((measure(&kinds, None)?, reason));
+        };
+        let kept = keeping(&kinds, &|kinds| measure(kinds, Some(protected)))?;
         Ok((kept, Reason::Protected))
     };
     progress.start("Measuring", model.tensors.len() as u64, "tensors");
@@ -154,33 +196,47 @@ fn measure(
     measured
 }
 
-/// What each choice loses; those that another one beats left out.
-fn priced(
+/// The choices for a tensor, with what they lose.
+struct Priced {
+    choices: Vec<Choice>,
+}
+
+/// What each choice loses: as measured, where it was, else as estimated.
+fn price(
     model: &GgufModel,
     facts: &ModelFacts,
     tensors: &[TensorFacts<'_>],
     measured: &[(Vec<Choice>, Reason)],
     request: &QuantizeRequest,
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<Choice>>> {
-    let sensitivities = match request.dynamic.as_ref().and_then(|d| d.measured.as_ref()) {
-        Some(how) => measure_sensitivities(model, measured, how, request, progress)?,
-        None => IndexMap::new(),
-    };
+    sensitivities: &IndexMap<String, Sensitivity>,
+) -> Result<Vec<Priced>> {
     let tied = !tensors.iter().any(|tensor| mix::role(tensor.name) == mix::Role::Output);
+    let head = logits::inputs_of_head(model)?.map(|(name, _)| name);
     let price_all = |(tensor, (choices, _)): (&GgufTensor, &(Vec<Choice>, Reason))| {
         let known = sensitivities.get(&tensor.name).filter(|s| !s.points().is_empty());
         let estimate = weight::estimated(&tensor.name, facts.layers, tied)
-            * importance_of(request.importance.as_ref(), tensor)?
-                .map_or(1.0, |columns| weight::concentration(columns, matrices(tensor)));
+            * importance_of(request.importance.as_ref(), tensor)?.map_or(1.0, |columns| {
+                weight::concentration(&tensor.name, columns, matrices(tensor))
+            });
         let lose = |choice: &Choice| match (known, choice.kind.layout().stored) {
             (Some(known), Some(stored)) => known.divergence(stored, choice.error),
-            _ => weight::loss(&tensor.name, estimate, choice.error),
+            _ if head == Some(&tensor.name) => {
+                weight::loss_by_logits(choice.disturbance, choice.error)
+            }
+            _ => {
+                let more = weight::common_part(&tensor.name, choice.kind);
+                weight::loss(&tensor.name, estimate * more, choice.error)
+            }
         };
         let price = |choice: &Choice| Choice { loss: lose(choice).min(MOST_LOSS), ..*choice };
-        Ok(frontier(choices.iter().map(price).collect()))
+        Ok(Priced { choices: choices.iter().map(price).collect() })
     };
     model.tensors.iter().zip(measured).map(price_all).collect()
+}
+
+/// The choices that no other one of the tensor beats.
+fn frontiers(priced: &[Priced]) -> Vec<Vec<Choice>> {
+    priced.iter().map(|priced| frontier(priced.choices.clone())).collect()
 }
 
 /// The bytes that the files may have.
@@ -258,17 +314,14 @@ fn idle(rules: &Rules, model: &GgufModel) -> Result<Vec<String>> {
 /// The choices for a tensor with super weights: where no type of its rule keeps them, the smallest
 /// one that does.
 fn keeping(
-    tensor: &GgufTensor,
     kinds: &[GgmlType],
-    request: &QuantizeRequest,
-    alignment: u64,
-    protected: &Protected,
+    measure: &dyn Fn(&[GgmlType]) -> Result<Vec<Choice>>,
 ) -> Result<Vec<Choice>> {
-    let choices = candidates::measure(tensor, kinds, request, alignment, Some(protected))?;
+    let choices = measure(kinds)?;
     if choices.iter().any(|choice| kinds.contains(&choice.kind)) {
         return Ok(choices);
     }
-    let all = candidates::measure(tensor, &CANDIDATES, request, alignment, Some(protected))?;
+    let all = measure(&CANDIDATES)?;
     Ok(all.into_iter().min_by_key(|choice| choice.bytes).into_iter().collect())
 }
 
@@ -317,8 +370,7 @@ fn kinds_of(
 fn measure_sensitivities(
     model: &GgufModel,
     measured: &[(Vec<Choice>, Reason)],
-    how: &Measured,
-    request: &QuantizeRequest,
+    probe: &mut Probe<'_>,
     progress: &dyn Progress,
 ) -> Result<IndexMap<String, Sensitivity>> {
     let kinds: IndexMap<&str, Vec<StoredType>> = model
@@ -340,11 +392,5 @@ fn measure_sensitivities(
             (tensor.name.as_str(), kinds)
         })
         .collect();
-    sensitivity::measure(
-        &how.model,
-        request.importance.as_ref(),
-        &how.windows,
-        &|name, _| kinds.get(name).cloned().unwrap_or_default(),
-        progress,
-    )
+    probe.each(&|name, _| kinds.get(name).cloned().unwrap_or_default(), progress)
 }
