@@ -74,18 +74,17 @@ impl Run<'_> {
             }
             let layers = layers_of(plan, block)?;
             let id = format!("sensitivity-{block}");
-            let found = match self.store.load(&id)? {
-                Some(unit) => measured(&unit, block)?,
-                None => {
-                    let original = match &mut original {
-                        Some(original) => original,
-                        None => original.insert(self.original()?),
-                    };
-                    let found = self.losses_of(original, block, &layers)?;
-                    let bytes = found.iter().flat_map(|loss| loss.to_le_bytes()).collect();
-                    self.store.save(&id, UnitData::default().with_bytes(UNIT, bytes))?;
-                    found
-                }
+            let found = if let Some(unit) = self.store.load(&id)? {
+                measured(&unit, block)?
+            } else {
+                let original = match &mut original {
+                    Some(original) => original,
+                    None => original.insert(self.original()?),
+                };
+                let found = self.losses_of(original, block, &layers)?;
+                let bytes = found.iter().flat_map(|loss| loss.to_le_bytes()).collect();
+                self.store.save(&id, UnitData::default().with_bytes(UNIT, bytes))?;
+                found
             };
             for (layer, divergence) in layers.iter().zip(found) {
                 let bits_per_weight = layer.shape.bits_per_weight();
