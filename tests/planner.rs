@@ -3,8 +3,8 @@
 
 use llm_quantize::Error;
 use llm_quantize::littlebit::plan::{
-    CompressionPlan, PlanRequest, PlannedTensor, TensorHeader, headers_from_config, plan,
-    plan_config,
+    CompressionPlan, Loss, Losses, PlanRequest, PlannedTensor, TensorHeader, headers_from_config,
+    plan, plan_by_loss, plan_config,
 };
 use llm_quantize::littlebit::scale_choice::ScaleChoice;
 use llm_quantize::littlebit::scale_type::ScaleType;
@@ -343,4 +343,121 @@ fn a_model_without_linear_layers_is_refused() {
         stored_bytes: 6400,
     }];
     assert!(matches!(plan(&headers, &at(0.5)), Err(Error::Unsupported { .. })));
+}
+
+/// Single matrices of blocks, of these shapes.
+fn matrices(shapes: &[[usize; 2]]) -> Vec<TensorHeader> {
+    let header = |(block, shape): (usize, &[usize; 2])| TensorHeader {
+        name: format!("model.layers.{block}.mlp.up_proj.weight"),
+        shape: shape.to_vec(),
+        stored_bytes: 0,
+    };
+    shapes.iter().enumerate().map(header).collect()
+}
+
+fn losses(divergences: &[f64]) -> Losses {
+    let loss = |(block, &divergence): (usize, &f64)| {
+        let name = format!("model.layers.{block}.mlp.up_proj");
+        (name, Loss { divergence, bits_per_weight: 1.0 })
+    };
+    divergences.iter().enumerate().map(loss).collect()
+}
+
+/// All ranks of all matrices within the bounds and the budget are tried; the expected loss is the
+/// power law written down again.
+#[test]
+fn ranks_by_loss_are_the_best_there_are() {
+    let expected = |divergence: f64, rate: f64| divergence * rate.powf(-1.3);
+    for (shapes, divergences, target, slack) in [
+        // Steps of equal cost: the optimum itself.
+        ([[64, 64]; 4], [0.1, 0.2, 0.05, 0.4], 1.5, 1.0 + 1e-9),
+        ([[64, 64]; 4], [1.0, 1e-4, 0.3, 0.3], 1.8, 1.0 + 1e-9),
+        ([[128, 48]; 4], [0.1, 0.1, 0.1, 0.1], 1.1, 1.0 + 1e-9),
+        // Steps of different cost leave a rest that only a search would fill.
+        ([[64, 64], [192, 64], [64, 32], [48, 160]], [0.3, 0.1, 0.5, 0.2], 1.4, 1.05),
+    ] {
+        let request = at(target);
+        let found = plan_by_loss(&matrices(&shapes), &request, &losses(&divergences)).unwrap();
+        let forms: Vec<Vec<(u64, f64)>> = found
+            .layers()
+            .zip(divergences)
+            .map(|(layer, divergence)| {
+                let (_, most) = layer.shape.rank_range();
+                (8..=most)
+                    .step_by(8)
+                    .map(|rank| layer.shape.with_rank(rank))
+                    .filter(|form| form.bits_per_weight() <= 1.6 * target)
+                    // No form is taken while the next one costs half of the target or less.
+                    .filter(|form| form.with_rank(form.rank + 8).bits_per_weight() > 0.5 * target)
+                    .map(|form| (form.bits(), expected(divergence, form.bits_per_weight())))
+                    .collect()
+            })
+            .collect();
+        let weights: usize = shapes.iter().map(|[m, n]| m * n).sum();
+        let budget = (target * weights as f64).floor() as u64;
+        let mut best = f64::INFINITY;
+        for a in &forms[0] {
+            for b in &forms[1] {
+                for c in &forms[2] {
+                    for d in &forms[3] {
+                        if a.0 + b.0 + c.0 + d.0 <= budget {
+                            best = best.min(a.1 + b.1 + c.1 + d.1);
+                        }
+                    }
+                }
+            }
+        }
+        let reached: f64 = found
+            .layers()
+            .zip(divergences)
+            .map(|(layer, divergence)| expected(divergence, layer.shape.bits_per_weight()))
+            .sum();
+        assert!(found.layers().map(|layer| layer.shape.bits()).sum::<u64>() <= budget);
+        assert!(reached <= slack * best, "{shapes:?} {divergences:?}: {reached} {best}");
+    }
+}
+
+#[test]
+fn ranks_by_loss_meet_the_target_and_follow_the_loss() {
+    for (dims, targets) in [(SMOLLM2_135M, &[0.3, 0.55, 1.0, 2.0][..]), (TINY, &[0.8, 1.0, 1.5])] {
+        let headers = headers_from_config(&config(dims));
+        for &target in targets {
+            let request = PlanRequest { target_bpw: target, ..PlanRequest::default() };
+            let even = plan(&headers, &request).unwrap();
+            let of = |sensitive: &str, times: f64| -> CompressionPlan {
+                let losses: Losses = even
+                    .layers()
+                    .map(|layer| {
+                        let share = layer.shape.weights() as f64 / 1e6;
+                        let times = if layer.name == sensitive { times } else { 1.0 };
+                        let bits_per_weight = layer.shape.bits_per_weight();
+                        let loss = Loss { divergence: times * share, bits_per_weight };
+                        (layer.name.clone(), loss)
+                    })
+                    .collect();
+                plan_by_loss(&headers, &request, &losses).unwrap()
+            };
+            let name = "model.layers.1.mlp.down_proj";
+            let rate = |plan: &CompressionPlan| {
+                plan.layers().find(|l| l.name == name).map(|l| l.shape.bits_per_weight()).unwrap()
+            };
+            let (same, more, less) = (of("", 1.0), of(name, 3.0), of(name, 0.3));
+            for found in [&same, &more, &less] {
+                let achieved = found.achieved_bpw();
+                assert!(achieved <= target && achieved > 0.99 * target, "{target}: {achieved}");
+            }
+            // Losses in proportion to the weights move nothing far.
+            assert!((rate(&same) / target - 1.0).abs() < 0.15, "{target}: {}", rate(&same));
+            assert!(rate(&more) > 1.2 * rate(&same) && rate(&more) <= 1.6 * target);
+            assert!(rate(&less) < 0.85 * rate(&same));
+        }
+    }
+    let request = PlanRequest { target_bpw: 1.0, ..PlanRequest::default() };
+    let shapes = matrices(&[[64, 64]; 2]);
+    let missing = plan_by_loss(&shapes, &request, &losses(&[0.1]));
+    assert!(matches!(missing, Err(Error::General(_))), "{missing:?}");
+    // A rank that was given is that of every layer.
+    let request = PlanRequest { rank: Some(24), ..request };
+    let given = plan_by_loss(&shapes, &request, &losses(&[0.1, 0.9])).unwrap();
+    assert!(given.layers().all(|layer| layer.shape.rank == 24));
 }

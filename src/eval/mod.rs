@@ -1,6 +1,7 @@
 //! What compression cost, measured: perplexity and divergence from the original on text
 //! ([`perplexity`], [`comparison`]), the sense of what the model writes ([`coherence`]), and what
-//! to call the result ([`verdict`]); and benchmarks ([`tasks`]).
+//! to call the result ([`verdict`]); benchmarks ([`tasks`]); and what
+//! a model loses by one of its layers ([`replacement`]).
 //!
 //! Everything here works on two small traits, so that any model that can be run can be measured.
 
@@ -10,6 +11,7 @@ pub mod criteria;
 mod decoder;
 pub mod perplexity;
 pub mod prompts;
+pub mod replacement;
 pub(crate) mod rows;
 pub mod tasks;
 pub mod verdict;

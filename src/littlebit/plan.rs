@@ -13,6 +13,9 @@ use crate::tensor::{StoredTensor, StoredType};
 use crate::{Error, Result};
 
 mod allocate;
+mod losses;
+
+pub use losses::{Loss, Losses};
 
 /// A tensor of the model to compress, as its file's header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -299,6 +302,28 @@ pub fn plan_config(config: &ModelConfig, request: &PlanRequest) -> Result<Compre
 /// no ranks meet or an explicit rank that a layer cannot have, [`Error::Unsupported`] for a model
 /// without linear layers.
 pub fn plan(headers: &[TensorHeader], request: &PlanRequest) -> Result<CompressionPlan> {
+    plan_with(headers, request, None)
+}
+
+/// The same with more bits per weight where the model loses more: ranks are those at which the sum
+/// of the expected losses of all layers is smallest at the same total, with every layer between
+/// half the target and 1.6 times the target. An explicit rank is that of every layer here too.
+///
+/// # Errors
+/// As [`plan`], and [`Error::General`] for a layer without a loss.
+pub fn plan_by_loss(
+    headers: &[TensorHeader],
+    request: &PlanRequest,
+    losses: &Losses,
+) -> Result<CompressionPlan> {
+    plan_with(headers, request, Some(losses))
+}
+
+fn plan_with(
+    headers: &[TensorHeader],
+    request: &PlanRequest,
+    losses: Option<&Losses>,
+) -> Result<CompressionPlan> {
     check_target(request)?;
     let mut layers = Vec::new();
     for header in headers {
@@ -321,9 +346,10 @@ pub fn plan(headers: &[TensorHeader], request: &PlanRequest) -> Result<Compressi
             suggestion: "Give a transformer model with its linear layers as matrices".into(),
         });
     }
-    match request.rank {
-        Some(rank) => fixed_rank(&mut layers, rank)?,
-        None => allocate::allocate(&mut layers, request)?,
+    match (request.rank, losses) {
+        (Some(rank), _) => fixed_rank(&mut layers, rank)?,
+        (None, None) => allocate::evenly(&mut layers, request)?,
+        (None, Some(losses)) => allocate::by_loss(&mut layers, request, losses)?,
     }
     let mut layers = layers.into_iter();
     let tensors = headers

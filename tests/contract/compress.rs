@@ -30,8 +30,8 @@ pub(crate) struct CompressionDocument {
     calibration: Option<CalibrationDocument>,
     #[serde(default)]
     pub(crate) iterations: Vec<IterationDocument>,
-    layers: Vec<LayerDocument>,
-    warnings: Vec<String>,
+    pub(crate) layers: Vec<LayerDocument>,
+    pub(crate) warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -104,12 +104,12 @@ pub(crate) struct IterationDocument {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LayerDocument {
-    name: String,
+pub(crate) struct LayerDocument {
+    pub(crate) name: String,
     shape: [usize; 2],
-    rank: usize,
+    pub(crate) rank: usize,
     paths: usize,
-    bpw: f64,
+    pub(crate) bpw: f64,
     bytes: u64,
     compression_ratio: f64,
     relative_error: Option<f64>,

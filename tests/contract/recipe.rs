@@ -32,8 +32,17 @@ fn a_plan_has_every_knob_and_the_time_of_each_stage() {
     let stages: Vec<&str> = plan.estimated_stages.iter().map(|s| s.stage.as_str()).collect();
     assert_eq!(
         stages,
-        ["activations", "factorization", "tuning", "opinions", "distillation", "evaluation"]
+        [
+            "sensitivity",
+            "activations",
+            "factorization",
+            "tuning",
+            "opinions",
+            "distillation",
+            "evaluation"
+        ]
     );
+    assert!(plan.warnings.iter().any(|w| w.contains("rank-allocation")), "{:?}", plan.warnings);
     let sum: f64 = plan.estimated_stages.iter().map(|s| s.seconds).sum();
     assert!((plan.duration_seconds - sum).abs() < 1e-9 * sum);
     assert!(plan.estimated_stages.iter().all(|s| s.seconds > 0.0));
@@ -91,7 +100,8 @@ fn a_recipe_is_followed_and_written_into_the_file() {
     let report: CompressionDocument = json(&output);
     assert_eq!(report.effort, "fast");
     assert_eq!(report.recipe, plan.recipe);
-    assert_eq!(report.compressed_size_bytes, plan.compressed_size_bytes);
+    let (planned, size) = (plan.compressed_size_bytes as f64, report.compressed_size_bytes as f64);
+    assert!((size / planned - 1.0).abs() < 0.01, "{size} bytes, {planned} planned");
     let size = std::fs::metadata(workspace.path("m.littlebit")).unwrap().len();
     assert_eq!(report.compressed_size_bytes, size);
     let err = stderr(&output);
@@ -110,6 +120,45 @@ fn a_recipe_is_followed_and_written_into_the_file() {
     for line in ["Recovery: fast", "  [distillation]", "  top-k = 8", "  sequences = 64"] {
         assert!(out.lines().any(|l| l == line), "{line} in\n{out}");
     }
+}
+
+/// What was measured of this model, one matrix at a time, with another program: at one bit the first
+/// block's `down` costs it a nat, the queries before it a third of a thousandth.
+#[test]
+fn bits_go_where_the_model_is_sensitive() {
+    let workspace = Workspace::new();
+    let uniform =
+        SMALL.replace("steps = 2\n\n[dist", "steps = 2\nrank-allocation = 'uniform'\n\n[dist");
+    assert_ne!(uniform, SMALL);
+    std::fs::write(workspace.path("uniform.toml"), uniform).unwrap();
+    std::fs::write(workspace.path("small.toml"), SMALL).unwrap();
+    let run = |recipe: &str, more: &[&str]| -> CompressionDocument {
+        let options = ["--target-bpw", "1.0", "--recipe", recipe, "--skip-validation"];
+        let report = compress(&workspace, &[&options[..], more].concat());
+        std::fs::remove_file(workspace.path("m.littlebit")).ok();
+        report
+    };
+    let rate = |report: &CompressionDocument, name: &str| -> f64 {
+        let name = format!("model.layers.0.{name}");
+        report.layers.iter().find(|layer| layer.name == name).unwrap().bpw
+    };
+    let even = run("uniform.toml", &[]);
+    let moved = run("small.toml", &[]);
+    for report in [&even, &moved] {
+        assert!(report.achieved_bpw <= 1.0 && report.achieved_bpw > 0.99);
+    }
+    assert!((rate(&even, "mlp.down_proj") - rate(&even, "self_attn.q_proj")).abs() < 0.2);
+    assert!(rate(&moved, "mlp.down_proj") > 1.4 && rate(&moved, "self_attn.q_proj") < 0.7);
+    for layer in &moved.layers {
+        // Half of the target and 1.6 times the target, and a step of eight ranks beyond.
+        assert!((0.37..1.75).contains(&layer.bpw), "{} has {}", layer.name, layer.bpw);
+    }
+    // A rank that was given is kept.
+    let given = run("small.toml", &["--rank", "24"]);
+    assert!(given.layers.iter().all(|layer| layer.rank == 24));
+    let plan = run("uniform.toml", &["--dry-run"]);
+    assert_eq!(plan.compressed_size_bytes, even.compressed_size_bytes);
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
 }
 
 #[test]

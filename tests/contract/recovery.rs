@@ -74,8 +74,11 @@ fn recovery_makes_a_model_predict_better() {
     }
     let figure = |key: &str| recovery["distillation"][key].as_f64().unwrap();
     assert!(figure("divergence_after") < figure("divergence_before"));
-    // The budget is that of factorization alone.
-    assert_eq!(recovered["achieved_bpw"], bare["achieved_bpw"]);
+    // The budget is that of factorization alone, however it is divided.
+    for report in [&recovered, &bare] {
+        let achieved = report["achieved_bpw"].as_f64().unwrap();
+        assert!(achieved <= 1.0 && achieved > 0.99, "{achieved}");
+    }
     // Tuning moves the weights away from the original's in places that do not matter.
     let errors = |report: &Value| report["per_layer_summary"]["mean_relative_error"].as_f64();
     assert!(errors(&recovered).unwrap() > errors(&bare).unwrap());

@@ -1,6 +1,7 @@
 //! `littlebit compress`: from an opened model to a verified file and a report.
 //!
-//! The order is fixed: plan, refuse what would fail later, statistics of the inputs, factorize
+//! The order is fixed: plan, refuse what would fail later, measure where bits are needed (with a
+//! recipe that asks for it) and plan again, statistics of the inputs, factorize
 //! matrix by matrix (each one a checkpoint unit), assemble, verify, measure. Everything random is
 //! seeded per matrix, so neither threads nor an interruption change a bit of the result.
 
@@ -12,6 +13,7 @@ mod preflight;
 mod quality;
 mod recover;
 mod request;
+mod sensitivity;
 mod statistics;
 mod units;
 mod work;
@@ -54,7 +56,9 @@ impl From<Error> for CompressFailure {
     }
 }
 
-/// The plan alone, with the exact size of the file, without reading a weight.
+/// The plan alone, without reading a weight: with the exact ranks and the exact size of the file,
+/// unless ranks go by what the model loses, which is measured in the run. Then ranks are those of
+/// equal bits per weight, a warning says so, and the size is right to a hundredth.
 pub fn dry_run(
     model: &LocalModel,
     request: &CompressRequest,
@@ -69,6 +73,14 @@ pub fn dry_run(
     let mut report = skeleton(model, &plan, request, backend, size)?;
     report.layers = plan.layers().map(|layer| pack::report_of(layer, None)).collect();
     report.warnings.extend(embedding_warning(&plan));
+    if request.goes_by_loss() {
+        report.warnings.push(
+            "These ranks are those of equal bits per weight. The run first measures where the \
+             model is sensitive and moves bits there; their number stays within 1 % of this \
+             (blocks.rank-allocation = \"uniform\" keeps these ranks)"
+                .to_owned(),
+        );
+    }
     report.status = "planned";
     report.duration_seconds = estimate.seconds();
     report.estimated_stages = estimate.stages;

@@ -1,6 +1,6 @@
 //! What can be known before hours of work: whether it would fail.
 
-use super::{CompressRequest, Weighting, statistics};
+use super::{CompressRequest, Weighting, sensitivity, statistics};
 use crate::backend::memory;
 use crate::formats::space;
 use crate::littlebit::estimate;
@@ -57,9 +57,16 @@ pub(super) fn estimate(
     let factorization = StageEstimate { stage: "factorization", seconds: solver.seconds };
     let (mut stages, recovery_memory) = match &request.recipe {
         Some(recipe) => {
-            let RecoveryEstimate { mut stages, memory_bytes } =
+            let RecoveryEstimate { mut stages, mut memory_bytes } =
                 tuning::estimate(plan, &model.config, recipe, tuning::calibrate());
             stages.insert(1.min(stages.len()), factorization);
+            if request.goes_by_loss() {
+                let machine = (threads, rate);
+                let (seconds, bytes) =
+                    sensitivity::cost(plan, &model.config, &request.solver, machine);
+                stages.insert(0, StageEstimate { stage: "sensitivity", seconds });
+                memory_bytes = memory_bytes.max(bytes);
+            }
             (stages, memory_bytes)
         }
         None if request.weighting == Weighting::Activation => {

@@ -11,7 +11,9 @@ use crate::eval::{CoherenceTest, Comparison, Perplexity, Verdict};
 use crate::formats::littlebit;
 use crate::inference::Decoder;
 use crate::littlebit::measure;
-use crate::littlebit::plan::{CompressionPlan, PlanRequest, headers_of, plan};
+use crate::littlebit::plan::{
+    CompressionPlan, Losses, PlanRequest, headers_of, plan, plan_by_loss,
+};
 use crate::littlebit::report::{
     CalibrationReport, Iteration, LayerReport, QualityMetrics, RecoveryReport,
 };
@@ -41,6 +43,11 @@ pub(super) struct Reference {
 pub(super) fn search(run: &Run<'_>, first: CompressionPlan) -> Result<Outcome> {
     let calibration = run.calibrate()?;
     let request = run.request;
+    let losses = run.losses(&first)?;
+    let first = match &losses {
+        Some(_) => run.plan(&request.plan, losses.as_ref())?,
+        None => first,
+    };
     let mut reference = None;
     let mut iterations = Vec::new();
     let mut attempt = |plan: CompressionPlan, path: PathBuf| -> Result<Candidate> {
@@ -58,13 +65,13 @@ pub(super) fn search(run: &Run<'_>, first: CompressionPlan) -> Result<Outcome> {
     let mut best = attempt(first, path)?;
     if !best.passed() && adjustable && best.plan.target_bpw < request.plan.bounds.1 {
         let failed = tried(&best);
-        let highest = attempt_at(run, request.plan.bounds.1, &mut attempt)?;
+        let highest = attempt_at(run, request.plan.bounds.1, losses.as_ref(), &mut attempt)?;
         std::mem::replace(&mut best, highest).discard()?;
         let mut bracket = Bracket::new(failed, tried(&best), threshold);
         let tries = if best.passed() { request.search_iterations.saturating_sub(2) } else { 0 };
         for _ in 0..tries {
             let Some(target) = bracket.next() else { break };
-            let candidate = attempt_at(run, target, &mut attempt)?;
+            let candidate = attempt_at(run, target, losses.as_ref(), &mut attempt)?;
             bracket.narrow(tried(&candidate), candidate.passed());
             if candidate.passed() {
                 std::mem::replace(&mut best, candidate).discard()?;
@@ -107,11 +114,12 @@ fn outcome(
 fn attempt_at(
     run: &Run<'_>,
     target_bpw: f64,
+    losses: Option<&Losses>,
     attempt: &mut impl FnMut(CompressionPlan, PathBuf) -> Result<Candidate>,
 ) -> Result<Candidate> {
     let request = PlanRequest { target_bpw, ..run.request.plan.clone() };
-    let plan = plan(&headers_of(run.model), &request)?;
     run.progress.note(&format!("Target: {target_bpw} BPW (threshold not met so far)"));
+    let plan = run.plan(&request, losses)?;
     attempt(plan, candidate_path(&run.request.output, target_bpw))
 }
 
@@ -123,6 +131,19 @@ fn candidate_path(output: &Path, target_bpw: f64) -> PathBuf {
 }
 
 impl Run<'_> {
+    /// Ranks for a target; says how they spread where they go by what is lost.
+    fn plan(&self, request: &PlanRequest, losses: Option<&Losses>) -> Result<CompressionPlan> {
+        let headers = headers_of(self.model);
+        let Some(losses) = losses else { return plan(&headers, request) };
+        let plan = plan_by_loss(&headers, request, losses)?;
+        let summary = plan.summary();
+        self.progress.note(&format!(
+            "Ranks by sensitivity: {:.2} to {:.2} BPW, lowest in {}, highest in {}",
+            summary.min_bpw, summary.max_bpw, summary.min_rank.1, summary.max_rank.1
+        ));
+        Ok(plan)
+    }
+
     /// Measures the file at `path` beside the original, whose side is measured once.
     pub(super) fn measure(
         &self,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::plan::PlanRequest;
 use crate::littlebit::solve::{Init, SolverConfig};
+use crate::littlebit::tuning::recipe::RankAllocation;
 use crate::littlebit::tuning::{Effort, Recipe};
 
 /// How errors are weighted while solving.
@@ -76,6 +77,14 @@ pub struct CompressRequest {
 }
 
 impl CompressRequest {
+    /// Whether ranks go by what the model loses by each matrix: a recipe says so, and no rank was
+    /// given.
+    #[must_use]
+    pub fn goes_by_loss(&self) -> bool {
+        let wanted = |r: &Recipe| r.blocks.rank_allocation == RankAllocation::Sensitivity;
+        self.plan.rank.is_none() && self.recipe.as_ref().is_some_and(wanted)
+    }
+
     /// Iterations of the chosen solver.
     #[must_use]
     pub fn solver_iterations(&self) -> usize {

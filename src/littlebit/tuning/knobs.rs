@@ -43,11 +43,12 @@ const RATE: Allowed = Allowed::Above0(1.0);
 const ESTIMATORS: Allowed = Allowed::Word(&["identity", "smooth-sign"]);
 
 /// Every knob, in the order of the recipe.
-pub static KNOBS: [Knob; 24] = [
+pub static KNOBS: [Knob; 25] = [
     knob("text", "sequences", Allowed::Count(1..=65_536)),
     knob("text", "held-out", Allowed::Count(0..=65_536)),
     knob("text", "length", Allowed::Count(2..=1_048_576)),
     knob("text", "written", Allowed::Switch),
+    knob("blocks", "rank-allocation", Allowed::Word(&["uniform", "sensitivity"])),
     knob("blocks", "refresh-statistics", Allowed::Switch),
     knob("blocks", "absorption-steps", STEPS),
     knob("blocks", "absorption-rate", RATE),

@@ -73,10 +73,23 @@ pub struct TextRecipe {
     pub written: bool,
 }
 
+/// How ranks are chosen for a number of bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RankAllocation {
+    /// The same bits per weight for every matrix.
+    Uniform,
+    /// More of them for the matrices by which the model loses most.
+    #[default]
+    Sensitivity,
+}
+
 /// Tuning of one block after the other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlockRecipe {
+    /// Where the bits go.
+    pub rank_allocation: RankAllocation,
     /// Whether input statistics are measured again on what the compressed blocks before give.
     pub refresh_statistics: bool,
     /// Steps that the dense weights of a block learn before it is factorized.
@@ -162,6 +175,7 @@ impl Recipe {
         Self {
             text: TextRecipe { sequences, held_out: sequences.min(16), length: 512, written: true },
             blocks: BlockRecipe {
+                rank_allocation: RankAllocation::default(),
                 refresh_statistics: true,
                 absorption_steps: 0,
                 absorption_rate: 1e-3,

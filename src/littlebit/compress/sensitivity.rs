@@ -1,0 +1,196 @@
+//! The pass that decides where the bits go: every matrix alone is factorized, at the rate that all
+//! would have if bits were spread evenly, and what the model loses by it is measured. Signs are
+//! found in a few iterations: what matters is how one matrix compares with another.
+
+use std::thread;
+
+use super::work::Run;
+use super::{Weighting, pack, statistics};
+use crate::backend::Backend;
+use crate::calibration::{CalibrationWindows, InputStatistics};
+use crate::checkpoint::UnitData;
+use crate::eval::replacement::Replacement;
+use crate::inference::{Decoder, LinearLayer, Observer, StoredLinear};
+use crate::littlebit::estimate;
+use crate::littlebit::normalise::Importance;
+use crate::littlebit::plan::{CompressionPlan, LayerPlan, Loss, Losses};
+use crate::littlebit::solve::{SolverConfig, solve};
+use crate::source::config::BLOCK_LINEARS;
+use crate::source::{ModelConfig, Weight};
+use crate::tensor::{SharedBytes, StoredTensor, StoredType};
+use crate::{Error, Result};
+
+/// Tokens that the loss is measured on.
+const TOKENS: usize = 512;
+
+/// Iterations of the solver.
+const ITERATIONS: usize = 20;
+
+/// Name of the losses in their unit.
+const UNIT: &str = "divergence";
+
+/// The solver as it is used here.
+pub(super) fn solver(full: &SolverConfig) -> SolverConfig {
+    SolverConfig {
+        iterations: full.iterations.min(ITERATIONS),
+        itq_iterations: full.itq_iterations.min(ITERATIONS),
+        polish_rounds: 0,
+        ..full.clone()
+    }
+}
+
+/// What the pass needs on a machine that does `rate` operations per second on each thread: seconds,
+/// and bytes besides those of the solver.
+pub(super) fn cost(
+    plan: &CompressionPlan,
+    config: &ModelConfig,
+    full: &SolverConfig,
+    (threads, rate): (usize, f64),
+) -> (f64, u64) {
+    let head = config.vocab_size as f64 * config.hidden_size as f64;
+    let blocks = config.num_layers as f64;
+    // Behind the matrices of a block lie half of the blocks on average; the head always does.
+    let behind = plan.factorized_weights() as f64 * f64::midpoint(blocks, 1.0) + head * blocks;
+    let flops = 2.0 * behind * (TOKENS * BLOCK_LINEARS.len()) as f64;
+    let solving = estimate::estimate(plan, &solver(full), threads, rate).seconds;
+    let logits = 4 * (TOKENS * config.vocab_size) as u64;
+    (solving + flops / (rate * threads as f64), logits)
+}
+
+impl Run<'_> {
+    /// What the model loses by each matrix of the plan alone, where bits are to go by that. Blocks
+    /// that were measured before are taken from the store.
+    pub(super) fn losses(&self, plan: &CompressionPlan) -> Result<Option<Losses>> {
+        if !self.request.goes_by_loss() {
+            return Ok(None);
+        }
+        let blocks = self.model.config.num_layers;
+        let mut losses = Losses::new();
+        let mut original = None;
+        self.progress.start("Measuring sensitivity", blocks as u64, "layers");
+        for block in 0..blocks {
+            if self.progress.stop_requested() {
+                return Err(self.interrupted());
+            }
+            let layers = layers_of(plan, block)?;
+            let id = format!("sensitivity-{block}");
+            let found = if let Some(unit) = self.store.load(&id)? {
+                measured(&unit, block)?
+            } else {
+                let original = match &mut original {
+                    Some(original) => original,
+                    None => original.insert(self.original()?),
+                };
+                let found = self.losses_of(original, block, &layers)?;
+                let bytes = found.iter().flat_map(|loss| loss.to_le_bytes()).collect();
+                self.store.save(&id, UnitData::default().with_bytes(UNIT, bytes))?;
+                found
+            };
+            for (layer, divergence) in layers.iter().zip(found) {
+                let bits_per_weight = layer.shape.bits_per_weight();
+                self.progress.verbose(&format!(
+                    "{}: divergence {divergence:.5} at {bits_per_weight:.3} bits per weight",
+                    layer.name
+                ));
+                losses.insert(layer.name.clone(), Loss { divergence, bits_per_weight });
+            }
+            self.progress.advance(1);
+        }
+        self.progress.finish();
+        Ok(Some(losses))
+    }
+
+    /// The original in front of its first block.
+    fn original(&self) -> Result<Replacement> {
+        let length = statistics::window(self.model.config.max_positions);
+        let windows = CalibrationWindows::sample(
+            &self.text.calibration,
+            self.tokenizer,
+            TOKENS.div_ceil(length),
+            length,
+            self.request.solver.seed,
+        )?;
+        Replacement::new(Decoder::new(self.model, &Backend::cpu())?, &windows)
+    }
+
+    /// Nats per token that are lost by each layer of a block, in the order of [`BLOCK_LINEARS`].
+    fn losses_of(
+        &self,
+        original: &mut Replacement,
+        block: usize,
+        layers: &[&LayerPlan],
+    ) -> Result<Vec<f64>> {
+        while original.block() < block {
+            original.advance(None)?;
+        }
+        let mut inputs = InputStatistics::new();
+        let weighted = self.request.weighting == Weighting::Activation;
+        let input = original.advance(weighted.then_some(&mut inputs as &mut dyn Observer))?;
+        let workers = self.workers(layers);
+        let mut losses = Vec::new();
+        for group in layers.chunks(workers) {
+            let solved: Vec<_> = thread::scope(|scope| {
+                let inputs = &inputs;
+                let solve = |layer| scope.spawn(move || self.rebuilt(layer, inputs));
+                let threads: Vec<_> = group.iter().map(|&layer| solve(layer)).collect();
+                threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
+            });
+            for rebuilt in solved {
+                let rebuilt = rebuilt
+                    .unwrap_or_else(|_| Err(Error::General("a matrix was left unsolved".into())))?;
+                losses.push(original.divergence(block, losses.len(), &input, rebuilt)?);
+            }
+        }
+        Ok(losses)
+    }
+
+    /// What a matrix becomes by a quick factorization.
+    fn rebuilt(&self, layer: &LayerPlan, inputs: &InputStatistics) -> Result<Box<dyn LinearLayer>> {
+        let name = format!("{}.weight", layer.name);
+        let Some(Weight::Stored(tensor)) = self.model.weights.get(&name) else {
+            return Err(Error::model_not_found(format!("the model has no tensor {name}")));
+        };
+        let weight = tensor.to_f32();
+        tensor.bytes.release();
+        let columns: Option<Vec<f32>> = inputs
+            .layers
+            .get(&layer.name)
+            .map(|found| found.mean_squares().into_iter().map(|v| v as f32).collect());
+        let importance = Importance { rows: None, columns: columns.as_deref() };
+        let config = solver(&self.request.solver);
+        let engine = self.engine();
+        let solution =
+            solve(&layer.name, &weight, &layer.shape, &config, importance, engine.as_ref())?;
+        let factors = pack::factors_of(&pack::to_unit(layer, &solution, false), layer)?;
+        let (rows, cols) = (layer.shape.rows, layer.shape.cols);
+        let mut values = weight;
+        factors.reconstruct_rows(0..rows, &mut values);
+        let bytes = SharedBytes::from_vec(bytemuck::cast_slice(&values).to_vec());
+        let tensor = StoredTensor::new(vec![rows, cols], StoredType::F32, bytes)?;
+        Ok(Box::new(StoredLinear::new(tensor)?))
+    }
+}
+
+/// The losses of a unit.
+fn measured(unit: &UnitData, block: usize) -> Result<Vec<f64>> {
+    let bytes = unit.bytes(UNIT).unwrap_or_default();
+    let (values, rest) = bytes.as_chunks::<8>();
+    if values.len() != BLOCK_LINEARS.len() || !rest.is_empty() {
+        return Err(Error::Checkpoint(format!(
+            "the sensitivities of layer {block} are not in the checkpoint"
+        )));
+    }
+    Ok(values.iter().map(|&value| f64::from_le_bytes(value)).collect())
+}
+
+/// The matrices of a block in the order of [`BLOCK_LINEARS`].
+fn layers_of(plan: &CompressionPlan, block: usize) -> Result<Vec<&LayerPlan>> {
+    BLOCK_LINEARS
+        .iter()
+        .map(|linear| {
+            let name = ModelConfig::linear_name(block, linear);
+            let found = plan.layers().find(|layer| layer.name == name);
+            found.ok_or_else(|| Error::General(format!("the plan has no {name}")))
+        })
+        .collect()
+}
