@@ -138,8 +138,8 @@ impl Run<'_> {
         let plan = plan_by_loss(&headers, request, losses)?;
         let summary = plan.summary();
         self.progress.note(&format!(
-            "Ranks by sensitivity: {:.2} to {:.2} BPW, lowest in {}, highest in {}",
-            summary.min_bpw, summary.max_bpw, summary.min_rank.1, summary.max_rank.1
+            "Ranks by sensitivity: {} to {}, {:.2} to {:.2} BPW",
+            summary.min_rank.0, summary.max_rank.0, summary.min_bpw, summary.max_bpw
         ));
         Ok(plan)
     }
