@@ -1,7 +1,7 @@
 //! What compression cost, measured: perplexity and divergence from the original on text
 //! ([`perplexity`], [`comparison`]), the sense of what the model writes ([`coherence`]), and what
-//! to call the result ([`verdict`]); benchmarks ([`tasks`]); and what
-//! a model loses by one of its layers ([`replacement`]).
+//! to call the result ([`verdict`]); benchmarks ([`tasks`]); and what a model loses when some of its
+//! layers are exchanged ([`original`]).
 //!
 //! Everything here works on two small traits, so that any model that can be run can be measured.
 
@@ -9,9 +9,9 @@ pub mod coherence;
 pub mod comparison;
 pub mod criteria;
 mod decoder;
+pub mod original;
 pub mod perplexity;
 pub mod prompts;
-pub mod replacement;
 pub(crate) mod rows;
 pub mod tasks;
 pub mod verdict;

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::calibration::CalibrationWindows;
-use crate::eval::rows;
+use crate::eval::original::Original;
 use crate::formats::imatrix::ImportanceMatrix;
 use crate::inference::{Decoder, LinearLayer, StoredLinear};
 use crate::progress::Progress;
@@ -24,10 +24,6 @@ use crate::source::{LocalModel, Weight, names};
 use crate::tensor::{SharedBytes, StoredTensor, StoredType, ggml};
 use crate::{Error, Result};
 
-/// Logits of the original that are kept in memory, bytes.
-const MOST_LOGITS: usize = 512 << 20;
-/// Rows of logits that are made at a time.
-const ROWS: usize = 256;
 /// The embedding, as Hugging Face names it.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The head, where it is a matrix of its own.
@@ -86,14 +82,6 @@ impl Sensitivity {
     }
 }
 
-/// How many tokens of text a model's logits are kept for: as many as asked, in whole windows of
-/// `length`, but at least one window and no more than fit half a gigabyte.
-#[must_use]
-pub fn windows_that_fit(vocabulary: usize, length: usize, wanted: usize) -> usize {
-    let most = MOST_LOGITS / 4 / vocabulary.max(1) / length.max(1);
-    wanted.min(most).max(1)
-}
-
 /// Where a tensor works.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Place {
@@ -119,16 +107,9 @@ pub struct Probe<'a> {
     model: &'a LocalModel,
     importance: Option<&'a ImportanceMatrix>,
     tokens: &'a [u32],
-    batch: usize,
-    decoder: Decoder,
-    head: StoredLinear,
+    original: Original,
     /// What goes into the block that is measured, `[tokens, hidden]`.
     input: Tensor,
-    /// The original's final hidden states.
-    hidden: Tensor,
-    /// The original's logits, `[tokens, vocabulary]`, and `ln Σ exp` of each row.
-    logits: Vec<f32>,
-    sums: Vec<f64>,
 }
 
 impl<'a> Probe<'a> {
@@ -143,35 +124,11 @@ impl<'a> Probe<'a> {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let decoder = Decoder::new(model, &Backend::cpu())?;
-        let length = windows.length;
-        let batch = windows_that_fit(model.config.vocab_size, length, windows.count());
-        let tokens = &windows.tokens[..batch * length];
+        let original = Original::new(decoder, &windows.tokens, windows.length)?;
+        let tokens = &windows.tokens[..original.tokens()];
         progress.note(&format!("Sensitivity is measured on {} tokens", tokens.len()));
-        let head = if model.config.tie_word_embeddings { EMBEDDING } else { HEAD };
-        let head = StoredLinear::new(stored(model, head)?.clone())?;
-        let input = decoder.embed(tokens)?;
-        let hidden = decoder.hidden(tokens, batch, None, None)?;
-        let mut probe = Self {
-            model,
-            importance,
-            tokens,
-            batch,
-            decoder,
-            head,
-            input,
-            hidden,
-            logits: Vec::new(),
-            sums: Vec::new(),
-        };
-        let vocabulary = model.config.vocab_size;
-        let (mut logits, mut sums) = (Vec::new(), Vec::new());
-        probe.each_block_of_logits(&probe.hidden, &probe.head, |_, values| {
-            sums.par_extend(values.par_chunks_exact(vocabulary).map(rows::log_sum_exp));
-            logits.extend_from_slice(values);
-        })?;
-        probe.logits = logits;
-        probe.sums = sums;
-        Ok(probe)
+        let input = original.decoder().embed(tokens)?;
+        Ok(Self { model, importance, tokens, original, input })
     }
 
     /// Tokens of text that everything is measured on.
@@ -193,12 +150,12 @@ impl<'a> Probe<'a> {
         let count: usize = jobs.iter().map(|job| job.kinds.len()).sum();
         progress.start("Measuring sensitivity", count as u64, "measurements");
         let mut found: IndexMap<String, Vec<Point>> = IndexMap::new();
-        self.input = self.decoder.embed(self.tokens)?;
+        self.input = self.original.decoder().embed(self.tokens)?;
         let mut at = 0;
         for job in &jobs {
             if let Place::Block(block, _) = job.place {
                 while at < block {
-                    self.advance(at)?;
+                    self.input = self.original.pass(at, &self.input, None)?;
                     at += 1;
                 }
             }
@@ -240,34 +197,32 @@ impl<'a> Probe<'a> {
         };
         let mut x = match &table {
             Some(table) => embed(table, self.tokens)?,
-            None => self.decoder.embed(self.tokens)?,
+            None => self.original.decoder().embed(self.tokens)?,
         };
-        let positions = self.decoder.positions(self.batch, self.tokens.len() / self.batch, 0);
-        let blocks = self.decoder.blocks().len();
+        let blocks = self.original.decoder().blocks().len();
         progress.start("Measuring the whole", blocks as u64, "blocks");
         for block in 0..blocks {
             if progress.stop_requested() {
                 return Err(Error::Interrupted { resume: None });
             }
-            let names =
-                self.decoder.block(block).projections().map(|p| format!("{}.weight", p.name));
+            let projections = self.original.decoder().block(block).projections();
+            let names = projections.map(|p| format!("{}.weight", p.name));
             let mut originals = Vec::new();
             for (number, name) in names.iter().enumerate() {
                 let Some(tensor) = self.replacement(name, kinds)? else { continue };
-                let layer: Box<dyn LinearLayer> = Box::new(StoredLinear::new(tensor)?);
-                let place = &mut self.decoder.block_mut(block).projections_mut()[number].layer;
-                originals.push((number, std::mem::replace(place, layer)));
+                let layer = Box::new(StoredLinear::new(tensor)?);
+                originals.push((number, self.original.exchange(block, number, layer)?));
             }
-            x = self.decoder.block(block).forward(&x, &positions, None, None)?;
+            x = self.original.pass(block, &x, None)?;
             for (number, original) in originals {
-                self.decoder.block_mut(block).projections_mut()[number].layer = original;
+                self.original.exchange(block, number, original)?;
             }
             progress.advance(1);
         }
         progress.finish();
-        let hidden = self.decoder.final_norm(&x)?;
+        let hidden = self.original.decoder().final_norm(&x)?;
         let head = head.map(StoredLinear::new).transpose()?;
-        self.divergence(&hidden, head.as_ref().unwrap_or(&self.head))
+        self.divergence(&hidden, head.as_ref())
     }
 
     /// The tensor of that Hugging Face name in its new type, if `kinds` has one for it.
@@ -291,7 +246,7 @@ impl<'a> Probe<'a> {
     /// The tensors to measure: the embedding, block by block the linear layers, the head.
     fn jobs(&self, kinds: &dyn Fn(&str, &StoredTensor) -> Vec<StoredType>) -> Result<Vec<Job<'a>>> {
         let mut places = vec![(EMBEDDING.to_owned(), Place::Embedding)];
-        for (block, parts) in self.decoder.blocks().iter().enumerate() {
+        for (block, parts) in self.original.decoder().blocks().iter().enumerate() {
             for (number, projection) in parts.projections().iter().enumerate() {
                 places.push((format!("{}.weight", projection.name), Place::Block(block, number)));
             }
@@ -309,26 +264,15 @@ impl<'a> Probe<'a> {
         Ok(jobs)
     }
 
-    /// Runs the original's block `block` on its input.
-    fn advance(&mut self, block: usize) -> Result<()> {
-        let positions = self.decoder.positions(self.batch, self.tokens.len() / self.batch, 0);
-        self.input = self.decoder.block(block).forward(&self.input, &positions, None, None)?;
-        Ok(())
-    }
-
     fn point(&mut self, job: &Job<'a>, kind: StoredType) -> Result<Point> {
         let columns = self.columns(&job.name, job.tensor);
         let (tensor, error) = written_as(job.tensor, kind, columns)?;
         let hidden = match job.place {
-            Place::Head => self.hidden.clone(),
-            Place::Embedding => self.run(0, embed(&tensor, self.tokens)?)?,
+            Place::Head => self.original.hidden().clone(),
+            Place::Embedding => self.original.behind(0, &embed(&tensor, self.tokens)?)?,
             Place::Block(block, number) => {
-                let layer: Box<dyn LinearLayer> = Box::new(StoredLinear::new(tensor.clone())?);
-                let place = &mut self.decoder.block_mut(block).projections_mut();
-                let original = std::mem::replace(&mut place[number].layer, layer);
-                let hidden = self.run(block, self.input.clone());
-                self.decoder.block_mut(block).projections_mut()[number].layer = original;
-                hidden?
+                let layer = Box::new(StoredLinear::new(tensor.clone())?);
+                self.original.exchanged(block, number, &self.input, layer)?
             }
         };
         let tied = self.model.config.tie_word_embeddings;
@@ -338,54 +282,15 @@ impl<'a> Probe<'a> {
             Place::Block(..) => false,
         };
         let changed = if replaced { Some(StoredLinear::new(tensor)?) } else { None };
-        let divergence = self.divergence(&hidden, changed.as_ref().unwrap_or(&self.head))?;
+        let divergence = self.divergence(&hidden, changed.as_ref())?;
         Ok(Point { kind, error, divergence })
     }
 
-    /// Runs everything from block `first` on.
-    fn run(&self, first: usize, mut x: Tensor) -> Result<Tensor> {
-        let positions = self.decoder.positions(self.batch, self.tokens.len() / self.batch, 0);
-        for block in &self.decoder.blocks()[first..] {
-            x = block.forward(&x, &positions, None, None)?;
-        }
-        self.decoder.final_norm(&x)
-    }
-
-    fn divergence(&self, hidden: &Tensor, head: &StoredLinear) -> Result<f64> {
-        let vocabulary = self.model.config.vocab_size;
-        let mut total = 0.0;
-        self.each_block_of_logits(hidden, head, |first, values| {
-            let rows: Vec<f64> = values
-                .par_chunks_exact(vocabulary)
-                .enumerate()
-                .map(|(row, q)| {
-                    let row = first + row;
-                    let p = &self.logits[row * vocabulary..(row + 1) * vocabulary];
-                    rows::divergence(p, self.sums[row], q, rows::log_sum_exp(q))
-                })
-                .collect();
-            total += rows.iter().sum::<f64>();
-        })?;
-        let mean = total / self.tokens.len() as f64;
+    fn divergence(&self, hidden: &Tensor, head: Option<&StoredLinear>) -> Result<f64> {
+        let head = head.map(|head| head as &dyn LinearLayer);
+        let mean = self.original.divergence(hidden, head)?;
         // A type so poor that a token becomes impossible is as bad as can be.
         Ok(if mean.is_finite() { mean } else { f64::MAX })
-    }
-
-    fn each_block_of_logits(
-        &self,
-        hidden: &Tensor,
-        head: &StoredLinear,
-        mut visit: impl FnMut(usize, &[f32]),
-    ) -> Result<()> {
-        for first in (0..self.tokens.len()).step_by(ROWS) {
-            let count = ROWS.min(self.tokens.len() - first);
-            let logits = head.forward(&hidden.narrow(0, first, count)?.contiguous()?)?;
-            rows::with_values(&logits, |values| {
-                visit(first, values);
-                Ok(())
-            })?;
-        }
-        Ok(())
     }
 }
 

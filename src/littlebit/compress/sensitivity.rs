@@ -4,12 +4,14 @@
 
 use std::thread;
 
+use candle_core::Tensor;
+
 use super::work::Run;
 use super::{Weighting, pack, statistics};
 use crate::backend::Backend;
 use crate::calibration::{CalibrationWindows, InputStatistics};
 use crate::checkpoint::UnitData;
-use crate::eval::replacement::Replacement;
+use crate::eval::original::Original;
 use crate::inference::{Decoder, LinearLayer, Observer, StoredLinear};
 use crate::littlebit::estimate;
 use crate::littlebit::normalise::Importance;
@@ -57,6 +59,23 @@ pub(super) fn cost(
     (solving + flops / (rate * threads as f64), logits)
 }
 
+/// The original, stopped in front of a block.
+struct Walk {
+    original: Original,
+    /// The block that is next, and what goes into it, `[tokens, hidden]`.
+    block: usize,
+    input: Tensor,
+}
+
+impl Walk {
+    /// Runs the next block as it is. Gives what went into it.
+    fn advance(&mut self, observer: Option<&mut dyn Observer>) -> Result<Tensor> {
+        let output = self.original.pass(self.block, &self.input, observer)?;
+        self.block += 1;
+        Ok(std::mem::replace(&mut self.input, output))
+    }
+}
+
 impl Run<'_> {
     /// What the model loses by each matrix of the plan alone, where bits are to go by that. Blocks
     /// that were measured before are taken from the store.
@@ -66,7 +85,7 @@ impl Run<'_> {
         }
         let blocks = self.model.config.num_layers;
         let mut losses = Losses::new();
-        let mut original = None;
+        let mut walk = None;
         self.progress.start("Measuring sensitivity", blocks as u64, "layers");
         for block in 0..blocks {
             if self.progress.stop_requested() {
@@ -77,11 +96,11 @@ impl Run<'_> {
             let found = if let Some(unit) = self.store.load(&id)? {
                 measured(&unit, block)?
             } else {
-                let original = match &mut original {
-                    Some(original) => original,
-                    None => original.insert(self.original()?),
+                let walk = match &mut walk {
+                    Some(walk) => walk,
+                    None => walk.insert(self.walk()?),
                 };
-                let found = self.losses_of(original, block, &layers)?;
+                let found = self.losses_of(walk, block, &layers)?;
                 let bytes = found.iter().flat_map(|loss| loss.to_le_bytes()).collect();
                 self.store.save(&id, UnitData::default().with_bytes(UNIT, bytes))?;
                 found
@@ -101,7 +120,7 @@ impl Run<'_> {
     }
 
     /// The original in front of its first block.
-    fn original(&self) -> Result<Replacement> {
+    fn walk(&self) -> Result<Walk> {
         let length = statistics::window(self.model.config.max_positions);
         let windows = CalibrationWindows::sample(
             &self.text.calibration,
@@ -110,22 +129,20 @@ impl Run<'_> {
             length,
             self.request.solver.seed,
         )?;
-        Replacement::new(Decoder::new(self.model, &Backend::cpu())?, &windows)
+        let decoder = Decoder::new(self.model, &Backend::cpu())?;
+        let original = Original::new(decoder, &windows.tokens, length)?;
+        let input = original.decoder().embed(&windows.tokens[..original.tokens()])?;
+        Ok(Walk { original, block: 0, input })
     }
 
     /// Nats per token that are lost by each layer of a block, in the order of [`BLOCK_LINEARS`].
-    fn losses_of(
-        &self,
-        original: &mut Replacement,
-        block: usize,
-        layers: &[&LayerPlan],
-    ) -> Result<Vec<f64>> {
-        while original.block() < block {
-            original.advance(None)?;
+    fn losses_of(&self, walk: &mut Walk, block: usize, layers: &[&LayerPlan]) -> Result<Vec<f64>> {
+        while walk.block < block {
+            walk.advance(None)?;
         }
         let mut inputs = InputStatistics::new();
         let weighted = self.request.weighting == Weighting::Activation;
-        let input = original.advance(weighted.then_some(&mut inputs as &mut dyn Observer))?;
+        let input = walk.advance(weighted.then_some(&mut inputs as &mut dyn Observer))?;
         let workers = self.workers(layers);
         let mut losses = Vec::new();
         for group in layers.chunks(workers) {
@@ -138,7 +155,8 @@ impl Run<'_> {
             for rebuilt in solved {
                 let rebuilt = rebuilt
                     .unwrap_or_else(|_| Err(Error::General("a matrix was left unsolved".into())))?;
-                losses.push(original.divergence(block, losses.len(), &input, rebuilt)?);
+                let hidden = walk.original.exchanged(block, losses.len(), &input, rebuilt)?;
+                losses.push(walk.original.divergence(&hidden, None)?);
             }
         }
         Ok(losses)
