@@ -301,7 +301,7 @@ mod tests {
         assert!((axis.place(1e-5) - 0.0).abs() < 1e-9 && (axis.place(1e-1) - 1.0).abs() < 1e-9);
         assert_eq!(
             (axis.name(1e-5).as_str(), axis.name(0.1).as_str()),
-            ("10<tspan dy=\"-5\" font-size=\"10\">−5</tspan>", "0.1")
+            ("10<tspan dy=\"-5\" font-size=\"10\">-5</tspan>", "0.1")
         );
         let axis = Axis::over("x", Scale::Log, [24.0, 33.0].into_iter());
         assert_eq!(axis.ticks, [20.0, 50.0]);
