@@ -117,8 +117,8 @@ fn bits_at_level(layers: &[LayerPlan], level: f64) -> u64 {
     layers.iter().map(|layer| at_level(layer.shape, level).bits()).sum()
 }
 
-/// Spends what remains: raises ranks step by step, always of the layer with the lowest rate that still fits (the first
-/// one of equals). Refuses a target that is beyond the largest forms.
+/// Spends what remains: raises ranks step by step, always of the layer with the lowest rate that
+/// still fits (the first one of equals). Refuses a target that is beyond the largest forms.
 fn spend_rest(layers: &mut [LayerPlan], budget: u64, request: &PlanRequest) -> Result<()> {
     let mut total: u64 = layers.iter().map(|layer| layer.shape.bits()).sum();
     loop {
