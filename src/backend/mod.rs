@@ -26,13 +26,27 @@ pub struct Backend {
     /// The device as candle knows it.
     pub device: Device,
     name: String,
+    /// Whether the processor is used as any other device is, without what is made for it.
+    plain: bool,
 }
 
 impl Backend {
     /// The processor.
     #[must_use]
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, name: "cpu".into() }
+        Self { device: Device::Cpu, name: "cpu".into(), plain: false }
+    }
+
+    /// The processor by way of the operations that run on every device.
+    #[cfg(test)]
+    pub(crate) fn plain_cpu() -> Self {
+        Self { plain: true, ..Self::cpu() }
+    }
+
+    /// Whether the loops that are made for the processor are to be used.
+    #[must_use]
+    pub(crate) fn is_fused(&self) -> bool {
+        self.device.is_cpu() && !self.plain
     }
 
     /// Opens the device. `gpus_hidden`: `CUDA_VISIBLE_DEVICES` allows none.
@@ -56,7 +70,7 @@ impl Backend {
             return Err("CUDA_VISIBLE_DEVICES hides all GPUs".into());
         }
         match cuda::probe(0) {
-            Ok(Some(device)) => Ok(Self { device, name: "cuda:0".into() }),
+            Ok(Some(device)) => Ok(Self { device, name: "cuda:0".into(), plain: false }),
             Ok(None) => Err("there is no CUDA device".into()),
             Err(error) => Err(error.to_string()),
         }

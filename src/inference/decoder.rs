@@ -38,11 +38,23 @@ impl Decoder {
     /// If a tensor is missing, has another shape than the configuration implies, or does not fit
     /// on the device.
     pub fn new(model: &LocalModel, backend: &Backend) -> Result<Self> {
-        let weights = Weights::new(model, &backend.device)?;
+        Self::of(model, &Weights::new(model, &backend.device)?)
+    }
+
+    /// The graph without matrices, which are to be put into its blocks before these are used; there
+    /// is no head.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn without_matrices(model: &LocalModel, backend: &Backend) -> Result<Self> {
+        Self::of(model, &Weights::without_matrices(model, &backend.device)?)
+    }
+
+    fn of(model: &LocalModel, weights: &Weights<'_>) -> Result<Self> {
         let config = model.config.clone();
         Ok(Self {
             rope: Rope::new(&config.rope, config.head_dim)?,
-            device: backend.device.clone(),
+            device: weights.device().clone(),
             embedding: weights.embedding()?,
             blocks: (0..config.num_layers).map(|i| weights.block(i)).collect::<Result<_>>()?,
             norm: weights.final_norm()?,
@@ -124,6 +136,11 @@ impl Decoder {
     /// The same with a backward pass, on the CPU.
     pub(crate) fn final_norm_tracked(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.tracked(x)
+    }
+
+    /// The same with a backward pass, on every device.
+    pub(crate) fn final_norm_by_operations(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.ops(x)
     }
 
     /// Runs `tokens`, `[batch, seq]` row-major, and returns the normed final hidden states,

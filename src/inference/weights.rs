@@ -7,7 +7,7 @@ use super::attention::Geometry;
 use super::block::{Block, Execution};
 use super::linear::packed::PackedLinear;
 use super::linear::stored::{DevicePrecision, StoredLinear};
-use super::linear::{LinearLayer, Projection};
+use super::linear::{AbsentLinear, LinearLayer, Projection};
 use super::norm::RmsNorm;
 use crate::source::config::{Architecture, ModelConfig};
 use crate::source::{LocalModel, Weight};
@@ -27,6 +27,8 @@ pub(crate) struct Weights<'m> {
     model: &'m LocalModel,
     device: Device,
     precision: DevicePrecision,
+    /// Whether matrices are read.
+    matrices: bool,
 }
 
 impl<'m> Weights<'m> {
@@ -40,7 +42,16 @@ impl<'m> Weights<'m> {
         }
         let precision =
             if values <= EXACT_ON_DEVICE { DevicePrecision::F32 } else { DevicePrecision::F16 };
-        Ok(Self { model, device: device.clone(), precision })
+        Ok(Self { model, device: device.clone(), precision, matrices: true })
+    }
+
+    /// The same, with nothing in the place of matrices.
+    pub(crate) fn without_matrices(model: &'m LocalModel, device: &Device) -> Result<Self> {
+        Ok(Self { matrices: false, ..Self::new(model, device)? })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     fn config(&self) -> &'m ModelConfig {
@@ -95,6 +106,9 @@ impl<'m> Weights<'m> {
 
     /// A matrix `[out, in]` of any representation.
     fn linear(&self, name: &str, (rows, columns): (usize, usize)) -> Result<Box<dyn LinearLayer>> {
+        if !self.matrices {
+            return Ok(Box::new(AbsentLinear { dims: (rows, columns) }));
+        }
         match self.get(name)? {
             Weight::Stored(_) => {
                 let tensor = self.stored(name, &[rows, columns])?.clone();

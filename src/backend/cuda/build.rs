@@ -10,6 +10,7 @@ fn main() {
 #[cfg(feature = "cuda")]
 fn main() -> cudaforge::Result<()> {
     println!("cargo:rerun-if-changed=src/backend/cuda/build.rs");
+    println!("cargo:rerun-if-changed=src/backend/cuda/kernels");
     // Set for the whole build when cudarc shall open the driver library at run time.
     println!("cargo:rustc-check-cfg=cfg(feature, values(\"dynamic-loading\"))");
     cudaforge::KernelBuilder::new()

@@ -1,6 +1,7 @@
 //! NVIDIA GPUs: finding one, and the kernels that candle does not have. Only with the feature
 //! `cuda`.
 
+pub(crate) mod adam;
 pub mod ops;
 
 use candle_core::Device;

@@ -314,6 +314,15 @@ impl CustomOp1 for Unpack<'_> {
     }
 }
 
+/// The signs of a matrix in the layout of [`BitMatrix`], as 1 and -1, f32 `[rows, cols]`; `bytes` is U8
+/// in GPU memory.
+///
+/// # Errors
+/// If the launch fails.
+pub(crate) fn unpack(bytes: &Tensor, rows: usize, cols: usize) -> Result<Tensor> {
+    Signs { rows, cols, bytes: bytes.flatten_all()? }.unpacked(None, None)
+}
+
 /// What a tensor in GPU memory holds, from its first value on.
 fn view<'a, T: CudaDType>(storage: &'a Storage, layout: &Layout) -> Result<CudaView<'a, T>> {
     match storage {

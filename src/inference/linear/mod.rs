@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 pub use stored::StoredLinear;
 
 use super::slices::with_f32;
-use crate::Result;
+use crate::{Error, Result};
 
 /// `y = x Wᵀ` (without bias) for a weight of any representation.
 pub trait LinearLayer: Send + Sync {
@@ -20,6 +20,23 @@ pub trait LinearLayer: Send + Sync {
 
     /// Multiplies `x`, f32 `[tokens, in]`, giving f32 `[tokens, out]` on the same device.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
+}
+
+/// The place of a layer that is put in later.
+#[derive(Debug)]
+pub(crate) struct AbsentLinear {
+    /// `(out, in)`.
+    pub(crate) dims: (usize, usize),
+}
+
+impl LinearLayer for AbsentLinear {
+    fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    fn forward(&self, _: &Tensor) -> Result<Tensor> {
+        Err(Error::General("a matrix is used that was not put into its block".into()))
+    }
 }
 
 /// A linear layer with its name and its bias.

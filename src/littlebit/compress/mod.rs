@@ -65,6 +65,7 @@ pub fn dry_run(
     backend: &Backend,
 ) -> Result<CompressionReport> {
     check(request)?;
+    recover::check(request, backend)?;
     refuse_packed(model)?;
     let plan = plan(&headers_of(model), &request.plan)?;
     let facts = Facts::planned(request);
@@ -106,6 +107,7 @@ pub fn compress(
 ) -> Result<CompressionReport, CompressFailure> {
     let began = Instant::now();
     check(request)?;
+    recover::check(request, backend)?;
     refuse_packed(model)?;
     announce(model, request, progress);
     let plan = plan(&headers_of(model), &request.plan)?;

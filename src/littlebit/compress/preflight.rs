@@ -102,19 +102,35 @@ pub(super) fn refuse(
     space::check_free_space(folder, size)?;
 
     let estimate = estimate(model, plan, request)?;
+    let what = format!("the work{}", latents_of(plan, request));
     if let Some(limit) = request.max_memory
         && estimate.peak_memory_bytes > limit
     {
         return Err(Error::OutOfMemory(format!(
-            "the work needs about {}, --max-memory allows {}",
+            "{what} needs about {}, --max-memory allows {}",
             space::describe_bytes(estimate.peak_memory_bytes),
             space::describe_bytes(limit)
         )));
     }
-    memory::require(estimate.peak_memory_bytes, "the work")?;
+    memory::require(estimate.peak_memory_bytes, &what)?;
     check_finite(model, plan, progress)?;
     progress.note(&format!("Estimated time: {}", estimate.describe()));
     Ok(())
+}
+
+/// What the memory goes to where that can be helped: signs that learn.
+fn latents_of(plan: &CompressionPlan, request: &CompressRequest) -> String {
+    let learning = request.recipe.as_ref().is_some_and(|r| r.distillation.needs_latents());
+    if !learning {
+        return String::new();
+    }
+    let shapes = plan.layers().map(|layer| layer.shape);
+    let signs: usize = shapes.map(|s| s.paths * s.rank * (s.rows + s.cols)).sum();
+    format!(
+        " (with {:.1} million signs that learn together, 16 bytes each; a recipe with \
+         distillation.signs = false keeps them as bits)",
+        signs as f64 / 1e6
+    )
 }
 
 /// Reads every matrix once: a NaN must not be found after hours.

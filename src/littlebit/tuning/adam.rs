@@ -1,12 +1,17 @@
 //! Adam (Kingma and Ba, arXiv 1412.6980), in place: one pass over value, gradient and both moments.
 
+use std::ops::Range;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Learning, LearningLayer, PathValues};
+use crate::Result;
 
 /// Decay of the two moments and the term that keeps the division finite.
-const BETA: (f32, f32) = (0.9, 0.99);
-const EPSILON: f32 = 1e-12;
+pub(crate) const BETA: (f32, f32) = (0.9, 0.99);
+pub(crate) const EPSILON: f32 = 1e-12;
 
 /// Values that a thread works on at a time.
 const CHUNK: usize = 1 << 14;
@@ -31,7 +36,29 @@ pub struct Moments {
 
 impl Moments {
     pub(super) fn of(length: usize) -> Self {
-        Self { first: vec![0.0; length], second: vec![0.0; length] }
+        Self::from([vec![0.0; length], vec![0.0; length]])
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    pub(super) fn first(&self) -> &[f32] {
+        &self.first
+    }
+
+    pub(super) fn second(&self) -> &[f32] {
+        &self.second
+    }
+
+    pub(super) fn both(&mut self) -> [&mut [f32]; 2] {
+        [&mut self.first, &mut self.second]
+    }
+}
+
+impl From<[Vec<f32>; 2]> for Moments {
+    fn from([first, second]: [Vec<f32>; 2]) -> Self {
+        Self { first, second }
     }
 }
 
@@ -85,31 +112,61 @@ impl Adam {
         self.steps = i32::try_from(steps).unwrap_or(i32::MAX);
     }
 
-    /// Moves every value against its gradient and clears the gradients.
-    pub fn step(&mut self, rates: Rates) {
+    /// Copies values and moments to a device, where steps are done from then on.
+    pub fn place(&self, device: &Device) -> Result<()> {
+        let layers = self.layers.iter().zip(&self.moments);
+        layers.into_iter().try_for_each(|(layer, moments)| layer.place(device, Some(moments)))
+    }
+
+    /// Copies values and moments back from where they were placed; they stay there as well.
+    pub fn fetch(&mut self) -> Result<()> {
+        let layers = self.layers.iter().zip(&mut self.moments);
+        layers.into_iter().try_for_each(|(layer, moments)| layer.fetch(Some(moments)))
+    }
+
+    /// One step against the gradient of `loss`.
+    pub fn descend(&mut self, loss: &Tensor, rates: Rates) -> Result<()> {
+        let gradients = loss.backward()?;
+        self.count_step();
+        self.update(0..self.layers.len(), rates, &gradients)
+    }
+
+    /// Counts a step that is done in parts.
+    pub(super) fn count_step(&mut self) {
         self.steps += 1;
-        self.layers.par_iter().for_each(LearningLayer::complete_gradients);
-        for (layer, moments) in self.layers.iter().zip(&mut self.moments) {
-            let signs = layer.learning() == Learning::All;
+    }
+
+    /// The part of a step that concerns some of the layers: moves every value against its gradient
+    /// and clears the gradients. Those of placed layers are in `gradients`.
+    pub(super) fn update(
+        &mut self,
+        layers: Range<usize>,
+        rates: Rates,
+        gradients: &GradStore,
+    ) -> Result<()> {
+        self.layers[layers.clone()].par_iter().for_each(LearningLayer::complete_gradients);
+        for (layer, moments) in self.layers[layers.clone()].iter().zip(&mut self.moments[layers]) {
+            if let Some(placed) = layer.placed() {
+                for path in &*placed {
+                    path.step(gradients, rates, self.estimator, self.steps)?;
+                }
+                continue;
+            }
             let mut paths = layer.paths_mut();
             let mut gradients = layer.gradients();
             for ((path, gradient), moments) in paths.iter_mut().zip(&mut *gradients).zip(moments) {
                 let arrays = path.arrays_mut().zip(gradient.arrays_mut()).zip(moments);
                 for (index, ((values, gradients), moments)) in arrays.enumerate() {
-                    let latent = index < 2;
-                    if latent && !signs {
+                    if moments.is_empty() {
                         continue;
                     }
-                    let rule = match (latent, self.estimator) {
-                        (false, _) => Rule::Relative,
-                        (true, Estimator::Identity) => Rule::Plain,
-                        (true, Estimator::SmoothSign) => Rule::Smooth,
-                    };
-                    let rate = if latent { rates.signs } else { rates.scales };
-                    update(values, gradients, moments, rate, self.steps, rule);
+                    let rule = Rule::of(index, self.estimator);
+                    let rate = if index < 2 { rates.signs } else { rates.scales };
+                    update(values, gradients, moments.both(), rate, self.steps, rule);
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -126,7 +183,8 @@ fn moments_of(path: &PathValues, signs: bool) -> Vec<Moments> {
 
 /// What a step does to a value.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Rule {
+#[repr(u32)]
+pub(crate) enum Rule {
     /// `x − step`.
     Plain,
     /// The gradient times `1 − tanh²(x)` first.
@@ -135,17 +193,27 @@ pub(super) enum Rule {
     Relative,
 }
 
+impl Rule {
+    /// That of array `index` of [`PathValues::arrays`].
+    pub(super) fn of(index: usize, estimator: Estimator) -> Self {
+        match (index < 2, estimator) {
+            (false, _) => Self::Relative,
+            (true, Estimator::Identity) => Self::Plain,
+            (true, Estimator::SmoothSign) => Self::Smooth,
+        }
+    }
+}
+
 /// One step of an array; `steps` counts from 1.
 pub(super) fn update(
     values: &mut [f32],
     gradients: &mut [f32],
-    moments: &mut Moments,
+    [first, second]: [&mut [f32]; 2],
     rate: f32,
     steps: i32,
     rule: Rule,
 ) {
     let correction = (1.0 - BETA.0.powi(steps), 1.0 - BETA.1.powi(steps));
-    let Moments { first, second } = moments;
     values
         .par_chunks_mut(CHUNK)
         .zip(gradients.par_chunks_mut(CHUNK))

@@ -10,7 +10,7 @@ use super::dense::{DenseAdam, LearningDense};
 use super::layer::{Learning, LearningLayer};
 use super::loss::squared_error;
 use super::recipe::BlockRecipe;
-use super::{restore, rows, set_learning, snapshot};
+use super::{drop_placed, place, place_of, restore, rows, set_learning, snapshot};
 use crate::Result;
 use crate::inference::slices::in_pool;
 use crate::inference::{Block, Decoder};
@@ -34,10 +34,6 @@ pub struct Lesson<'a> {
 }
 
 impl Lesson<'_> {
-    fn rows_of(&self, from: &Activations, sequences: &[usize]) -> Result<candle_core::Tensor> {
-        rows(sequences.iter().map(|&index| from.sequence(index)), self.hidden)
-    }
-
     fn loss(
         &self,
         decoder: &Decoder,
@@ -45,7 +41,8 @@ impl Lesson<'_> {
         sequences: &[usize],
         relative: bool,
     ) -> Result<candle_core::Tensor> {
-        let x = self.rows_of(self.inputs, sequences)?;
+        let x = sequences.iter().map(|&index| self.inputs.sequence(index));
+        let x = rows(x, self.hidden, decoder.device())?;
         let positions = decoder.positions(sequences.len(), self.length, 0);
         let y = block.forward(&x, &positions, None, None)?;
         let target: Vec<f32> =
@@ -90,10 +87,14 @@ pub fn tune(
     let block = student.block(index);
     let relative = recipe.relative_loss;
     set_learning(layers, Learning::Nothing);
+    place(layers, student)?;
     let before = lesson.held_out(student, block, relative)?;
     let mut best = (before, snapshot(layers));
     set_learning(layers, Learning::All);
     let mut adam = Adam::new(layers.to_vec(), recipe.estimator);
+    if let Some(device) = place_of(student) {
+        adam.place(device)?;
+    }
     let mut order = Vec::new();
     let mut random = ChaCha8Rng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9));
     for step in 0..recipe.steps {
@@ -102,20 +103,21 @@ pub fn tune(
         let share = schedule(step, recipe.steps, recipe.steps / 20);
         let rates = Rates { signs: share * recipe.sign_rate, scales: share * recipe.scale_rate };
         in_pool(|| {
-            lesson.loss(student, block, &batch, relative)?.backward()?;
-            adam.step(rates);
-            Ok::<_, crate::Error>(())
+            let loss = lesson.loss(student, block, &batch, relative)?;
+            adam.descend(&loss, rates)
         })?;
         if (step + 1) % recipe.steps.div_ceil(LOOKS) == 0 || step + 1 == recipe.steps {
             set_learning(layers, Learning::Nothing);
             let loss = lesson.held_out(student, block, relative)?;
             set_learning(layers, Learning::All);
             if loss < best.0 {
+                adam.fetch()?;
                 best = (loss, snapshot(layers));
             }
         }
     }
     set_learning(layers, Learning::Nothing);
+    drop_placed(layers);
     restore(layers, &best.1);
     Ok(Tuned { before, after: best.0 })
 }

@@ -77,3 +77,24 @@ impl Activations {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_file_holds_what_memory_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        for scratch in [None, Some(folder.path())] {
+            let mut activations = Activations::new(3, 4, scratch).unwrap();
+            assert_eq!(activations.count(), 3);
+            activations.set(1, &[1.0, -2.5, 3.0, f32::MAX]).unwrap();
+            assert!(activations.set(2, &[1.0]).is_err(), "another length");
+            assert_eq!(activations.sequence(0), [0.0; 4]);
+            assert_eq!(activations.sequence(1), [1.0, -2.5, 3.0, f32::MAX]);
+            assert_eq!(activations.sequence(2), [0.0; 4]);
+        }
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "the file has no name, so that nothing stays when a run is killed");
+    }
+}

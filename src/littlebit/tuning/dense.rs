@@ -149,7 +149,8 @@ impl DenseAdam {
         for ((layer, moments), size) in self.layers.iter().zip(&mut self.moments).zip(&self.sizes) {
             let mut weight = layer.0.weight.write().unwrap_or_else(PoisonError::into_inner);
             let mut gradient = layer.gradient();
-            update(&mut weight, &mut gradient, moments, rate * size, self.steps, Rule::Plain);
+            let rate = rate * size;
+            update(&mut weight, &mut gradient, moments.both(), rate, self.steps, Rule::Plain);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -12,10 +13,12 @@ use super::layer::{Learning, LearningLayer};
 use super::loss::{Head, Opinions, squared_error};
 use super::packed::{PackedPath, pack, unpack};
 use super::recipe::DistillationRecipe;
-use super::set_learning;
-use crate::Result;
+use super::{drop_placed, place, place_of, set_learning, with_values};
 use crate::inference::Decoder;
-use crate::inference::slices::{in_pool, with_f32};
+use crate::inference::rope::Positions;
+use crate::inference::slices::in_pool;
+use crate::source::config::BLOCK_LINEARS;
+use crate::{Error, Result};
 
 /// What the model learns from.
 #[derive(Debug)]
@@ -87,33 +90,94 @@ pub struct Session<'a> {
 }
 
 impl Distillation<'_> {
+    /// The loss with everything that its gradient needs, or with nothing of it while nothing learns.
     fn loss(&self, sequences: &[usize], with_hidden: bool) -> Result<Tensor> {
-        let tokens: Vec<u32> =
-            sequences.iter().flat_map(|&i| self.curriculum.tokens[i]).copied().collect();
-        let length = tokens.len() / sequences.len();
-        let positions = self.student.positions(sequences.len(), length, 0);
-        let mut x = self.student.embed(&tokens)?;
-        let weight = f64::from(self.recipe.hidden_weight) / self.student.blocks().len() as f64;
+        let (mut x, positions) = self.begin_pass(sequences)?;
+        let weight = self.hidden_weight();
         let mut original = (with_hidden && weight > 0.0).then(|| x.clone());
         let mut total: Option<Tensor> = None;
         for (block, teacher) in self.student.blocks().iter().zip(self.teacher.blocks()) {
             x = block.forward(&x, &positions, None, None)?;
             if let Some(rows) = &mut original {
                 *rows = teacher.forward(rows, &positions, None, None)?;
-                let target = with_f32(rows, <[f32]>::to_vec)?;
-                let error = (squared_error(&x, &target, true)? * weight)?;
+                let error =
+                    (with_values(rows, |target| squared_error(&x, target, true))?? * weight)?;
                 total = Some(match total {
                     Some(total) => (total + error)?,
                     None => error,
                 });
             }
         }
-        let x = self.student.final_norm_tracked(&x)?;
-        let divergence = self.head.divergence(&x, &self.opinions(sequences))?;
+        let divergence = self.divergence(&x, sequences)?;
         Ok(match total {
             Some(total) => (total + divergence)?,
             None => divergence,
         })
+    }
+
+    /// One step that keeps the inputs of the blocks and computes each block again on the way back:
+    /// there is never more than one block's graph, nor gradients of more than one block. Gives the
+    /// loss.
+    fn step_by_blocks(&self, sequences: &[usize], adam: &mut Adam, rates: Rates) -> Result<f64> {
+        let (mut x, positions) = self.begin_pass(sequences)?;
+        let weight = self.hidden_weight();
+        let mut original = (weight > 0.0).then(|| x.clone());
+        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        set_learning(self.layers, Learning::Nothing);
+        for (block, teacher) in self.student.blocks().iter().zip(self.teacher.blocks()) {
+            let y = block.forward(&x, &positions, None, None)?;
+            inputs.push(std::mem::replace(&mut x, y));
+            if let Some(rows) = &mut original {
+                *rows = teacher.forward(rows, &positions, None, None)?;
+                targets.push(with_values(rows, <[f32]>::to_vec)?);
+            }
+        }
+        let output = Var::from_tensor(&x)?;
+        let loss = self.divergence(output.as_tensor(), sequences)?;
+        let mut gradient = gradient_of(&loss, &output)?.1;
+        let mut total = f64::from(loss.to_scalar::<f32>()?);
+        adam.count_step();
+        let per_block = BLOCK_LINEARS.len();
+        for (index, block) in self.student.blocks().iter().enumerate().rev() {
+            let layers = index * per_block..(index + 1) * per_block;
+            set_learning(&self.layers[layers.clone()], self.learning());
+            let input = inputs.pop().ok_or_else(|| Error::General("a block too many".into()))?;
+            let input = Var::from_tensor(&input)?;
+            let y = block.forward(input.as_tensor(), &positions, None, None)?;
+            let mut pull = (&y * &gradient)?.sum_all()?;
+            if let Some(target) = targets.pop() {
+                let error = (squared_error(&y, &target, true)? * weight)?;
+                total += f64::from(error.to_scalar::<f32>()?);
+                pull = (pull + error)?;
+            }
+            let (gradients, next) = gradient_of(&pull, &input)?;
+            adam.update(layers.clone(), rates, &gradients)?;
+            set_learning(&self.layers[layers], Learning::Nothing);
+            gradient = next;
+        }
+        Ok(total)
+    }
+
+    fn begin_pass(&self, sequences: &[usize]) -> Result<(Tensor, Positions)> {
+        let tokens: Vec<u32> =
+            sequences.iter().flat_map(|&i| self.curriculum.tokens[i]).copied().collect();
+        let length = tokens.len() / sequences.len();
+        let positions = self.student.positions(sequences.len(), length, 0);
+        Ok((self.student.embed(&tokens)?, positions))
+    }
+
+    /// Weight of one block's error.
+    fn hidden_weight(&self) -> f64 {
+        f64::from(self.recipe.hidden_weight) / self.student.blocks().len() as f64
+    }
+
+    /// The divergence after the last block gave `x`.
+    fn divergence(&self, x: &Tensor, sequences: &[usize]) -> Result<Tensor> {
+        let x = match place_of(self.student) {
+            None => self.student.final_norm_tracked(x)?,
+            Some(_) => self.student.final_norm_by_operations(x)?,
+        };
+        self.head.divergence(&x, &self.opinions(sequences))
     }
 
     fn opinions(&self, sequences: &[usize]) -> Arc<Opinions> {
@@ -151,6 +215,7 @@ impl Distillation<'_> {
 
     /// Begins at the layers as they are.
     pub fn begin(&self) -> Result<Session<'_>> {
+        place(self.layers, self.student)?;
         let before = self.held_out()?;
         let best = Best { divergence: before, layers: self.packed() };
         Ok(self.session(before, best))
@@ -199,6 +264,9 @@ impl Session<'_> {
     pub fn advance(&mut self, mut after_step: impl FnMut() -> Result<()>) -> Result<Look> {
         let recipe = self.task.recipe;
         let (mut losses, first) = (0.0, self.step);
+        if let Some(device) = place_of(self.task.student) {
+            self.adam.place(device)?;
+        }
         set_learning(self.task.layers, self.task.learning());
         loop {
             let batch = self.draw();
@@ -207,10 +275,12 @@ impl Session<'_> {
                 Rates { signs: share * recipe.sign_rate, scales: share * recipe.scale_rate };
             let (task, adam) = (self.task, &mut self.adam);
             losses += in_pool(|| {
+                if recipe.recompute {
+                    return task.step_by_blocks(&batch, adam, rates);
+                }
                 let loss = task.loss(&batch, true)?;
-                loss.backward()?;
-                adam.step(rates);
-                Ok::<_, crate::Error>(f64::from(loss.to_scalar::<f32>()?))
+                adam.descend(&loss, rates)?;
+                Ok::<_, Error>(f64::from(loss.to_scalar::<f32>()?))
             })?;
             self.step += 1;
             after_step()?;
@@ -218,6 +288,7 @@ impl Session<'_> {
                 break;
             }
         }
+        self.adam.fetch()?;
         let divergence = self.task.held_out()?;
         if divergence < self.best.divergence {
             self.best = Best { divergence, layers: self.task.packed() };
@@ -228,9 +299,19 @@ impl Session<'_> {
     /// Ends with the best state in the layers.
     pub fn finish(self) -> Best {
         set_learning(self.task.layers, Learning::Nothing);
+        drop_placed(self.task.layers);
         for (layer, packed) in self.task.layers.iter().zip(&self.best.layers) {
             unpack(layer, packed);
         }
         self.best
     }
+}
+
+/// All gradients of `loss`, and that of `leaf`.
+fn gradient_of(loss: &Tensor, leaf: &Var) -> Result<(GradStore, Tensor)> {
+    let mut gradients = loss.backward()?;
+    let gradient = gradients.remove(leaf.as_tensor());
+    let gradient =
+        gradient.ok_or_else(|| Error::General("an input of a block has no gradient".into()))?;
+    Ok((gradients, gradient))
 }

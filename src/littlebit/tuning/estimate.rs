@@ -37,6 +37,9 @@ const WRITING_BYTES: u64 = 1 << 30;
 /// Bytes of a sign that learns: value, gradient and two moments.
 const SIGN_BYTES: u64 = 16;
 
+/// Bytes of a sign that does not learn while its block is at work: unpacked.
+const UNPACKED_BYTES: u64 = 4;
+
 /// Estimates a recipe on a machine that does `flops_per_second` on all threads (see [`calibrate`]).
 #[must_use]
 pub fn estimate(
@@ -73,7 +76,9 @@ pub fn estimate(
     if whole.steps > 0 {
         let step = (whole.batch * length) as f64;
         let teacher = if whole.hidden_weight > 0.0 { 2.0 * weights } else { 0.0 };
-        let learning = (6.0 * signs + 4.0 * head + teacher) * step * whole.steps as f64;
+        // Forwards, backwards to inputs and to signs, and forwards again where nothing is kept.
+        let passes = if whole.recompute { 8.0 } else { 6.0 };
+        let learning = (passes * signs + 4.0 * head + teacher) * step * whole.steps as f64;
         let looking = (2.0 * signs + 2.0 * head) * LOOKS.1 * held_out;
         stages.push(("opinions", 2.0 * head * (tokens + passing) + 2.0 * weights * passing));
         stages.push(("distillation", learning + looking));
@@ -98,13 +103,26 @@ fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
         // The head in f32, and a token and a probability for each opinion.
         let head = 4 * config.vocab_size as u64 * hidden;
         let opinions = 8 * (sequences * length) as u64 * recipe.distillation.top_k as u64;
-        let learning = if recipe.distillation.signs { SIGN_BYTES } else { 4 };
-        head + opinions + graph(recipe.distillation.batch, layers) + learning * signs
+        let batch = recipe.distillation.batch;
+        let kept = if recipe.distillation.recompute {
+            graph(batch, 1) + 4 * hidden * (batch * length * layers) as u64
+        } else {
+            graph(batch, layers)
+        };
+        let learning = match (recipe.distillation.signs, recipe.distillation.recompute) {
+            (false, _) => signs / 8 + UNPACKED_BYTES * signs / layers as u64,
+            (true, false) => SIGN_BYTES * signs,
+            // Gradients of one block at a time.
+            (true, true) => (SIGN_BYTES - 4) * signs + 4 * signs / layers as u64,
+        };
+        // The best state so far is kept as bits.
+        head + opinions + kept + learning + signs / 8
     } else {
         0
     };
-    // The blocks that are done keep their values.
-    let block = SIGN_BYTES * signs / layers as u64 + 4 * signs;
+    // The blocks that are done keep their latents, or only signs where these do not learn any more.
+    let done = if recipe.distillation.needs_latents() { 4 * signs } else { signs / 8 };
+    let block = SIGN_BYTES * signs / layers as u64 + done;
     let learning = chains + distillation.max(block + graph(recipe.blocks.batch, 1));
     // Where text is written, that is before the chains are there.
     learning.max(if recipe.text.written { WRITING_BYTES } else { 0 })
@@ -211,6 +229,7 @@ mod tests {
         };
         assert!(more(&|r| r.blocks.absorption_steps = 10) > 0.0);
         assert!(more(&|r| r.distillation.hidden_weight = 1.0) > 0.0);
+        assert!(more(&|r| r.distillation.recompute = true) > 0.0);
         assert!(more(&|r| r.blocks.refresh_statistics = false) < 0.0);
         assert!(more(&|r| r.distillation.steps = 0) < 0.0);
         // Beyond the model's context sequences do not grow.
@@ -230,6 +249,13 @@ mod tests {
         let distillation = 16 * 106_000_000 + 512 * 30 * 48 * 1024 + 2516 * 512 * 64 * 8;
         assert!(all > chains + distillation, "{all}");
         assert!((all as f64) < 1.2 * (chains + distillation) as f64, "{all}");
+        // Signs as bits: what is left are the chains, the head and the opinions.
+        recipe.distillation.signs = false;
+        let scales = estimated(&recipe).memory_bytes;
+        recipe.distillation.recompute = true;
+        let by_blocks = estimated(&recipe).memory_bytes;
+        assert!(scales < all - 15 * 106_000_000, "{scales}");
+        assert!(by_blocks < scales - 28 * 512 * 48 * 1024 + 31 * 512 * 576 * 4, "{by_blocks}");
         recipe.distillation.steps = 0;
         let blocks = estimated(&recipe).memory_bytes;
         assert!(blocks > chains && blocks < all / 2, "{blocks}");

@@ -43,7 +43,7 @@ const RATE: Allowed = Allowed::Above0(1.0);
 const ESTIMATORS: Allowed = Allowed::Word(&["identity", "smooth-sign"]);
 
 /// Every knob, in the order of the recipe.
-pub static KNOBS: [Knob; 25] = [
+pub static KNOBS: [Knob; 26] = [
     knob("text", "sequences", Allowed::Count(1..=65_536)),
     knob("text", "held-out", Allowed::Count(0..=65_536)),
     knob("text", "length", Allowed::Count(2..=1_048_576)),
@@ -69,6 +69,7 @@ pub static KNOBS: [Knob; 25] = [
     knob("distillation", "estimator", ESTIMATORS),
     knob("distillation", "top-k", Allowed::Count(1..=65_536)),
     knob("distillation", "hidden-weight", Allowed::From0(1e6)),
+    knob("distillation", "recompute", Allowed::Switch),
 ];
 
 impl Allowed {

@@ -6,23 +6,29 @@
 //! `tanh` (SmoothSign of LittleBit, arXiv 2506.13771). Scales learn in relative terms: the
 //! gradients kept here are those of their logarithms.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor, Var};
 
+use super::adam::Moments;
+use super::placed::PlacedPath;
 use crate::Result;
 use crate::inference::LinearLayer;
 use crate::inference::slices::{for_rows, with_f32};
 use crate::inference::tracked::{values, wrap};
 use crate::linalg::products::{Operand, multiply};
+use crate::littlebit::bits::BitMatrix;
 
 /// The values of one path, or their gradients.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct PathValues {
-    /// Latents `U`, `[out, rank]`, row-major; about 1 in magnitude.
+    /// Latents `U`, `[out, rank]`, row-major; about 1 in magnitude. None where there are bits.
     pub left: Vec<f32>,
-    /// Latents `V`, `[rank, in]`.
+    /// Latents `V`, `[rank, in]`; likewise.
     pub right: Vec<f32>,
+    /// The signs of both, where they do not learn any more.
+    pub bits: Option<[BitMatrix; 2]>,
     /// `h`, `[out]`; as a gradient, of its logarithm.
     pub row: Vec<f32>,
     /// `l`, `[rank]`, where the form has it; likewise.
@@ -36,9 +42,27 @@ impl PathValues {
         Self {
             left: vec![0.0; self.left.len()],
             right: vec![0.0; self.right.len()],
+            bits: None,
             row: vec![0.0; self.row.len()],
             latent: self.latent.as_ref().map(|latent| vec![0.0; latent.len()]),
             column: vec![0.0; self.column.len()],
+        }
+    }
+
+    /// Keeps of the latents, of that rank, nothing but their signs.
+    pub(crate) fn freeze(&mut self, rank: usize) {
+        if self.bits.is_none() {
+            let left = BitMatrix::from_signs(self.row.len(), rank, &self.left);
+            let right = BitMatrix::from_signs(rank, self.column.len(), &self.right);
+            (self.left, self.right, self.bits) = (Vec::new(), Vec::new(), Some([left, right]));
+        }
+    }
+
+    /// `U` and `V` as numbers whose signs count: the latents, or 1 and -1.
+    pub(crate) fn factors(&self) -> [Cow<'_, [f32]>; 2] {
+        match &self.bits {
+            None => [Cow::Borrowed(&self.left), Cow::Borrowed(&self.right)],
+            Some(bits) => bits.each_ref().map(|bits| Cow::Owned(unpacked(bits))),
         }
     }
 
@@ -52,7 +76,7 @@ impl PathValues {
     }
 
     pub(crate) fn arrays_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
-        let Self { left, right, row, latent, column } = self;
+        let Self { left, right, bits: _, row, latent, column } = self;
         [left, right, row, column].into_iter().chain(latent)
     }
 }
@@ -77,8 +101,11 @@ struct Inner {
     dims: (usize, usize),
     rank: usize,
     paths: RwLock<Vec<PathValues>>,
+    /// Nothing while nothing learns.
     gradients: Mutex<Vec<PathValues>>,
     learning: RwLock<Learning>,
+    /// The same values on a device, while they are there.
+    placed: RwLock<Option<Vec<PlacedPath>>>,
     /// Makes candle follow the products although the weights are none of its tensors.
     anchor: Var,
 }
@@ -92,9 +119,10 @@ impl LearningLayer {
         Ok(Self(Arc::new(Inner {
             dims,
             rank,
-            gradients: Mutex::new(paths.iter().map(PathValues::zeros).collect()),
+            gradients: Mutex::default(),
             paths: RwLock::new(paths),
             learning: RwLock::new(Learning::Nothing),
+            placed: RwLock::new(None),
             anchor: Var::zeros(1, DType::F32, &Device::Cpu)?,
         })))
     }
@@ -102,6 +130,12 @@ impl LearningLayer {
     /// Says what learns.
     pub fn set_learning(&self, learning: Learning) {
         *self.0.learning.write().unwrap_or_else(PoisonError::into_inner) = learning;
+        let mut gradients = self.gradients();
+        if learning == Learning::Nothing || self.placed().is_some() {
+            *gradients = Vec::new();
+        } else if gradients.is_empty() {
+            *gradients = self.paths().iter().map(PathValues::zeros).collect();
+        }
     }
 
     /// What learns.
@@ -131,6 +165,47 @@ impl LearningLayer {
         self.0.gradients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps of the latents nothing but their signs: an eighth of a byte each. They cannot learn
+    /// any more.
+    pub(crate) fn freeze(&self) {
+        self.paths_mut().iter_mut().for_each(|path| path.freeze(self.0.rank));
+    }
+
+    /// Copies the values to a device, with their moments if they are to learn there. Products are
+    /// computed from the copy until it is dropped.
+    pub(super) fn place(&self, device: &Device, moments: Option<&[Vec<Moments>]>) -> Result<()> {
+        let paths = self
+            .paths()
+            .iter()
+            .enumerate()
+            .map(|(at, path)| {
+                PlacedPath::new(path, self.0.rank, moments.map(|all| all[at].as_slice()), device)
+            })
+            .collect::<Result<_>>()?;
+        *self.0.placed.write().unwrap_or_else(PoisonError::into_inner) = Some(paths);
+        Ok(())
+    }
+
+    /// Copies the values back from where they were placed, if they were.
+    pub(super) fn fetch(&self, mut moments: Option<&mut [Vec<Moments>]>) -> Result<()> {
+        let Some(placed) = self.placed() else { return Ok(()) };
+        for (at, (placed, path)) in placed.iter().zip(self.paths_mut().iter_mut()).enumerate() {
+            placed.fetch(path, moments.as_mut().map(|all| all[at].as_mut_slice()))?;
+        }
+        Ok(())
+    }
+
+    /// Drops the copy on the device.
+    pub(super) fn drop_placed(&self) {
+        *self.0.placed.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The copy on the device.
+    pub(super) fn placed(&self) -> Option<Placed<'_>> {
+        let placed = self.0.placed.read().unwrap_or_else(PoisonError::into_inner);
+        placed.is_some().then_some(Placed(placed))
+    }
+
     fn apply(&self, x: &[f32], kept: &mut Vec<Vec<f32>>) -> Vec<f32> {
         let (outputs, inputs) = self.0.dims;
         let rank = self.0.rank;
@@ -138,14 +213,15 @@ impl LearningLayer {
         let mut sum = Vec::new();
         for path in &*self.paths() {
             let scaled = scaled(x, &path.column);
+            let [left, right] = path.factors();
             let mut inner = vec![0.0; tokens * rank];
-            let right = Operand::new(&path.right, rank, inputs).signs().t();
+            let right = Operand::new(&right, rank, inputs).signs().t();
             multiply(&mut inner, Operand::new(&scaled, tokens, inputs), right, false);
             if let Some(latent) = &path.latent {
                 scale(&mut inner, latent);
             }
             let mut out = vec![0.0; tokens * outputs];
-            let left = Operand::new(&path.left, outputs, rank).signs().t();
+            let left = Operand::new(&left, outputs, rank).signs().t();
             multiply(&mut out, Operand::new(&inner, tokens, rank), left, false);
             scale(&mut out, &path.row);
             kept.push(inner);
@@ -176,8 +252,9 @@ impl LearningLayer {
         for ((path, inner), gradient) in paths.iter().zip(kept).zip(&mut *gradients) {
             let dz = scaled(dy, &path.row);
             let x = scaled(x, &path.column);
-            let left = Operand::new(&path.left, outputs, rank).signs();
-            let right = Operand::new(&path.right, rank, inputs).signs();
+            let [left, right] = path.factors();
+            let left = Operand::new(&left, outputs, rank).signs();
+            let right = Operand::new(&right, rank, inputs).signs();
             let inner_rows = Operand::new(inner, tokens, rank);
             let dz_rows = Operand::new(&dz, tokens, outputs);
             let mut dinner = vec![0.0; tokens * rank];
@@ -215,7 +292,7 @@ impl LearningLayer {
     /// Completes the gradients of row and column scales from those of the latents: with signs
     /// `U` and gradient `dU`, `Σ_k U_ik dU_ik` is what `dy · y` sums to.
     pub(super) fn complete_gradients(&self) {
-        if self.learning() != Learning::All {
+        if self.learning() != Learning::All || self.placed().is_some() {
             return;
         }
         let (rank, inputs) = (self.0.rank, self.0.dims.1);
@@ -242,6 +319,17 @@ impl LinearLayer for LearningLayer {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(placed) = self.placed() {
+            let mut sum: Option<Tensor> = None;
+            for path in &*placed {
+                let y = path.forward(x, self.0.dims, self.learning())?;
+                sum = Some(match sum {
+                    Some(sum) => (sum + y)?,
+                    None => y,
+                });
+            }
+            return sum.ok_or_else(|| crate::Error::General("a layer without paths".into()));
+        }
         let op = Apply { layer: self.clone(), kept: Mutex::default() };
         let (x, anchor) = (x.contiguous()?, self.0.anchor.as_tensor());
         Ok(match self.learning() {
@@ -290,6 +378,24 @@ impl CustomOp2 for Apply {
             .map_err(wrap)?;
         let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape().clone(), x.device())).transpose()?;
         Ok((dx, None))
+    }
+}
+
+/// 1 and -1 for the bits of a matrix, row-major.
+fn unpacked(bits: &BitMatrix) -> Vec<f32> {
+    let mut out = vec![0.0; bits.rows * bits.cols];
+    for_rows(&mut out, bits.cols, |row, out| bits.unpack_rows(row..row + 1, out));
+    out
+}
+
+/// Paths on a device, borrowed from their layer.
+pub(super) struct Placed<'a>(RwLockReadGuard<'a, Option<Vec<PlacedPath>>>);
+
+impl std::ops::Deref for Placed<'_> {
+    type Target = [PlacedPath];
+
+    fn deref(&self) -> &[PlacedPath] {
+        self.0.as_deref().unwrap_or_default()
     }
 }
 

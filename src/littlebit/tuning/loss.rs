@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::with_values;
 use crate::Result;
 use crate::inference::slices::with_f32;
 use crate::inference::tracked::values;
@@ -25,8 +26,22 @@ pub(super) fn squared_error(y: &Tensor, target: &[f32], relative: bool) -> Resul
         let total: f64 = norms.iter().sum();
         vec![(1.0 / total) as f32; tokens]
     };
-    let op = SquaredError { target: target.to_vec(), weights, gradient: Mutex::default() };
-    Ok(y.contiguous()?.apply_op1(op)?)
+    if y.device().is_cpu() {
+        let op = SquaredError { target: target.to_vec(), weights, gradient: Mutex::default() };
+        return Ok(y.contiguous()?.apply_op1(op)?);
+    }
+    squared_error_by_operations(y, target, &weights)
+}
+
+/// `Σ_t w_t ‖y_t − target_t‖²` on any device.
+pub(super) fn squared_error_by_operations(
+    y: &Tensor,
+    target: &[f32],
+    weights: &[f32],
+) -> Result<Tensor> {
+    let target = Tensor::from_slice(target, y.shape(), y.device())?;
+    let weights = Tensor::from_slice(weights, weights.len(), y.device())?;
+    Ok(((y - target)?.sqr()?.sum(D::Minus1)? * weights)?.sum_all()?)
 }
 
 struct SquaredError {
@@ -123,18 +138,34 @@ pub struct Head {
     /// `[vocabulary, hidden]`.
     weight: Arc<Vec<f32>>,
     vocabulary: usize,
+    /// The weight on a device, if that is where it is used.
+    placed: Option<Tensor>,
 }
+
+/// Logits that a device holds at a time (256 MiB).
+const LOGITS_AT_ONCE: usize = 1 << 26;
 
 impl Head {
     /// A head of that weight, `[vocabulary, hidden]`.
     #[must_use]
     pub fn new(weight: Vec<f32>, vocabulary: usize) -> Self {
-        Self { weight: Arc::new(weight), vocabulary }
+        Self { weight: Arc::new(weight), vocabulary, placed: None }
+    }
+
+    /// The same on `device`, by candle's operations.
+    pub fn on_device(weight: &[f32], vocabulary: usize, device: &Device) -> Result<Self> {
+        let shape = (vocabulary, weight.len() / vocabulary.max(1));
+        let placed = Some(Tensor::from_slice(weight, shape, device)?);
+        Ok(Self { weight: Arc::default(), vocabulary, placed })
     }
 
     /// What a model with this head predicts from normed final states `hidden`, `[tokens, hidden]`.
     pub fn opinions(&self, hidden: &Tensor, count: usize) -> Result<Opinions> {
         let (tokens, width) = hidden.dims2()?;
+        if let Some(weight) = &self.placed {
+            let logits = hidden.matmul(&weight.t()?)?;
+            return with_values(&logits, |logits| Opinions::of(logits, self.vocabulary, count));
+        }
         let mut logits = vec![0.0; tokens * self.vocabulary];
         let weight = Operand::new(&self.weight, self.vocabulary, width).t();
         with_f32(hidden, |hidden| {
@@ -145,6 +176,9 @@ impl Head {
 
     /// The loss of normed final states `hidden`, `[tokens, hidden]`.
     pub fn divergence(&self, hidden: &Tensor, opinions: &Arc<Opinions>) -> Result<Tensor> {
+        if let Some(weight) = &self.placed {
+            return self.divergence_by_operations(weight, hidden, opinions);
+        }
         let op = Divergence {
             head: self.clone(),
             opinions: Arc::clone(opinions),
@@ -152,6 +186,62 @@ impl Head {
             wanted: hidden.track_op(),
         };
         Ok(hidden.contiguous()?.apply_op1(op)?)
+    }
+}
+
+impl Head {
+    /// The loss on a device, some tokens at a time. Its gradient is computed along with it, so that
+    /// nothing of the size of the logits is kept.
+    fn divergence_by_operations(
+        &self,
+        weight: &Tensor,
+        hidden: &Tensor,
+        opinions: &Opinions,
+    ) -> Result<Tensor> {
+        let (device, (tokens, _)) = (hidden.device(), hidden.dims2()?);
+        let count = opinions.count;
+        let states = hidden.detach();
+        let together = (LOGITS_AT_ONCE / self.vocabulary).max(1);
+        let (mut loss, mut gradients) = (0.0f64, Vec::new());
+        for first in (0..tokens).step_by(together) {
+            let rows = together.min(tokens - first);
+            let listed = first * count..(first + rows) * count;
+            let given = &opinions.probabilities[listed.clone()];
+            let listed = Tensor::from_slice(&opinions.tokens[listed], (rows, count), device)?;
+            let p = Tensor::from_slice(given, (rows, count), device)?;
+            let p_rest: Vec<f32> = given
+                .chunks_exact(count)
+                .map(|p| (1.0 - p.iter().map(|p| f64::from(*p)).sum::<f64>()).max(0.0) as f32)
+                .collect();
+            loss += given
+                .iter()
+                .chain(&p_rest)
+                .filter(|p| **p > 0.0)
+                .map(|p| f64::from(*p) * f64::from(*p).ln())
+                .sum::<f64>();
+            let p_rest = Tensor::from_vec(p_rest, (rows, 1), device)?;
+
+            let logits = states.narrow(0, first, rows)?.contiguous()?.matmul(&weight.t()?)?;
+            let above = logits.broadcast_sub(&logits.max_keepdim(1)?)?.exp()?;
+            let q = above.broadcast_div(&above.sum_keepdim(1)?)?;
+            let q_listed = q.gather(&listed, 1)?;
+            let q_rest = q_listed.sum_keepdim(1)?.affine(-1.0, 1.0)?.maximum(1e-9)?;
+            let crossed = (&p * q_listed.maximum(1e-30)?.log()?)?.sum_all()?;
+            let crossed = (crossed + (&p_rest * q_rest.log()?)?.sum_all()?)?;
+            loss -= f64::from(crossed.to_scalar::<f32>()?);
+
+            // As in `divergence_of`.
+            let factor = (p_rest / q_rest)?.affine(-1.0, 1.0)?;
+            let others = q.broadcast_mul(&factor)?;
+            let change = ((&q_listed - p)? - q_listed.broadcast_mul(&factor)?)?;
+            let gradient = others.scatter_add(&listed, &change, 1)?.matmul(weight)?;
+            gradients.push((gradient * (1.0 / tokens as f64))?);
+        }
+        let gradient = Tensor::cat(&gradients, 0)?;
+        // The sum has that gradient; its value is replaced by the loss.
+        let sum = (hidden * gradient)?.sum_all()?;
+        let loss = Tensor::new((loss / tokens as f64) as f32, device)?;
+        Ok((&sum + (loss - sum.detach())?)?)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod knobs;
 pub mod layer;
 pub mod loss;
 pub mod packed;
+mod placed;
 pub mod recipe;
 
 #[cfg(test)]
@@ -22,10 +23,11 @@ mod tests;
 
 pub use recipe::{Effort, Recipe};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::Result;
-use crate::inference::Block;
+use crate::inference::slices::with_f32;
+use crate::inference::{Block, Decoder, Execution};
 use crate::littlebit::solve::Solution;
 use layer::{Learning, LearningLayer, PathValues};
 
@@ -41,6 +43,7 @@ pub(crate) fn learning_layer(
         .map(|path| PathValues {
             left: path.left,
             right: path.right,
+            bits: None,
             row: path.row_scale,
             latent: path.latent_scale,
             column: path.column_scale,
@@ -74,13 +77,40 @@ pub(crate) fn restore(layers: &[LearningLayer], snapshot: &[Vec<PathValues>]) {
     }
 }
 
-/// Rows of several sequences as one tensor, `[sequences · tokens, hidden]`.
+/// Where the layers of `decoder` have to lie while they are used, if not in its layers themselves.
+pub(crate) fn place_of(decoder: &Decoder) -> Option<&Device> {
+    let tracked = decoder.blocks().iter().all(|block| block.execution == Execution::Tracked);
+    (!tracked).then_some(decoder.device())
+}
+
+/// Copies layers that do not learn to where `decoder` can use them.
+pub(crate) fn place(layers: &[LearningLayer], decoder: &Decoder) -> Result<()> {
+    let Some(device) = place_of(decoder) else { return Ok(()) };
+    layers.iter().try_for_each(|layer| layer.place(device, None))
+}
+
+/// Drops the copies that [`place`] or an optimiser made.
+pub(crate) fn drop_placed(layers: &[LearningLayer]) {
+    layers.iter().for_each(LearningLayer::drop_placed);
+}
+
+/// Rows of several sequences as one tensor, `[sequences · tokens, hidden]`, on `device`.
 pub(crate) fn rows<'a>(
     sequences: impl IntoIterator<Item = &'a [f32]>,
     hidden: usize,
+    device: &Device,
 ) -> Result<Tensor> {
     let mut values = Vec::new();
     sequences.into_iter().for_each(|sequence| values.extend_from_slice(sequence));
     let tokens = values.len() / hidden;
-    Ok(Tensor::from_vec(values, (tokens, hidden), &candle_core::Device::Cpu)?)
+    Ok(Tensor::from_vec(values, (tokens, hidden), device)?)
+}
+
+/// Calls `read` with the values of a tensor of f32, wherever it lies.
+pub(crate) fn with_values<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    if tensor.device().is_cpu() {
+        with_f32(tensor, read)
+    } else {
+        Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?))
+    }
 }

@@ -26,30 +26,24 @@ pub fn pack(layer: &LearningLayer) -> Vec<PackedPath> {
     layer
         .paths()
         .iter()
-        .map(|path| PackedPath {
-            left: BitMatrix::from_signs(path.row.len(), rank, &path.left),
-            right: BitMatrix::from_signs(rank, path.column.len(), &path.right),
-            row: path.row.clone(),
-            latent: path.latent.clone(),
-            column: path.column.clone(),
+        .map(|path| {
+            let mut path = path.clone();
+            path.freeze(rank);
+            let [left, right] = path.bits.unwrap_or_else(|| unreachable!("it was frozen"));
+            PackedPath { left, right, row: path.row, latent: path.latent, column: path.column }
         })
         .collect()
 }
 
-/// Puts signs (as latents of ±1) and scales into a layer.
+/// Puts signs and scales into a layer, whose signs cannot learn from then on.
 pub fn unpack(layer: &LearningLayer, packed: &[PackedPath]) {
     let values = packed.iter().map(|path| PathValues {
-        left: signs(&path.left),
-        right: signs(&path.right),
+        left: Vec::new(),
+        right: Vec::new(),
+        bits: Some([path.left.clone(), path.right.clone()]),
         row: path.row.clone(),
         latent: path.latent.clone(),
         column: path.column.clone(),
     });
     *layer.paths_mut() = values.collect();
-}
-
-fn signs(bits: &BitMatrix) -> Vec<f32> {
-    let mut out = vec![0.0; bits.rows * bits.cols];
-    bits.unpack_rows(0..bits.rows, &mut out);
-    out
 }

@@ -136,6 +136,8 @@ pub struct DistillationRecipe {
     pub top_k: usize,
     /// Weight of the mean squared error of the blocks' outputs (LittleBit: 10).
     pub hidden_weight: f32,
+    /// Whether blocks are computed again on the way back, which saves memory and costs time.
+    pub recompute: bool,
 }
 
 impl Default for Recipe {
@@ -159,6 +161,14 @@ impl Default for BlockRecipe {
 impl Default for DistillationRecipe {
     fn default() -> Self {
         Recipe::default().distillation
+    }
+}
+
+impl DistillationRecipe {
+    /// Whether signs still learn when blocks are done.
+    #[must_use]
+    pub fn needs_latents(&self) -> bool {
+        self.steps > 0 && self.signs
     }
 }
 
@@ -199,6 +209,7 @@ impl Recipe {
                 estimator: Estimator::Identity,
                 top_k: 64,
                 hidden_weight: 0.0,
+                recompute: false,
             },
         }
     }

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adam::{Adam, Estimator, Rates};
 use super::layer::{Learning, LearningLayer, PathValues};
-use super::loss::{Head, Opinions, squared_error};
+use super::loss::{Head, Opinions, squared_error, squared_error_by_operations};
 use crate::inference::LinearLayer;
 
 const DIMS: (usize, usize) = (9, 14);
@@ -27,6 +27,7 @@ fn paths(rng: &mut ChaCha8Rng, count: usize, latent: bool) -> Vec<PathValues> {
         .map(|_| PathValues {
             left: (0..DIMS.0 * RANK).map(|_| rng.random_range(-1.5..1.5)).collect(),
             right: (0..RANK * DIMS.1).map(|_| rng.random_range(-1.5..1.5)).collect(),
+            bits: None,
             row: powers(rng, DIMS.0),
             latent: latent.then(|| powers(rng, RANK)),
             column: powers(rng, DIMS.1),
@@ -85,6 +86,11 @@ fn close(found: &[f32], expected: &[f64], what: &str) {
         let error = (f64::from(*found) - expected).abs();
         assert!(error <= 1e-4 * expected.abs().max(1.0), "{what} {at}: {found} {expected}");
     }
+}
+
+/// Those of layers on the host lie in the layers.
+fn no_gradients() -> candle_core::backprop::GradStore {
+    Tensor::new(0f32, &Device::Cpu).unwrap().backward().unwrap()
 }
 
 #[test]
@@ -147,6 +153,41 @@ fn every_parameter_of_a_layer_receives_the_gradient_of_its_definition() {
 }
 
 #[test]
+fn bits_are_the_signs_of_the_latents_wherever_they_lie() {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    for count in [1, 2] {
+        let values = paths(&mut rng, count, true);
+        let made = || LearningLayer::new(DIMS, RANK, values.clone()).unwrap();
+        let (latents, host, device) = (made(), made(), made());
+        [&host, &device].into_iter().for_each(LearningLayer::freeze);
+        assert!(host.paths().iter().all(|path| path.left.is_empty() && path.right.is_empty()));
+        let layers = [&latents, &host, &device];
+        layers.iter().for_each(|layer| layer.set_learning(Learning::Scales));
+        let mut optimisers = layers.map(|l| Adam::new(vec![l.clone()], Estimator::Identity));
+        optimisers[2].place(&Device::Cpu).unwrap();
+        let (x, dy) = (whole(&mut rng, TOKENS * DIMS.1), whole(&mut rng, TOKENS * DIMS.0));
+        let input = Var::from_slice(&x, (TOKENS, DIMS.1), &Device::Cpu).unwrap();
+        let weight = Tensor::from_slice(&dy, (TOKENS, DIMS.0), &Device::Cpu).unwrap();
+        let mut expected: Option<(Vec<f64>, Vec<Vec<f64>>)> = None;
+        for (layer, adam) in layers.into_iter().zip(&mut optimisers) {
+            let y = layer.forward(input.as_tensor()).unwrap();
+            let loss = (&y * &weight).unwrap().sum_all().unwrap();
+            adam.descend(&loss, Rates { signs: 0.1, scales: 0.1 }).unwrap();
+            adam.fetch().unwrap();
+            let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+            let paths = layer.paths();
+            let scales = || paths.iter().flat_map(PathValues::scales);
+            if let Some((expected_y, expected)) = &expected {
+                close(&y, expected_y, "output");
+                scales().zip(expected).for_each(|(a, b)| close(a, b, "scales"));
+            }
+            expected = Some((wide(&y), scales().map(|v| wide(v)).collect()));
+        }
+    }
+}
+
+#[test]
 fn gradients_add_up_until_they_are_used() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let layer = LearningLayer::new(DIMS, RANK, paths(&mut rng, 1, false)).unwrap();
@@ -159,7 +200,9 @@ fn gradients_add_up_until_they_are_used() {
     once();
     let twice: Vec<f64> = first.iter().map(|v| 2.0 * f64::from(*v)).collect();
     close(&layer.gradients()[0].left, &twice, "left");
-    Adam::new(vec![layer.clone()], Estimator::Identity).step(Rates { signs: 0.1, scales: 0.1 });
+    let mut adam = Adam::new(vec![layer.clone()], Estimator::Identity);
+    let rates = Rates { signs: 0.1, scales: 0.1 };
+    adam.update(0..1, rates, &no_gradients()).unwrap();
     assert!(layer.gradients()[0].arrays().flatten().all(|v| *v == 0.0));
 }
 
@@ -186,7 +229,8 @@ fn a_step_is_that_of_the_paper() {
                         .sum()
                 })
                 .collect();
-            adam.step(rates);
+            adam.count_step();
+            adam.update(0..1, rates, &no_gradients()).unwrap();
             let mut advance = |which: usize, at: usize, g: f64| {
                 let (m, v): &mut (f64, f64) = &mut moments[which][at];
                 *m = 0.9 * *m + 0.1 * g;
@@ -255,23 +299,31 @@ fn the_divergence_and_its_gradient_are_those_of_the_definition() {
         });
         rows.sum::<f64>() / tokens as f64
     };
-    let head = Head::new(weight.clone(), vocabulary);
-    let input = Var::from_slice(&x, (tokens, hidden), &Device::Cpu).unwrap();
-    let loss = head.divergence(input.as_tensor(), &opinions).unwrap();
-    assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - value(&x)).abs() < 1e-5);
-    // Twice the loss, so that the factor on the gradient is seen to count.
-    let gradients = (loss * 2.0).unwrap().backward().unwrap();
-    let found = gradients.get(input.as_tensor()).unwrap().flatten_all().unwrap();
-    for (at, found) in found.to_vec1::<f32>().unwrap().into_iter().enumerate() {
-        let moved = |step: f32| {
-            let mut x = x.clone();
-            x[at] += step;
-            value(&x)
-        };
-        let expected = 2.0 * (moved(1e-3) - moved(-1e-3)) / 2e-3;
-        // The gradient of the logits is rounded to bfloat16 on its way.
-        assert!((f64::from(found) - expected).abs() < 0.01 * expected.abs() + 0.003, "{at}");
+    let host = Head::new(weight.clone(), vocabulary);
+    let device = Head::on_device(&weight, vocabulary, &Device::Cpu).unwrap();
+    for head in [&host, &device] {
+        let input = Var::from_slice(&x, (tokens, hidden), &Device::Cpu).unwrap();
+        let loss = head.divergence(input.as_tensor(), &opinions).unwrap();
+        assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - value(&x)).abs() < 1e-5);
+        // Twice the loss, so that the factor on the gradient is seen to count.
+        let gradients = (loss * 2.0).unwrap().backward().unwrap();
+        let found = gradients.get(input.as_tensor()).unwrap().flatten_all().unwrap();
+        for (at, found) in found.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+            let moved = |step: f32| {
+                let mut x = x.clone();
+                x[at] += step;
+                value(&x)
+            };
+            let expected = 2.0 * (moved(1e-3) - moved(-1e-3)) / 2e-3;
+            // The gradient of the logits is rounded to bfloat16 on its way.
+            assert!((f64::from(found) - expected).abs() < 0.01 * expected.abs() + 0.003, "{at}");
+        }
     }
+    let opinions = [&host, &device].map(|head| {
+        let x = Tensor::from_slice(&x, (tokens, hidden), &Device::Cpu).unwrap();
+        head.opinions(&x, 6).unwrap()
+    });
+    assert_eq!(opinions[0].tokens, opinions[1].tokens);
 }
 
 #[test]
@@ -310,5 +362,82 @@ fn the_squared_error_and_its_gradient_are_those_of_the_definition() {
             let expected = (moved(1e-2) - moved(-1e-2)) / 2e-2;
             assert!((f64::from(found) - expected).abs() < 1e-3, "{at}: {found} {expected}");
         }
+    }
+}
+
+#[test]
+fn the_squared_error_by_operations_is_that_of_its_formula() {
+    let y = Var::from_slice(&[1f32, 2.0, 3.0, 4.0], (2, 2), &Device::Cpu).unwrap();
+    // 0.5 (1 + 4) + 2 (0 + 9)
+    let loss = squared_error_by_operations(y.as_tensor(), &[0.0, 0.0, 3.0, 1.0], &[0.5, 2.0]);
+    let loss = loss.unwrap();
+    assert!((loss.to_scalar::<f32>().unwrap() - 20.5).abs() < 1e-5);
+    let gradients = loss.backward().unwrap();
+    let found = gradients.get(y.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(found, [[1.0, 2.0], [0.0, 12.0]]);
+}
+
+#[test]
+fn what_learns_on_a_device_learns_the_same() {
+    let (m, n) = DIMS;
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let rates = Rates { signs: 0.2, scales: 0.05 };
+    for (count, latent, learning, estimator) in [
+        (1, false, Learning::All, Estimator::Identity),
+        (2, true, Learning::All, Estimator::SmoothSign),
+        (2, true, Learning::Scales, Estimator::Identity),
+    ] {
+        let values = paths(&mut rng, count, latent);
+        let made = [false, true].map(|placed| {
+            let layer = LearningLayer::new(DIMS, RANK, values.clone()).unwrap();
+            layer.set_learning(learning);
+            let adam = Adam::new(vec![layer.clone()], estimator);
+            if placed {
+                adam.place(&Device::Cpu).unwrap();
+            }
+            (layer, adam)
+        });
+        let [(host, mut by_host), (device, mut by_device)] = made;
+        let mut moved = Vec::new();
+        for _ in 0..4 {
+            let (x, dy) = (whole(&mut rng, TOKENS * n), whole(&mut rng, TOKENS * m));
+            let input = Var::from_slice(&x, (TOKENS, n), &Device::Cpu).unwrap();
+            let weight = Tensor::from_slice(&dy, (TOKENS, m), &Device::Cpu).unwrap();
+            let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let [expected, found] = [&host, &device].map(|layer| {
+                let y = layer.forward(input.as_tensor()).unwrap();
+                (flat(&y), (y * &weight).unwrap().sum_all().unwrap())
+            });
+            let wide: Vec<f64> = expected.0.iter().map(|v| f64::from(*v)).collect();
+            close(&found.0, &wide, "output");
+            by_host.descend(&expected.1, rates).unwrap();
+            by_device.descend(&found.1, rates).unwrap();
+            by_device.fetch().unwrap();
+            for (host, device) in host.paths().iter().zip(&*device.paths()) {
+                for (host, device) in host.arrays().zip(device.arrays()) {
+                    let wide: Vec<f64> = host.iter().map(|v| f64::from(*v)).collect();
+                    close(device, &wide, "values");
+                }
+            }
+            for (host, device) in by_host.moments_mut().zip(by_device.moments_mut()) {
+                for (host, device) in host.into_iter().zip(device) {
+                    let wide: Vec<f64> = host.iter().map(|v| f64::from(*v)).collect();
+                    close(device, &wide, "moments");
+                    device.clone_from(host);
+                }
+            }
+            moved =
+                device.paths()[0].arrays().zip(values[0].arrays()).map(|(a, b)| a != b).collect();
+            // The next step starts from equal values, and from scales that bfloat16 holds exactly.
+            for (path, from) in host.paths_mut().iter_mut().zip(&values) {
+                for (to, from) in path.arrays_mut().zip(from.arrays()).skip(2) {
+                    to.clone_from(from);
+                }
+            }
+            device.paths_mut().clone_from(&host.paths());
+            by_device.place(&Device::Cpu).unwrap();
+        }
+        let signs = learning == Learning::All;
+        assert_eq!(&moved[..4], [signs, signs, true, true]);
     }
 }

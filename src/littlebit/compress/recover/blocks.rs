@@ -8,7 +8,7 @@ use super::{Job, Tuned, state};
 use crate::calibration::InputStatistics;
 use crate::checkpoint::UnitData;
 use crate::inference::linear::product::ProductLinear;
-use crate::inference::slices::with_f32;
+use crate::inference::linear::stored::{DevicePrecision, StoredLinear};
 use crate::inference::{Decoder, LinearLayer};
 use crate::littlebit::compress::Weighting;
 use crate::littlebit::compress::work::lock;
@@ -20,7 +20,9 @@ use crate::littlebit::tuning::block::{Lesson, absorb, tune};
 use crate::littlebit::tuning::chains::Activations;
 use crate::littlebit::tuning::dense::LearningDense;
 use crate::littlebit::tuning::layer::LearningLayer;
-use crate::littlebit::tuning::{install, learning_layer, rows};
+use crate::littlebit::tuning::{
+    drop_placed, install, learning_layer, place, place_of, rows, with_values,
+};
 use crate::source::Weight;
 use crate::tensor::StoredTensor;
 use crate::{Error, Result};
@@ -90,13 +92,18 @@ impl Job<'_> {
             for (plan, tuned) in plans.iter().zip(&matrices) {
                 state::round_scales(&tuned.layer, plan.shape.scales);
                 state::round_latents(&tuned.layer);
+                if !self.recipe.distillation.needs_latents() {
+                    tuned.layer.freeze();
+                }
                 unit = state::save(unit, tuned);
             }
             self.run.store.save(&id, unit)?;
             report
         };
         let learned = began.elapsed().as_secs_f64();
+        place(&layers, &self.student)?;
         pass(&self.student, index, &mut self.compressed, self.reading.windows.length)?;
+        drop_placed(&layers);
         self.run.progress.debug(&format!(
             "layer {index}: original {passed:.1} s, solver {:.1} s, tuning {:.1} s, chain {:.1} s",
             solved - passed,
@@ -117,10 +124,17 @@ impl Job<'_> {
 
     /// Decodes the weights of a block of the original; gives the layers that were there.
     pub(super) fn decode_block(&mut self, index: usize) -> Result<Vec<Box<dyn LinearLayer>>> {
+        let device = place_of(&self.teacher).cloned();
         let mut stored = Vec::new();
         for projection in self.teacher.block_mut(index).projections_mut() {
             let tensor = tensor(self.run, &projection.name)?;
-            let layer = Box::new(ProductLinear::new(tensor));
+            let layer: Box<dyn LinearLayer> = match &device {
+                None => Box::new(ProductLinear::new(tensor)),
+                Some(device) => {
+                    let exact = DevicePrecision::F32;
+                    Box::new(StoredLinear::on_device(tensor.clone(), device, exact)?)
+                }
+            };
             tensor.bytes.release();
             stored.push(std::mem::replace(&mut projection.layer, layer));
         }
@@ -139,7 +153,11 @@ impl Job<'_> {
         if self.run.request.weighting == Weighting::Activation {
             let positions = self.teacher.positions(1, self.reading.windows.length, 0);
             for &sequence in self.learn.iter().take(STATISTICS_SEQUENCES) {
-                let x = rows([chain.sequence(sequence)], self.config().hidden_size)?;
+                let x = rows(
+                    [chain.sequence(sequence)],
+                    self.config().hidden_size,
+                    self.teacher.device(),
+                )?;
                 self.teacher.block(index).forward(&x, &positions, None, Some(&mut statistics))?;
             }
         }
@@ -274,9 +292,10 @@ pub(super) fn tensor<'m>(run: &super::Run<'m>, name: &str) -> Result<&'m StoredT
 fn pass(decoder: &Decoder, index: usize, chain: &mut Activations, length: usize) -> Result<()> {
     let positions = decoder.positions(1, length, 0);
     for sequence in 0..chain.count() {
-        let x = rows([chain.sequence(sequence)], decoder.config().hidden_size)?;
+        let x = [chain.sequence(sequence)];
+        let x = rows(x, decoder.config().hidden_size, decoder.device())?;
         let y = decoder.block(index).forward(&x, &positions, None, None)?;
-        with_f32(&y, |y| chain.set(sequence, y))??;
+        with_values(&y, |y| chain.set(sequence, y))??;
     }
     Ok(())
 }

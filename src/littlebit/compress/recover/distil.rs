@@ -15,7 +15,7 @@ use crate::littlebit::report::DistillationReport;
 use crate::littlebit::tuning::distillation::{Curriculum, Distillation, Session};
 use crate::littlebit::tuning::layer::LearningLayer;
 use crate::littlebit::tuning::loss::{Head, Opinions};
-use crate::littlebit::tuning::rows;
+use crate::littlebit::tuning::{place_of, rows};
 
 /// Activations of sequences that pass the original together, bytes.
 const PASSING_BYTES: usize = 128 << 20;
@@ -32,7 +32,11 @@ impl Job<'_> {
         }
         let run = self.run;
         let layers: Vec<LearningLayer> = tuned.iter().map(|tuned| tuned.layer.clone()).collect();
-        let head = Head::new(head_of(run.model)?, self.config().vocab_size);
+        let (weight, vocabulary) = (head_of(run.model)?, self.config().vocab_size);
+        let head = match place_of(&self.student) {
+            None => Head::new(weight, vocabulary),
+            Some(device) => Head::on_device(&weight, vocabulary, device)?,
+        };
         let opinions = if let Some(known) = run.opinions.get() {
             known.clone()
         } else {
@@ -103,7 +107,7 @@ impl Job<'_> {
         progress.start("Predicting", count as u64, "sequences");
         let mut opinions = Vec::with_capacity(count);
         for index in 0..on_chain {
-            let x = rows([self.original.sequence(index)], hidden)?;
+            let x = rows([self.original.sequence(index)], hidden, self.teacher.device())?;
             opinions.push(self.opinion(head, &x)?);
         }
         let together = (PASSING_BYTES / (4 * length * hidden)).max(1);

@@ -1,5 +1,6 @@
 //! From learned layers to finished matrices.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::blocks::tensor;
@@ -35,12 +36,15 @@ impl Job<'_> {
             .layer
             .paths()
             .iter()
-            .map(|path| PathSolution {
-                left: path.left.clone(),
-                right: path.right.clone(),
-                row_scale: path.row.clone(),
-                latent_scale: path.latent.clone(),
-                column_scale: path.column.clone(),
+            .map(|path| {
+                let [left, right] = path.factors().map(Cow::into_owned);
+                PathSolution {
+                    left,
+                    right,
+                    row_scale: path.row.clone(),
+                    latent_scale: path.latent.clone(),
+                    column_scale: path.column.clone(),
+                }
             })
             .collect();
         let mut solution = Solution {

@@ -14,15 +14,16 @@ mod state;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::CompressRequest;
 use super::work::Run;
 use crate::backend::{Backend, memory};
-use crate::inference::slices::with_f32;
 use crate::inference::{Decoder, Execution};
 use crate::littlebit::plan::{CompressionPlan, LayerPlan};
 use crate::littlebit::report::{LayerReport, RecoveryReport};
 use crate::littlebit::tuning::Recipe;
 use crate::littlebit::tuning::chains::Activations;
 use crate::littlebit::tuning::layer::LearningLayer;
+use crate::littlebit::tuning::with_values;
 use crate::source::ModelConfig;
 use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
@@ -106,30 +107,42 @@ impl<'a> Job<'a> {
         let host = Backend::cpu();
         let mut teacher = Decoder::new(run.model, &host)?;
         let reading = Reading::new(run, recipe, &teacher)?;
+        let on_host = run.backend.is_fused();
+        if !on_host {
+            // Whole only where the blocks' outputs are learned from to the end.
+            teacher = if recipe.distillation.steps > 0 && recipe.distillation.hidden_weight > 0.0 {
+                Decoder::new(run.model, run.backend)?
+            } else {
+                Decoder::without_matrices(run.model, run.backend)?
+            };
+        }
         let count = reading.on_chains();
         let values = reading.windows.length * run.model.config.hidden_size;
-        if !run.backend.device.is_cpu() {
-            run.warn("recovery runs on the processor; the solver runs on the GPU".into());
-        }
         let scratch = run.scratch(2 * 4 * count * values);
-        teacher.set_execution(Execution::Tracked)?;
+        let mut student = Decoder::without_matrices(run.model, run.backend)?;
+        for decoder in [&mut teacher, &mut student] {
+            decoder.set_execution(if on_host {
+                Execution::Tracked
+            } else {
+                Execution::Operations
+            })?;
+        }
         let mut job = Self {
             run,
             recipe,
             layers: plan.layers().collect(),
             learn: reading.learn(),
             decide: reading.decide(),
-            student: Decoder::new(run.model, &host)?,
+            student,
             original: Activations::new(count, values, scratch.as_deref())?,
             compressed: Activations::new(count, values, scratch.as_deref())?,
             teacher,
             reading,
         };
-        job.student.set_execution(Execution::Tracked)?;
         for (index, tokens) in job.reading.windows.iter().take(count).enumerate() {
             let x = job.teacher.embed(tokens)?;
-            with_f32(&x, |x| job.original.set(index, x))??;
-            with_f32(&x, |x| job.compressed.set(index, x))??;
+            with_values(&x, |x| job.original.set(index, x))??;
+            with_values(&x, |x| job.compressed.set(index, x))??;
         }
         Ok(job)
     }
@@ -151,6 +164,22 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Refuses a recipe that the device cannot follow: dense weights learn on the processor only.
+pub(super) fn check(request: &CompressRequest, backend: &Backend) -> Result<()> {
+    let dense = request
+        .recipe
+        .as_ref()
+        .is_some_and(|recipe| recipe.blocks.interleaved || recipe.blocks.absorption_steps > 0);
+    if dense && !backend.is_fused() {
+        return Err(Error::InvalidArgument(
+            "blocks.interleaved and blocks.absorption-steps let dense weights learn, which is done \
+             on the processor only: leave them out, or use --device cpu"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
 /// The first 48 bits of a hash as the end of a unit's name.
 fn short(hash: &[u8]) -> String {
     hash.iter().take(6).fold(String::new(), |mut text, byte| {
@@ -168,17 +197,4 @@ fn divide(count: usize, held_out: usize) -> (Vec<usize>, Vec<usize>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::divide;
-
-    #[test]
-    fn sequences_are_divided_completely_and_evenly() {
-        for (count, held_out) in [(2, 1), (10, 3), (272, 16), (7, 100), (5, 0)] {
-            let (learn, decide) = divide(count, held_out);
-            assert_eq!(decide.len(), held_out.clamp(1, count / 2));
-            let mut all: Vec<usize> = learn.iter().chain(&decide).copied().collect();
-            all.sort_unstable();
-            assert!(all.iter().copied().eq(0..count));
-        }
-    }
-}
+mod tests;

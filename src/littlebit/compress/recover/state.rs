@@ -1,4 +1,5 @@
-//! Learning layers as units of the checkpoint store. Latents are kept as f16, to which they are
+//! Learning layers as units of the checkpoint store. Latents are kept as f16 (signs that do not learn
+//! any more as bits), to which they are
 //! rounded in memory as well when a block is done, so that a run that goes on and one that starts
 //! again from here see the same values.
 
@@ -63,9 +64,13 @@ pub(super) fn save(mut unit: UnitData, tuned: &Tuned) -> UnitData {
     let name = &tuned.name;
     for (index, path) in tuned.layer.paths().iter().enumerate() {
         let key = |part: &str| format!("{name}.{index}.{part}");
+        let [left, right] = match &path.bits {
+            Some(bits) => bits.each_ref().map(|bits| bits.bytes.to_vec()),
+            None => [halves(&path.left), halves(&path.right)],
+        };
         unit = unit
-            .with_bytes(key("left"), halves(&path.left))
-            .with_bytes(key("right"), halves(&path.right))
+            .with_bytes(key("left"), left)
+            .with_bytes(key("right"), right)
             .with_f32(key("row"), path.row.clone())
             .with_f32(key("column"), path.column.clone());
         if let Some(latent) = &path.latent {
@@ -94,13 +99,26 @@ pub(super) fn report(unit: &UnitData) -> Result<BlockReport> {
     serde_json::from_value(unit.meta.clone()).map_err(|_| damaged("report"))
 }
 
+/// The paths of a matrix, as latents or as bits.
 fn paths_of(unit: &UnitData, name: &str, shape: &FactorShape) -> Result<Vec<PathValues>> {
+    let left = (shape.rows, shape.rank);
+    let right = (shape.rank, shape.cols);
     (0..shape.paths)
         .map(|index| {
             let key = |part: &str| format!("{name}.{index}.{part}");
+            let latents = |part, dims| latents(unit, &key(part), dims);
+            let (left, right, bits) = if let (Some(left), Some(right)) =
+                (latents("left", left), latents("right", right))
+            {
+                (left, right, None)
+            } else {
+                let bits = |part, (rows, cols)| bits(unit, &key(part), rows, cols);
+                (vec![], vec![], Some([bits("left", left)?, bits("right", right)?]))
+            };
             Ok(PathValues {
-                left: latents(unit, &key("left"), shape.rows * shape.rank)?,
-                right: latents(unit, &key("right"), shape.rank * shape.cols)?,
+                left,
+                right,
+                bits,
                 row: scale(unit, &key("row"), shape.rows)?,
                 latent: shape
                     .middle_scale
@@ -117,9 +135,13 @@ fn scale(unit: &UnitData, key: &str, length: usize) -> Result<Vec<f32>> {
     values.map(<[f32]>::to_vec).ok_or_else(|| damaged(key))
 }
 
-fn latents(unit: &UnitData, key: &str, length: usize) -> Result<Vec<f32>> {
-    let bytes = unit.bytes(key).filter(|bytes| bytes.len() == 2 * length);
-    bytes.map(singles).ok_or_else(|| damaged(key))
+fn latents(unit: &UnitData, key: &str, (rows, cols): (usize, usize)) -> Option<Vec<f32>> {
+    unit.bytes(key).filter(|bytes| bytes.len() == 2 * rows * cols).map(singles)
+}
+
+fn bits(unit: &UnitData, key: &str, rows: usize, cols: usize) -> Result<BitMatrix> {
+    let bytes = unit.bytes(key).ok_or_else(|| damaged(key))?;
+    BitMatrix::new(rows, cols, SharedBytes::from_vec(bytes.to_vec()))
 }
 
 /// The slot in which a distillation's layers lie.
@@ -222,10 +244,7 @@ fn best_of(unit: &UnitData, shape: &FactorShape) -> Result<Vec<PackedPath>> {
     (0..shape.paths)
         .map(|index| {
             let key = |part: &str| format!("best.{index}.{part}");
-            let bits = |part: &str, rows, cols| {
-                let bytes = unit.bytes(&key(part)).ok_or_else(|| damaged(&key(part)))?;
-                BitMatrix::new(rows, cols, SharedBytes::from_vec(bytes.to_vec()))
-            };
+            let bits = |part, rows, cols| bits(unit, &key(part), rows, cols);
             Ok(PackedPath {
                 left: bits("left", shape.rows, shape.rank)?,
                 right: bits("right", shape.rank, shape.cols)?,
