@@ -11,6 +11,7 @@ use super::slices::in_pool;
 use super::weights::{Embedding, Weights};
 use crate::backend::Backend;
 use crate::source::{LocalModel, ModelConfig};
+use crate::tensor::StoredTensor;
 use crate::{Error, Result};
 
 /// A model that can be run. On the CPU it holds no copy of the weights: they stay in the mapped
@@ -97,6 +98,11 @@ impl Decoder {
     /// Embeddings of `tokens`, f32 `[tokens, hidden]`.
     pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         self.embedding.rows(tokens)
+    }
+
+    /// Puts another table of embeddings in the place of the model's, of the same shape.
+    pub(crate) fn set_embedding(&mut self, table: StoredTensor) {
+        self.embedding.set_table(table);
     }
 
     /// Rotations for `batch` sequences of `seq` tokens from position `start` on.

@@ -191,17 +191,20 @@ impl<'m> Weights<'m> {
     /// The head: the embedding itself if the two are tied.
     pub(crate) fn head(&self) -> Result<Box<dyn LinearLayer>> {
         let config = self.config();
-        let name = if config.tie_word_embeddings { EMBEDDING } else { HEAD };
-        self.linear(name, (config.vocab_size, config.hidden_size))
+        self.linear(head_name(config), (config.vocab_size, config.hidden_size))
     }
 }
 
-/// The head's values, `[vocabulary, hidden]`: the embedding if the two are tied.
+/// Name of the head's matrix: the embedding if the two are tied.
+pub(crate) fn head_name(config: &ModelConfig) -> &'static str {
+    if config.tie_word_embeddings { EMBEDDING } else { HEAD }
+}
+
+/// The head's values, `[vocabulary, hidden]`.
 pub(crate) fn head_of(model: &LocalModel) -> Result<Vec<f32>> {
-    let name = if model.config.tie_word_embeddings { EMBEDDING } else { HEAD };
     let weights = Weights::new(model, &Device::Cpu)?;
     let shape = [model.config.vocab_size, model.config.hidden_size];
-    Ok(weights.stored(name, &shape)?.to_f32())
+    Ok(weights.stored(head_name(&model.config), &shape)?.to_f32())
 }
 
 /// What the graph takes for granted about a configuration.
@@ -241,6 +244,10 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    pub(super) fn set_table(&mut self, table: StoredTensor) {
+        self.table = table;
+    }
+
     /// Rows of `tokens`, f32 `[tokens, hidden]`.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use crate::formats::littlebit::{
 use crate::littlebit::plan::{CompressionPlan, PlannedTensor};
 use crate::littlebit::report::LayerReport;
 use crate::source::{LocalModel, Weight};
-use crate::tensor::{StoredTensor, StoredType, ggml};
+use crate::tensor::{SharedBytes, StoredTensor, StoredType, ggml};
 use crate::{Error, Result};
 
 /// Where every byte of the file will lie. Everything but the values of the tensors and two
@@ -149,7 +149,7 @@ pub(super) fn write(
     Ok(size)
 }
 
-/// Writes a tensor in its planned type, a row at a time.
+/// Writes a tensor in its planned type.
 fn write_stored<W: std::io::Write + std::io::Seek>(
     writer: &mut Writer<W>,
     name: &str,
@@ -159,21 +159,54 @@ fn write_stored<W: std::io::Write + std::io::Seek>(
     if source.dtype == dtype {
         return writer.stored_tensor(name, source);
     }
+    writer.stored(name, |section| encode(name, source, dtype, |bytes| section.write(bytes)))
+}
+
+/// Encodes a tensor in another type, a row at a time.
+fn encode(
+    name: &str,
+    source: &StoredTensor,
+    dtype: StoredType,
+    mut write: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let row_bytes = dtype
         .row_bytes(source.cols())
         .ok_or_else(|| Error::General(format!("{name} does not fit {}", dtype.name())))?;
     let (mut values, mut bytes) = (vec![0.0; source.cols()], vec![0; row_bytes]);
-    writer.stored(name, |section| {
-        for row in 0..source.rows() {
-            source.read_rows(row..row + 1, &mut values);
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::Factorization {
-                    message: format!("{name} holds {} at [{row}, {at}]", values[at]),
-                });
-            }
-            ggml::encode(dtype, &values, &mut bytes);
-            section.write(&bytes)?;
+    for row in 0..source.rows() {
+        source.read_rows(row..row + 1, &mut values);
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::Factorization {
+                message: format!("{name} holds {} at [{row}, {at}]", values[at]),
+            });
         }
+        ggml::encode(dtype, &values, &mut bytes);
+        write(&bytes)?;
+    }
+    Ok(())
+}
+
+/// A tensor that is not factorized as the file will hold it.
+pub(super) fn as_stored(
+    model: &LocalModel,
+    plan: &CompressionPlan,
+    name: &str,
+) -> Result<StoredTensor> {
+    let planned = plan.tensors.iter().find_map(|tensor| match tensor {
+        PlannedTensor::Stored(stored) if stored.name == name => Some(stored),
+        _ => None,
+    });
+    let (Some(Weight::Stored(source)), Some(planned)) = (model.weights.get(name), planned) else {
+        return Err(Error::model_not_found(format!("no tensor {name}")));
+    };
+    if source.dtype == planned.dtype {
+        return Ok(source.clone());
+    }
+    let mut encoded = Vec::new();
+    encode(name, source, planned.dtype, |bytes| {
+        encoded.extend_from_slice(bytes);
         Ok(())
-    })
+    })?;
+    source.bytes.release();
+    StoredTensor::new(source.shape.clone(), planned.dtype, SharedBytes::from_vec(encoded))
 }

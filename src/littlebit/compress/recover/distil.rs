@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 use super::{Job, Tuned, short, state};
 use crate::Result;
 use crate::checkpoint::UnitData;
-use crate::inference::weights::head_of;
+use crate::inference::weights::{head_name, head_of};
+use crate::littlebit::compress::assemble::as_stored;
 use crate::littlebit::compress::work::unit_id;
 use crate::littlebit::plan::LayerPlan;
 use crate::littlebit::report::DistillationReport;
@@ -32,21 +33,19 @@ impl Job<'_> {
         }
         let run = self.run;
         let layers: Vec<LearningLayer> = tuned.iter().map(|tuned| tuned.layer.clone()).collect();
-        let (weight, vocabulary) = (head_of(run.model)?, self.config().vocab_size);
-        let head = match place_of(&self.student) {
-            None => Head::new(weight, vocabulary),
-            Some(device) => Head::on_device(&weight, vocabulary, device)?,
-        };
         let opinions = if let Some(known) = run.opinions.get() {
             known.clone()
         } else {
-            let opinions = self.opinions(&head)?;
+            let opinions = self.opinions(&self.head(head_of(run.model)?)?)?;
             // Other attempts need them only where a threshold may ask for other attempts.
             if run.request.quality_threshold.is_some() {
                 run.opinions.get_or_init(|| opinions.clone());
             }
             opinions
         };
+        // The head that the file will hold.
+        let stored = as_stored(run.model, self.plan, head_name(self.config()))?;
+        let head = self.head(stored.to_f32())?;
         let learn = self.reading.learn_whole();
         let curriculum = Curriculum {
             tokens: self.reading.windows.iter().collect(),
@@ -96,6 +95,15 @@ impl Job<'_> {
         let report =
             DistillationReport { divergence_before: before, divergence_after: best.divergence };
         Ok((Some(report), recipe.steps))
+    }
+
+    /// A head of that weight where the models compute.
+    fn head(&self, weight: Vec<f32>) -> Result<Head> {
+        let vocabulary = self.config().vocab_size;
+        match place_of(&self.student) {
+            None => Ok(Head::new(weight, vocabulary)),
+            Some(device) => Head::on_device(&weight, vocabulary, device),
+        }
     }
 
     /// What the original predicts for every sequence. Its chain has passed all blocks; sequences

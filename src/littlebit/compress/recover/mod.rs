@@ -15,8 +15,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::CompressRequest;
+use super::assemble::as_stored;
 use super::work::Run;
 use crate::backend::{Backend, memory};
+use crate::inference::weights::EMBEDDING;
 use crate::inference::{Decoder, Execution};
 use crate::littlebit::plan::{CompressionPlan, LayerPlan};
 use crate::littlebit::report::{LayerReport, RecoveryReport};
@@ -33,6 +35,7 @@ use reading::Reading;
 struct Job<'a> {
     run: &'a Run<'a>,
     recipe: &'a Recipe,
+    plan: &'a CompressionPlan,
     layers: Vec<&'a LayerPlan>,
     reading: Reading,
     /// Sequences that blocks learn from, and those to decide with.
@@ -40,7 +43,7 @@ struct Job<'a> {
     decide: Vec<usize>,
     /// The original.
     teacher: Decoder,
-    /// The model as far as it is compressed.
+    /// The model as far as it is compressed, with the embedding that its file will hold.
     student: Decoder,
     /// Activations of the one and of the other, before the block that is next.
     original: Activations,
@@ -120,6 +123,7 @@ impl<'a> Job<'a> {
         let values = reading.windows.length * run.model.config.hidden_size;
         let scratch = run.scratch(2 * 4 * count * values);
         let mut student = Decoder::without_matrices(run.model, run.backend)?;
+        student.set_embedding(as_stored(run.model, plan, EMBEDDING)?);
         for decoder in [&mut teacher, &mut student] {
             decoder.set_execution(if on_host {
                 Execution::Tracked
@@ -130,6 +134,7 @@ impl<'a> Job<'a> {
         let mut job = Self {
             run,
             recipe,
+            plan,
             layers: plan.layers().collect(),
             learn: reading.learn(),
             decide: reading.decide(),
@@ -142,6 +147,7 @@ impl<'a> Job<'a> {
         for (index, tokens) in job.reading.windows.iter().take(count).enumerate() {
             let x = job.teacher.embed(tokens)?;
             with_values(&x, |x| job.original.set(index, x))??;
+            let x = job.student.embed(tokens)?;
             with_values(&x, |x| job.compressed.set(index, x))??;
         }
         Ok(job)

@@ -14,6 +14,7 @@ use crate::littlebit::tuning::recipe::RankAllocation;
 use crate::littlebit::tuning::{Effort, Recipe};
 use crate::progress::NullProgress;
 use crate::source::{Weight, open_local};
+use crate::tensor::StoredType;
 
 /// A short recipe in which everything takes part.
 fn recipe() -> Recipe {
@@ -28,6 +29,9 @@ fn recipe() -> Recipe {
     recipe.distillation.steps = 16;
     recipe.distillation.batch = 2;
     recipe.distillation.hidden_weight = 0.5;
+    // Few signs move, so that rounding decides about few.
+    (recipe.blocks.sign_rate, recipe.blocks.scale_rate) = (0.002, 0.005);
+    (recipe.distillation.sign_rate, recipe.distillation.scale_rate) = (0.001, 0.005);
     recipe
 }
 
@@ -54,10 +58,20 @@ fn request(recipe: Recipe, output: &Path) -> CompressRequest {
 
 /// What recovery says of itself, and the signs and scales that it found.
 fn recovered(recipe: Recipe, backend: &Backend) -> (RecoveryReport, Vec<Factor>) {
+    recovered_with(recipe, StoredType::Q8_0, backend)
+}
+
+fn recovered_with(
+    recipe: Recipe,
+    embedding_type: StoredType,
+    backend: &Backend,
+) -> (RecoveryReport, Vec<Factor>) {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("m.littlebit");
     let model = open_local(Path::new("models/tiny")).unwrap();
-    let report = compress(&model, &request(recipe, &output), backend, &NullProgress);
+    let mut request = request(recipe, &output);
+    request.plan.embedding_type = embedding_type;
+    let report = compress(&model, &request, backend, &NullProgress);
     let report = report.map_err(|failure| failure.error).unwrap();
     let result = open_local(&output).unwrap();
     let factors = result.weights.values().filter_map(|weight| match weight {
@@ -122,6 +136,20 @@ fn one_matrix_after_the_other_is_another_order_that_learns_too() {
     let output = Path::new("m.littlebit");
     let refused = super::check(&request(one_by_one, output), &Backend::plain_cpu()).unwrap_err();
     assert_eq!(refused.exit_code(), 2);
+}
+
+#[test]
+fn layers_learn_behind_the_embedding_that_the_file_holds() {
+    let mut short = recipe();
+    short.blocks.steps = 1;
+    short.distillation.steps = 1;
+    let first = |embedding_type| {
+        let (report, _) = recovered_with(short.clone(), embedding_type, &Backend::cpu());
+        (report.blocks[0].error_before, report.distillation.unwrap().divergence_before)
+    };
+    let (exact, coarse) = (first(StoredType::F16), first(StoredType::Q4_0));
+    assert!(coarse.0 > 1.002 * exact.0, "{coarse:?} {exact:?}");
+    assert!((coarse.1 - exact.1).abs() > 1e-3, "{coarse:?} {exact:?}");
 }
 
 #[test]
