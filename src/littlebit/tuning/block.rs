@@ -10,7 +10,7 @@ use super::dense::{DenseAdam, LearningDense};
 use super::layer::{Learning, LearningLayer};
 use super::loss::squared_error;
 use super::recipe::BlockRecipe;
-use super::{drop_placed, place, place_of, restore, rows, set_learning, snapshot};
+use super::{drop_placed, in_its_place, place, place_of, restore, rows, set_learning, snapshot};
 use crate::Result;
 use crate::inference::slices::in_pool;
 use crate::inference::{Block, Decoder};
@@ -102,7 +102,7 @@ pub fn tune(
         let batch = draw(&mut order, lesson.learn, recipe.batch, &mut random);
         let share = schedule(step, recipe.steps, recipe.steps / 20);
         let rates = Rates { signs: share * recipe.sign_rate, scales: share * recipe.scale_rate };
-        in_pool(|| {
+        in_its_place(student, || {
             let loss = lesson.loss(student, block, &batch, relative)?;
             adam.descend(&loss, rates)
         })?;

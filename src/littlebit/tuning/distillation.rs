@@ -13,10 +13,9 @@ use super::layer::{Learning, LearningLayer};
 use super::loss::{Head, Opinions, squared_error};
 use super::packed::{PackedPath, pack, unpack};
 use super::recipe::DistillationRecipe;
-use super::{drop_placed, place, place_of, set_learning, with_values};
+use super::{drop_placed, in_its_place, place, place_of, set_learning, with_values};
 use crate::inference::Decoder;
 use crate::inference::rope::Positions;
-use crate::inference::slices::in_pool;
 use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
 
@@ -274,7 +273,7 @@ impl Session<'_> {
             let rates =
                 Rates { signs: share * recipe.sign_rate, scales: share * recipe.scale_rate };
             let (task, adam) = (self.task, &mut self.adam);
-            losses += in_pool(|| {
+            losses += in_its_place(task.student, || {
                 if recipe.recompute {
                     return task.step_by_blocks(&batch, adam, rates);
                 }

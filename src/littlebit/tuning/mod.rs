@@ -26,7 +26,7 @@ pub use recipe::{Effort, Recipe};
 use candle_core::{Device, Tensor};
 
 use crate::Result;
-use crate::inference::slices::with_f32;
+use crate::inference::slices::{in_pool, with_f32};
 use crate::inference::{Block, Decoder, Execution};
 use crate::littlebit::solve::Solution;
 use layer::{Learning, LearningLayer, PathValues};
@@ -81,6 +81,14 @@ pub(crate) fn restore(layers: &[LearningLayer], snapshot: &[Vec<PathValues>]) {
 pub(crate) fn place_of(decoder: &Decoder) -> Option<&Device> {
     let tracked = decoder.blocks().iter().all(|block| block.execution == Execution::Tracked);
     (!tracked).then_some(decoder.device())
+}
+
+/// Runs a step of `decoder`: in the thread pool where it computes on the processor.
+pub(crate) fn in_its_place<R: Send>(
+    decoder: &Decoder,
+    step: impl FnOnce() -> Result<R> + Send,
+) -> Result<R> {
+    if decoder.device().is_cpu() { in_pool(step) } else { step() }
 }
 
 /// Copies layers that do not learn to where `decoder` can use them.

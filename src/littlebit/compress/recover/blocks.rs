@@ -20,6 +20,7 @@ use crate::littlebit::tuning::block::{Lesson, absorb, tune};
 use crate::littlebit::tuning::chains::Activations;
 use crate::littlebit::tuning::dense::LearningDense;
 use crate::littlebit::tuning::layer::LearningLayer;
+use crate::littlebit::tuning::recipe::BlockRecipe;
 use crate::littlebit::tuning::{
     drop_placed, install, learning_layer, place, place_of, rows, with_values,
 };
@@ -116,10 +117,18 @@ impl Job<'_> {
     fn tune_block(&self, index: usize, layers: &[LearningLayer]) -> Result<BlockReport> {
         let lesson = self.lesson();
         let seed = self.run.request.solver.seed;
-        let recipe = &self.recipe.blocks;
         let stop = || self.run.check_stop();
-        let tuned = tune(&self.student, index, layers, &lesson, recipe, seed, stop)?;
+        let recipe = self.tuning_recipe();
+        let tuned = tune(&self.student, index, layers, &lesson, &recipe, seed, stop)?;
         Ok(BlockReport { error_before: tuned.before, error_after: tuned.after })
+    }
+
+    /// The recipe of the blocks with the rate of signs for the plan's bits per weight: the more there
+    /// are, the fewer signs are wrong, and the more of the right ones a high rate would turn.
+    pub(super) fn tuning_recipe(&self) -> BlockRecipe {
+        let bits = self.plan.achieved_bpw().max(1.0) as f32;
+        let recipe = self.recipe.blocks.clone();
+        BlockRecipe { sign_rate: recipe.sign_rate / bits.powi(2), ..recipe }
     }
 
     /// Decodes the weights of a block of the original; gives the layers that were there.

@@ -29,7 +29,7 @@ impl Job<'_> {
         let recipe = BlockRecipe {
             steps: share(self.recipe.blocks.steps),
             absorption_steps: share(self.recipe.blocks.absorption_steps),
-            ..self.recipe.blocks.clone()
+            ..self.tuning_recipe()
         };
         let mut dense = Vec::new();
         for plan in plans {
