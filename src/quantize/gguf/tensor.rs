@@ -217,9 +217,16 @@ impl GgufTensor {
             match self.rows {
                 Rows::Plain => factors.reconstruct_rows(rows, out),
                 Rows::RopePairs { .. } => {
-                    for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-                        let (_, row) = self.place(row);
-                        factors.reconstruct_rows(row..row + 1, out);
+                    // Together: each call unpacks the whole right factor. Places of neighbours lie
+                    // within a head.
+                    let places: Vec<usize> = rows.map(|row| self.place(row).1).collect();
+                    let first = places.iter().copied().min().unwrap_or(0);
+                    let end = places.iter().map(|place| place + 1).max().unwrap_or(first);
+                    let mut span = vec![0.0; (end - first) * cols];
+                    factors.reconstruct_rows(first..end, &mut span);
+                    for (place, out) in places.iter().zip(out.chunks_exact_mut(cols)) {
+                        let from = (place - first) * cols;
+                        out.copy_from_slice(&span[from..from + cols]);
                     }
                 }
             }

@@ -13,6 +13,9 @@ use crate::littlebit::scales::ErrorSums;
 use crate::littlebit::solve::{PathSolution, Solution};
 use crate::{Error, Result};
 
+/// Rows of a matrix that are rebuilt together.
+const ROWS_AT_ONCE: usize = 512;
+
 impl Job<'_> {
     /// Rounds, measures and saves every matrix, in the order of the plan.
     pub(super) fn finish(&self, tuned: &[Tuned]) -> Result<Vec<LayerReport>> {
@@ -58,12 +61,16 @@ impl Job<'_> {
         let factors = pack::factors_of(&unit, plan)?;
         let weight = tensor(self.run, &plan.name)?.to_f32();
         let cols = plan.shape.cols;
-        let (mut sums, mut row) = (ErrorSums::default(), vec![0.0f32; cols]);
-        let mut fitted = vec![0.0f64; cols];
-        for (i, weight) in weight.chunks_exact(cols).enumerate() {
-            factors.reconstruct_rows(i..i + 1, &mut row);
-            fitted.iter_mut().zip(&row).for_each(|(to, from)| *to = f64::from(*from));
-            sums.add_row(weight, &fitted, 1.0, tuned.inputs.as_deref());
+        let (mut sums, mut fitted) = (ErrorSums::default(), vec![0.0f64; cols]);
+        // The right factor is unpacked anew for each call.
+        let mut rows = vec![0.0f32; ROWS_AT_ONCE.min(plan.shape.rows) * cols];
+        for (chunk, weights) in weight.chunks(ROWS_AT_ONCE * cols).enumerate() {
+            let (first, rows) = (chunk * ROWS_AT_ONCE, &mut rows[..weights.len()]);
+            factors.reconstruct_rows(first..first + weights.len() / cols, rows);
+            for (weight, row) in weights.chunks_exact(cols).zip(rows.chunks_exact(cols)) {
+                fitted.iter_mut().zip(row).for_each(|(to, from)| *to = f64::from(*from));
+                sums.add_row(weight, &fitted, 1.0, tuned.inputs.as_deref());
+            }
         }
         (solution.error, solution.weighted_error) = (sums.relative(), sums.weighted());
         Ok(solution)
