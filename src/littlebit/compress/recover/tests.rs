@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use super::divide;
+use super::{Tuned, divide, state};
 use crate::backend::Backend;
+use crate::checkpoint::UnitData;
 use crate::littlebit::compress::{Checkpoints, CompressRequest, Weighting, compress};
 use crate::littlebit::factor::Factor;
 use crate::littlebit::measure::TextOptions;
-use crate::littlebit::plan::PlanRequest;
+use crate::littlebit::plan::{PlanRequest, headers_of, plan};
 use crate::littlebit::report::RecoveryReport;
 use crate::littlebit::solve::SolverConfig;
+use crate::littlebit::tuning::layer::{LearningLayer, PathValues};
 use crate::littlebit::tuning::recipe::RankAllocation;
 use crate::littlebit::tuning::{Effort, Recipe};
 use crate::progress::NullProgress;
@@ -150,6 +152,47 @@ fn layers_learn_behind_the_embedding_that_the_file_holds() {
     let (exact, coarse) = (first(StoredType::F16), first(StoredType::Q4_0));
     assert!(coarse.0 > 1.002 * exact.0, "{coarse:?} {exact:?}");
     assert!((coarse.1 - exact.1).abs() > 1e-3, "{coarse:?} {exact:?}");
+}
+
+#[test]
+fn latents_and_bits_come_back_from_their_units() {
+    let model = open_local(Path::new("models/tiny")).unwrap();
+    let request = PlanRequest { target_bpw: 0.3, ..PlanRequest::default() };
+    let plan = plan(&headers_of(&model), &request).unwrap();
+    let layer = plan.layers().next().unwrap();
+    let (rows, cols, rank) = (layer.shape.rows, layer.shape.cols, layer.shape.rank);
+    // Numbers that f16 holds exactly, of both signs.
+    let latents = |count: usize| -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 % 101) as f32 - 50.5) / 64.0).collect()
+    };
+    let path = PathValues {
+        left: latents(rows * rank),
+        right: latents(rank * cols),
+        bits: None,
+        row: vec![0.25; rows],
+        latent: None,
+        column: vec![2.0; cols],
+    };
+    let layer_of = || LearningLayer::new((rows, cols), rank, vec![path.clone()]).unwrap();
+    for freeze in [false, true] {
+        let tuned = Tuned { name: layer.name.clone(), layer: layer_of(), inputs: None };
+        if freeze {
+            tuned.layer.freeze();
+        }
+        let unit = state::save(UnitData::default(), &tuned);
+        let loaded = state::load(&unit, layer).unwrap();
+        let paths = loaded.layer.paths();
+        assert_eq!(paths[0].bits.is_some(), freeze);
+        let [left, right] = paths[0].factors();
+        if freeze {
+            assert!(left.iter().zip(&path.left).all(|(sign, latent)| *sign == latent.signum()));
+            assert!(right.iter().zip(&path.right).all(|(sign, latent)| *sign == latent.signum()));
+        } else {
+            assert_eq!((&*left, &*right), (&*path.left, &*path.right));
+        }
+        assert_eq!(paths[0].row, path.row);
+        assert_eq!(paths[0].column, path.column);
+    }
 }
 
 #[test]
