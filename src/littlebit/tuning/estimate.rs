@@ -199,6 +199,7 @@ mod tests {
         let mut without = recipe.clone();
         without.blocks.steps = 0;
         recipe.text.held_out = 1;
+        recipe.blocks.refresh_statistics = true;
         let steps = (30 * recipe.blocks.steps) as f64;
         near(seconds(&recipe, "tuning") / steps, 0.065);
         near(seconds(&recipe, "distillation") / recipe.distillation.steps as f64, 1.7);
@@ -230,7 +231,7 @@ mod tests {
         assert!(more(&|r| r.blocks.absorption_steps = 10) > 0.0);
         assert!(more(&|r| r.distillation.hidden_weight = 1.0) > 0.0);
         assert!(more(&|r| r.distillation.recompute = true) > 0.0);
-        assert!(more(&|r| r.blocks.refresh_statistics = false) < 0.0);
+        assert!(more(&|r| r.blocks.refresh_statistics = true) > 0.0);
         assert!(more(&|r| r.distillation.steps = 0) < 0.0);
         // Beyond the model's context sequences do not grow.
         assert!(more(&|r| r.text.length = 100_000) > 0.0);

@@ -186,7 +186,7 @@ impl Recipe {
             text: TextRecipe { sequences, held_out: sequences.min(16), length: 512, written: true },
             blocks: BlockRecipe {
                 rank_allocation: RankAllocation::default(),
-                refresh_statistics: true,
+                refresh_statistics: false,
                 absorption_steps: 0,
                 absorption_rate: 1e-3,
                 interleaved: false,

@@ -9,7 +9,7 @@ use crate::calibration::InputStatistics;
 use crate::checkpoint::UnitData;
 use crate::inference::linear::product::ProductLinear;
 use crate::inference::linear::stored::{DevicePrecision, StoredLinear};
-use crate::inference::{Decoder, LinearLayer};
+use crate::inference::{Decoder, LinearLayer, Observer};
 use crate::littlebit::compress::Weighting;
 use crate::littlebit::compress::work::lock;
 use crate::littlebit::normalise::Importance;
@@ -59,13 +59,17 @@ impl Job<'_> {
         let began = Instant::now();
         let stored = self.decode_block(index)?;
         let saved = self.run.store.load(&id)?;
-        let chain =
-            if self.recipe.blocks.refresh_statistics { &self.compressed } else { &self.original };
-        let statistics = match &saved {
-            Some(_) => InputStatistics::new(),
-            None => self.statistics(index, chain)?,
-        };
-        pass(&self.teacher, index, &mut self.original, self.reading.windows.length)?;
+        // What the matrices receive on the chain of the compressed blocks, or on the original's as
+        // it passes.
+        let weighted = saved.is_none() && self.run.request.weighting == Weighting::Activation;
+        let mut statistics = InputStatistics::new();
+        let mut watch = None;
+        if weighted && self.recipe.blocks.refresh_statistics {
+            statistics = self.refreshed(index)?;
+        } else if weighted {
+            watch = Some((&mut statistics, STATISTICS_SEQUENCES.min(self.learn.len())));
+        }
+        pass(&self.teacher, index, &mut self.original, self.reading.windows.length, watch)?;
         let passed = began.elapsed().as_secs_f64();
         let mut interleaved = None;
         let matrices = if let Some(unit) = &saved {
@@ -103,7 +107,7 @@ impl Job<'_> {
         };
         let learned = began.elapsed().as_secs_f64();
         place(&layers, &self.student)?;
-        pass(&self.student, index, &mut self.compressed, self.reading.windows.length)?;
+        pass(&self.student, index, &mut self.compressed, self.reading.windows.length, None)?;
         drop_placed(&layers);
         self.run.progress.debug(&format!(
             "layer {index}: original {passed:.1} s, solver {:.1} s, tuning {:.1} s, chain {:.1} s",
@@ -156,19 +160,14 @@ impl Job<'_> {
         projections.into_iter().zip(stored).for_each(|(p, stored)| p.layer = stored);
     }
 
-    /// What the matrices of a block receive on a chain.
-    fn statistics(&self, index: usize, chain: &Activations) -> Result<InputStatistics> {
+    /// What the matrices of a block receive after the compressed blocks before it.
+    fn refreshed(&self, index: usize) -> Result<InputStatistics> {
         let mut statistics = InputStatistics::new();
-        if self.run.request.weighting == Weighting::Activation {
-            let positions = self.teacher.positions(1, self.reading.windows.length, 0);
-            for &sequence in self.learn.iter().take(STATISTICS_SEQUENCES) {
-                let x = rows(
-                    [chain.sequence(sequence)],
-                    self.config().hidden_size,
-                    self.teacher.device(),
-                )?;
-                self.teacher.block(index).forward(&x, &positions, None, Some(&mut statistics))?;
-            }
+        let positions = self.teacher.positions(1, self.reading.windows.length, 0);
+        for &sequence in self.learn.iter().take(STATISTICS_SEQUENCES) {
+            let x = [self.compressed.sequence(sequence)];
+            let x = rows(x, self.config().hidden_size, self.teacher.device())?;
+            self.teacher.block(index).forward(&x, &positions, None, Some(&mut statistics))?;
         }
         Ok(statistics)
     }
@@ -297,13 +296,24 @@ pub(super) fn tensor<'m>(run: &super::Run<'m>, name: &str) -> Result<&'m StoredT
     }
 }
 
-/// Replaces each sequence by what block `index` makes of it.
-fn pass(decoder: &Decoder, index: usize, chain: &mut Activations, length: usize) -> Result<()> {
+/// Replaces each sequence by what block `index` makes of it. What its matrices receive of the first
+/// sequences is added to the statistics, as far as there are any to `watch`.
+fn pass(
+    decoder: &Decoder,
+    index: usize,
+    chain: &mut Activations,
+    length: usize,
+    mut watch: Option<(&mut InputStatistics, usize)>,
+) -> Result<()> {
     let positions = decoder.positions(1, length, 0);
     for sequence in 0..chain.count() {
+        let observer: Option<&mut dyn Observer> = match &mut watch {
+            Some((statistics, first)) if sequence < *first => Some(&mut **statistics),
+            _ => None,
+        };
         let x = [chain.sequence(sequence)];
         let x = rows(x, decoder.config().hidden_size, decoder.device())?;
-        let y = decoder.block(index).forward(&x, &positions, None, None)?;
+        let y = decoder.block(index).forward(&x, &positions, None, observer)?;
         with_values(&y, |y| chain.set(sequence, y))??;
     }
     Ok(())
