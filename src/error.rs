@@ -46,9 +46,22 @@ pub enum Error {
     /// The hub wants a token, or refuses the one it got.
     #[error("{0}")]
     AuthRequired(String),
+    /// The hub could not be reached, or does not answer as a hub does.
+    #[error("{message}")]
+    Network {
+        /// What was asked, and what came of it.
+        message: String,
+        /// How to go on.
+        suggestion: String,
+    },
     /// The largest step would not fit in memory.
-    #[error("{0}")]
-    OutOfMemory(String),
+    #[error("{message}")]
+    OutOfMemory {
+        /// What needs how much, and what there is.
+        message: String,
+        /// What would fit.
+        suggestion: String,
+    },
     /// A file is damaged, or what was written does not pass its check.
     #[error("{}: {message}", path.display())]
     ValidationFailed {
@@ -166,15 +179,27 @@ impl Error {
         }
     }
 
+    /// More memory than there is, with the usual hint.
+    pub fn out_of_memory(message: impl Into<String>) -> Self {
+        Self::OutOfMemory {
+            message: message.into(),
+            suggestion: "Close other programs, or use a machine with more memory".into(),
+        }
+    }
+
     /// The exit status of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io { .. } | Self::Unsupported { .. } | Self::General(_) | Self::Tensor(_) => 1,
+            Self::Io { .. }
+            | Self::Unsupported { .. }
+            | Self::Network { .. }
+            | Self::General(_)
+            | Self::Tensor(_) => 1,
             Self::InvalidArgument(_) => 2,
             Self::ModelNotFound { .. } => 3,
             Self::AuthRequired(_) => 4,
-            Self::OutOfMemory(_) => 5,
+            Self::OutOfMemory { .. } => 5,
             Self::ValidationFailed { .. } => 6,
             Self::Checkpoint(_) => 7,
             Self::UnsupportedConversion(_) => 8,
@@ -205,7 +230,8 @@ impl Error {
             Self::InvalidArgument(_) => "InvalidArgumentError",
             Self::ModelNotFound { .. } => "ModelNotFoundError",
             Self::AuthRequired(_) => "AuthenticationRequiredError",
-            Self::OutOfMemory(_) => "OutOfMemoryError",
+            Self::Network { .. } => "NetworkError",
+            Self::OutOfMemory { .. } => "OutOfMemoryError",
             Self::ValidationFailed { .. } => "ValidationFailedError",
             Self::Checkpoint(_) => "CheckpointError",
             Self::UnsupportedConversion(_) => "UnsupportedConversionError",
@@ -232,6 +258,8 @@ impl Error {
         match self {
             Self::Unsupported { suggestion, .. }
             | Self::ModelNotFound { suggestion, .. }
+            | Self::Network { suggestion, .. }
+            | Self::OutOfMemory { suggestion, .. }
             | Self::RankSelection { suggestion, .. } => suggestion.clone(),
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull
@@ -252,11 +280,6 @@ impl Error {
             Self::InvalidArgument(_) => "See --help for the accepted values".into(),
             Self::AuthRequired(_) => {
                 "Accept the model's terms on the hub and set HF_TOKEN to a token that may read it"
-                    .into()
-            }
-            Self::OutOfMemory(_) => {
-                "Use a machine with more memory, fewer --threads, fewer --calibration-samples or a \
-                 lower --effort"
                     .into()
             }
             Self::ValidationFailed { .. } => {

@@ -33,6 +33,7 @@ pub mod profile;
 pub mod progress;
 pub mod quality;
 pub mod quantize;
+pub(crate) mod redact;
 pub mod settings;
 pub mod source;
 pub mod tensor;

@@ -413,9 +413,22 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
             {
                 Ok(trimmed.to_owned())
             }
-            _ => Err(invalid(name, &text, "an address such as https://huggingface.co")),
+            // A name and a password before the host are not sent, and not shown either.
+            _ => Err(invalid(
+                name,
+                &without_password(&text),
+                "an address such as https://huggingface.co, without a name, password or query",
+            )),
         }
     }
+}
+
+/// An address as it may be shown, also where it has no scheme.
+fn without_password(address: &str) -> String {
+    if address.contains("://") {
+        return crate::redact::addresses(address);
+    }
+    address.rsplit_once('@').map_or(address, |(_, host)| host).to_owned()
 }
 
 fn invalid(name: &str, value: &str, expected: &str) -> Error {

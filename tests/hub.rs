@@ -4,6 +4,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "hub/hostile.rs"]
+mod hostile;
+#[path = "hub/outlines.rs"]
+mod outlines;
 #[path = "hub/server.rs"]
 mod server;
 
@@ -588,9 +592,11 @@ fn a_dead_hub_is_an_error_without_a_cache_and_a_warning_with_one() {
 
     let error = fetch("org/other", &options, &NullProgress).unwrap_err();
     assert_eq!(error.exit_code(), 1);
+    assert_eq!(error.type_name(), "NetworkError");
     let text = error.to_string();
     assert!(text.contains("cannot reach http://127.0.0.1:"), "{text}");
-    assert!(text.contains("HF_HUB_OFFLINE") && text.contains("HF_ENDPOINT"), "{text}");
+    let hint = error.suggestion();
+    assert!(hint.contains("HF_HUB_OFFLINE") && hint.contains("HF_ENDPOINT"), "{hint}");
 }
 
 #[test]

@@ -26,4 +26,4 @@ pub use crate::formats::imatrix::Method;
 pub use crate::formats::super_weights::{SuperWeightMask, mask_path};
 pub use report::AnalyzeReport;
 pub use request::{AnalyzeRequest, Checkpoints, MatrixFormat, Samples};
-pub use run::{FileRequest, analyze, files};
+pub use run::{FileRequest, analyze, files, refuse_early};

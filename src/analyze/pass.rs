@@ -24,6 +24,8 @@ use crate::{Error, Result};
 const UNIT: &str = "sums";
 /// Tokens that go through a block together. Fixed: sums are rounded in this order.
 const BATCH_TOKENS: usize = 2048;
+/// Samples that are worth a suggestion where longer ones do not fit.
+const SHORT_SAMPLE: usize = 512;
 /// Most batches between two checkpoints, and how long a stretch should take.
 const MOST_BATCHES: usize = 8;
 const STRETCH: Duration = Duration::from_secs(30);
@@ -52,7 +54,10 @@ impl Pass<'_> {
     /// Runs over all samples that are not in the checkpoint. Gives the sums, and how many samples
     /// were there before.
     pub(super) fn run(&self) -> Result<(Sums, usize)> {
-        self.require_memory()?;
+        if self.method != Method::Activation {
+            stored(self.model, "model.embed_tokens.weight")?;
+        }
+        require_memory(&self.model.config, self.method, self.chunks.length)?;
         let mut sums = match self.store.map(|store| store.load(UNIT)).transpose()?.flatten() {
             Some(unit) => Sums::from_unit(&unit)?,
             None => Sums::default(),
@@ -171,34 +176,49 @@ impl Pass<'_> {
             })
             .collect()
     }
+}
 
-    fn require_memory(&self) -> Result<()> {
-        let config = &self.model.config;
-        let length = self.chunks.length;
-        let batch = batch(length) * length;
-        let widths = config.hidden_size * 4 + config.num_heads * config.head_dim * 2;
-        let inside = 4 * batch * (widths + 3 * config.intermediate_size);
-        let block: usize = BLOCK_LINEARS
-            .iter()
-            .map(|linear| config.linear_shape(linear))
-            .map(|(rows, cols)| 4 * rows * cols)
-            .sum();
-        let states = match self.method {
-            Method::Activation => MOST_BATCHES,
-            Method::Gradient | Method::Fisher => config.num_layers + 2,
-        } * 4
-            * batch
-            * config.hidden_size;
-        let more = match self.method {
-            Method::Activation => 0,
-            // The scores of a sample, and the largest gradient.
-            Method::Gradient | Method::Fisher => 4 * length * config.vocab_size + block / 2,
-        };
-        if self.method != Method::Activation {
-            stored(self.model, "model.embed_tokens.weight")?;
-        }
-        memory::require((inside + block + states + more) as u64, "analyzing a batch of samples")
+/// Refuses a pass over samples of `length` tokens that would not fit in memory.
+pub(super) fn require_memory(config: &ModelConfig, method: Method, length: usize) -> Result<()> {
+    let needed = memory_needed(config, method, length);
+    let Some(message) = memory::shortage(needed, "analyzing a batch of samples") else {
+        return Ok(());
+    };
+    let mut others = Vec::new();
+    if length > SHORT_SAMPLE {
+        let words = format!("--ctx-size {SHORT_SAMPLE}");
+        others.push((words, memory_needed(config, method, SHORT_SAMPLE)));
     }
+    if method != Method::Activation {
+        let words = "--method activation".to_owned();
+        others.push((words, memory_needed(config, Method::Activation, length)));
+    }
+    let suggestion = memory::what_fits(&others, memory::available_bytes());
+    Err(Error::OutOfMemory { message, suggestion })
+}
+
+/// Memory of a batch of samples, bytes.
+fn memory_needed(config: &ModelConfig, method: Method, length: usize) -> u64 {
+    let batch = batch(length) * length;
+    let widths = config.hidden_size * 4 + config.num_heads * config.head_dim * 2;
+    let inside = 4 * batch * (widths + 3 * config.intermediate_size);
+    let block: usize = BLOCK_LINEARS
+        .iter()
+        .map(|linear| config.linear_shape(linear))
+        .map(|(rows, cols)| 4 * rows * cols)
+        .sum();
+    let states = match method {
+        Method::Activation => MOST_BATCHES,
+        Method::Gradient | Method::Fisher => config.num_layers + 2,
+    } * 4
+        * batch
+        * config.hidden_size;
+    let more = match method {
+        Method::Activation => 0,
+        // The scores of a sample, and the largest gradient.
+        Method::Gradient | Method::Fisher => 4 * length * config.vocab_size + block / 2,
+    };
+    (inside + block + states + more) as u64
 }
 
 /// Samples that go through a block together.

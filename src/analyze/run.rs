@@ -117,6 +117,18 @@ pub fn analyze(
     Ok(report)
 }
 
+/// Refuses what [`analyze`] would refuse for the shapes and settings of a model, without a look at a
+/// weight.
+///
+/// # Errors
+/// Those of [`analyze`].
+pub fn refuse_early(model: &LocalModel, request: &AnalyzeRequest, backend: &Backend) -> Result<()> {
+    let length = check(model, request, backend)?;
+    pass::require_memory(&model.config, request.method, length)?;
+    open_all(&request.merge)?;
+    Tokenizer::from_model(model).map(drop)
+}
+
 /// What is to be done with finished matrices alone.
 #[derive(Debug, Clone)]
 pub struct FileRequest {

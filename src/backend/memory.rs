@@ -69,15 +69,39 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
 }
 
 fn require_of(memory: Memory, bytes: u64, what: &str) -> Result<()> {
-    if bytes <= memory.available {
-        return Ok(());
+    shortage_of(memory, bytes, what).map_or(Ok(()), |message| Err(Error::out_of_memory(message)))
+}
+
+/// What [`require`] would refuse, in words.
+#[must_use]
+pub fn shortage(bytes: u64, what: &str) -> Option<String> {
+    memory().and_then(|memory| shortage_of(memory, bytes, what))
+}
+
+fn shortage_of(memory: Memory, bytes: u64, what: &str) -> Option<String> {
+    (bytes > memory.available).then(|| {
+        format!(
+            "{what} needs {}, and {} of {} are available",
+            describe_bytes(bytes),
+            describe_bytes(memory.available),
+            describe_bytes(memory.total),
+        )
+    })
+}
+
+/// A suggestion from changes of a command and the bytes that each needs: those that fit into `limit`,
+/// else the least of them.
+#[must_use]
+pub fn what_fits(changes: &[(String, u64)], limit: u64) -> String {
+    let named = |(words, bytes): &(String, u64)| format!("{words} ({})", describe_bytes(*bytes));
+    let fitting: Vec<String> =
+        changes.iter().filter(|(_, bytes)| *bytes <= limit).map(named).collect();
+    if !fitting.is_empty() {
+        return format!("What fits: {}", fitting.join("; or "));
     }
-    Err(Error::OutOfMemory(format!(
-        "{what} needs {}, and {} of {} are available",
-        describe_bytes(bytes),
-        describe_bytes(memory.available),
-        describe_bytes(memory.total),
-    )))
+    let least = changes.iter().min_by_key(|(_, bytes)| *bytes).map(named);
+    let least = least.map_or_else(String::new, |least| format!("; the least is {least}"));
+    format!("No setting of this command fits{least}: use a machine with more memory")
 }
 
 /// The files that the figures are read from; the roots are arguments so that tests can bring their

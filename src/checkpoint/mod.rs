@@ -203,6 +203,31 @@ impl CheckpointStore {
     }
 }
 
+/// Refuses a folder in which no run has left anything, whatever run it is.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when there is no checkpoint in it, or only damaged ones.
+pub fn require_any(dir: &Path) -> Result<()> {
+    if manifest::read(dir)?.is_some() {
+        return Ok(());
+    }
+    let mut damaged = None;
+    for folder in subfolders(dir)? {
+        match manifest::read(&folder) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => {}
+            Err(error) => {
+                damaged.get_or_insert(error);
+            }
+        }
+    }
+    Err(damaged.unwrap_or_else(|| no_checkpoint(dir)))
+}
+
+fn no_checkpoint(dir: &Path) -> Error {
+    Error::Checkpoint(format!("no checkpoint in {}", dir.display()))
+}
+
 /// Finds the folder of the run, or says why there is none.
 fn find_run(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> Result<PathBuf> {
     if let Some(stored) = manifest::read(dir)? {
@@ -239,7 +264,7 @@ fn find_run(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> R
     match (closest, damaged) {
         (Some((folder, differences)), _) => Err(mismatch(&folder, &differences)),
         (None, Some(error)) => Err(error),
-        (None, None) => Err(Error::Checkpoint(format!("no checkpoint in {}", dir.display()))),
+        (None, None) => Err(no_checkpoint(dir)),
     }
 }
 

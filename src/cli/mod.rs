@@ -7,6 +7,7 @@
 mod args;
 mod bars;
 mod commands;
+mod early;
 mod interrupt;
 mod models;
 mod output;

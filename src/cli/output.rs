@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use crate::Error;
+use crate::redact::conceal;
 
 /// What stdout carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -91,6 +92,7 @@ impl Output {
 
     /// Prints text that is the result in both formats (help, completion scripts).
     pub(crate) fn print_plain(text: &str) {
+        let text = conceal(text);
         let mut stdout = std::io::stdout().lock();
         let end: &[u8] = if text.ends_with('\n') { b"" } else { b"\n" };
         let written = stdout
@@ -120,10 +122,10 @@ impl Output {
 
     /// Reports a failure: text on stderr, and in JSON mode the error object on stdout.
     pub(crate) fn error(&self, error: &Error, result: Option<&serde_json::Value>) {
-        eprintln!("{} {error}", self.paint("error:", "31;1"));
+        eprintln!("{} {}", self.paint("error:", "31;1"), conceal(&error.to_string()));
         match self.format {
             OutputFormat::Human => {
-                eprintln!("{} {}", self.paint("hint:", "36;1"), error.suggestion());
+                eprintln!("{} {}", self.paint("hint:", "36;1"), conceal(&error.suggestion()));
             }
             OutputFormat::Json => Self::print_json(&ErrorDocument {
                 status: "error",
@@ -166,7 +168,7 @@ impl Output {
     /// A line on stderr, if the verbosity reaches `level`.
     pub(crate) fn line(&self, level: Verbosity, text: &str) {
         if self.verbosity >= level {
-            eprintln!("{text}");
+            eprintln!("{}", conceal(text));
         }
     }
 

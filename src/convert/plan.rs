@@ -8,6 +8,7 @@ use super::grids::{self, TargetGrid};
 use crate::formats::packed::gptq::{self, Version};
 use crate::formats::packed::{Grouped, PackedKind, PackedTensor, awq};
 use crate::progress::Progress;
+use crate::quantize::gguf::{Level, SourceOptions};
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelFormat, Weight};
 use crate::tensor::StoredType;
@@ -55,6 +56,51 @@ pub struct Request {
     pub provenance: bool,
     /// The file or directory to write.
     pub output: std::path::PathBuf,
+}
+
+impl Request {
+    /// Refuses levels and groups that the format cannot have, whatever the model is.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`].
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::InvalidArgument(what.to_owned()));
+        match (self.format, self.group) {
+            (Format::Gguf, Some(_)) => {
+                return wrong(
+                    "--group-size does nothing for gguf: its types have blocks of their own",
+                );
+            }
+            (Format::Hf, Some(_)) => return wrong("--group-size does nothing for hf"),
+            (_, Some(group)) if group != -1 && group <= 0 => {
+                return wrong(&format!("--group-size {group}: -1 or a positive number"));
+            }
+            _ => {}
+        }
+        let Some(level) = &self.level else { return Ok(()) };
+        match self.format {
+            Format::Gguf => Level::parse(level).map(drop),
+            Format::Hf => plain_type(level).map(drop).ok_or_else(|| {
+                Error::InvalidArgument(format!(
+                    "{level} is no level of hf; there is F16, BF16 and F32"
+                ))
+            }),
+            Format::Awq | Format::Gptq => bits(self, std::iter::empty()).map(drop),
+        }
+    }
+}
+
+/// Refuses, without a look at a weight, what [`plan`] would refuse for the shapes of a model.
+///
+/// # Errors
+/// Those of [`plan`].
+pub fn refuse_early(model: &LocalModel, request: &Request) -> Result<()> {
+    refuse(model, request)?;
+    if request.format == Format::Gguf {
+        let options = SourceOptions { provenance: request.provenance, ..SourceOptions::default() };
+        return crate::quantize::gguf::open(&model.path, &options).map(drop);
+    }
+    target(model, request).map(drop)
 }
 
 /// A format with everything that was left open decided.
@@ -279,13 +325,18 @@ fn default_group<'a>(
 /// The type of plain numbers: the one asked for, else F16.
 fn dense_type(model: &LocalModel, level: Option<&str>) -> Result<StoredType> {
     let level = level.unwrap_or("F16");
-    match StoredType::from_name(level) {
-        Some(kind @ (StoredType::F32 | StoredType::F16 | StoredType::BF16)) => Ok(kind),
-        _ => Err(Error::InvalidArgument(format!(
+    plain_type(level).ok_or_else(|| {
+        Error::InvalidArgument(format!(
             "{level} is no level of hf; there is F16, BF16 and F32 ({} has {})",
             model.name, model.config.torch_dtype
-        ))),
-    }
+        ))
+    })
+}
+
+/// A type of plain numbers.
+fn plain_type(level: &str) -> Option<StoredType> {
+    StoredType::from_name(level)
+        .filter(|kind| matches!(kind, StoredType::F32 | StoredType::F16 | StoredType::BF16))
 }
 
 /// Whether a type of plain numbers holds all values of a weight.

@@ -20,6 +20,18 @@ pub fn check_free_space(directory: &Path, bytes: u64) -> Result<()> {
     Err(Error::io(directory, io::Error::new(io::ErrorKind::StorageFull, message)))
 }
 
+/// What [`check_free_space`] would refuse, as a warning; `None` if there is room, or nobody knows.
+#[must_use]
+pub fn shortage(directory: &Path, bytes: u64) -> Option<String> {
+    let available = free_bytes(directory).ok().filter(|available| *available < bytes)?;
+    Some(format!(
+        "{} has room for {}, and {} are needed; the run will be refused",
+        normalized(directory).display(),
+        describe_bytes(available),
+        describe_bytes(bytes)
+    ))
+}
+
 /// Bytes that this user may still write to the file system that holds `directory` (or would hold
 /// it, if it does not exist yet).
 pub fn free_bytes(directory: &Path) -> Result<u64> {

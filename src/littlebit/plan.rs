@@ -96,6 +96,20 @@ impl Default for PlanRequest {
     }
 }
 
+impl PlanRequest {
+    /// Refuses what no model can have.
+    ///
+    /// # Errors
+    /// [`Error::BpwRange`] for a target outside the bounds, [`Error::InvalidArgument`] for one that is
+    /// no number and for a rank of 0.
+    pub fn check(&self) -> Result<()> {
+        if self.rank == Some(0) {
+            return Err(Error::InvalidArgument("--rank must be at least 1".into()));
+        }
+        check_target(self)
+    }
+}
+
 /// A linear layer that will be factorized.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerPlan {

@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// Caps on text files, far above the largest real ones.
 pub(crate) const MAX_CONFIG: u64 = 16 << 20;
 pub(crate) const MAX_TOKENIZER: u64 = 512 << 20;
-const MAX_HEADER: usize = 100 << 20;
+pub(crate) const MAX_HEADER: usize = 100 << 20;
 
 /// Refuses a model by its `config.json` alone, before its weights are there.
 ///

@@ -11,6 +11,8 @@
 //! - `config.json` comes first and is shown to the caller, who can refuse the architecture before
 //!   gigabytes of weights are moved.
 //!
+//! A plan needs only the headers of the weights, which are read by HTTP ranges (see `outline`).
+//!
 //! Interrupted downloads continue where they stopped. Lengths are always compared with what the hub
 //! announces; large files (stored by the hub under their SHA-256) are hashed as well.
 //!
@@ -23,12 +25,16 @@ mod address;
 mod cache;
 mod client;
 mod download;
+mod outline;
+mod pace;
+mod patience;
 mod session;
 mod spec;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use outline::Outline;
 pub use spec::{DEFAULT_REVISION, HubSpec, ModelSpec};
 
 use crate::progress::Progress;
@@ -56,6 +62,8 @@ const COMPANIONS: &[&str] = &[
 /// An index names every tensor once; the largest known ones have some ten megabytes.
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 const MAX_SHARDS: usize = 10_000;
+/// Texts and questions; the ones that are read have some ten megabytes.
+const MAX_DATASET_BYTES: u64 = 4 << 30;
 
 /// How to reach the hub and where to keep what it sends.
 #[derive(Debug, Clone)]
@@ -89,7 +97,8 @@ impl HubOptions {
             offline: false,
             retries: 5,
             retry_wait: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(10),
+            // Nobody waits longer to hear that there is no network.
+            connect_timeout: Duration::from_secs(4),
             stall_timeout: Duration::from_secs(30),
         }
     }
@@ -179,17 +188,72 @@ pub fn fetch(
 ) -> Result<PathBuf> {
     let target = Target::checked(RepoKind::Model, &spec.repo, &spec.revision)?;
     let session = Session::new(&target, options, progress);
+    match prepare(&session, &target, check_config)? {
+        Prepared::Cached(folder) => Ok(folder),
+        Prepared::Small { commit, weights } => {
+            let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
+            let stage = format!("Downloading {spec}");
+            let missing = session.ensure_all(&commit, &weights, &stage)?;
+            if let Some(file) = missing.first() {
+                return Err(session.lacks_weights(file));
+            }
+            session.cache.set_ref(&target.revision, &commit)?;
+            Ok(session.cache.snapshot(&commit))
+        }
+    }
+}
+
+/// Makes everything of a model available but its weights: of those, the headers, which say all that
+/// a plan needs. What is cached is taken from the cache. Nothing else is downloaded or kept.
+///
+/// # Errors
+/// Those of [`fetch`].
+pub fn fetch_outline(
+    spec: &HubSpec,
+    options: &HubOptions,
+    check_config: &dyn Fn(&Path) -> Result<()>,
+    progress: &dyn Progress,
+) -> Result<Outline> {
+    let target = Target::checked(RepoKind::Model, &spec.repo, &spec.revision)?;
+    let session = Session::new(&target, options, progress);
+    match prepare(&session, &target, check_config)? {
+        Prepared::Cached(folder) => Ok(Outline::complete(folder)),
+        Prepared::Small { commit, weights } => {
+            let outline = outline::fetch(&session, &commit, &weights)?;
+            if outline.is_complete() {
+                session.cache.set_ref(&target.revision, &commit)?;
+            }
+            Ok(outline)
+        }
+    }
+}
+
+/// A model whose weights may be missing still.
+enum Prepared {
+    /// The cache has all of it.
+    Cached(PathBuf),
+    /// The small files of a commit are there; these are its weight files.
+    Small { commit: String, weights: Vec<String> },
+}
+
+/// Fetches everything but the weights.
+fn prepare(
+    session: &Session<'_>,
+    target: &Target,
+    check_config: &dyn Fn(&Path) -> Result<()>,
+) -> Result<Prepared> {
     if is_commit(&target.revision) && session.cache.file(&target.revision, TOKENIZER).is_some() {
         // A commit never changes, and weights come last: with them everything is there.
         let cached = session.cached_model(Some(&target.revision), &NoHub::NotNeeded, check_config);
         if !matches!(cached, Err(Error::ModelNotFound { .. })) {
-            return cached;
+            return cached.map(Prepared::Cached);
         }
     }
     let commit = match session.commit(CONFIG)? {
         Found::Now(commit) => commit,
         Found::Cached(commit, why) => {
-            return session.cached_model(commit.as_deref(), &why, check_config);
+            let cached = session.cached_model(commit.as_deref(), &why, check_config);
+            return cached.map(Prepared::Cached);
         }
     };
 
@@ -200,17 +264,7 @@ pub fn fetch(
     check_config(&config)?;
     session.ensure_all(&commit, COMPANIONS, "Downloading tokenizer")?;
     let weights = session.weight_files(&commit)?;
-    let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
-    let missing = session.ensure_all(&commit, &weights, &format!("Downloading {spec}"))?;
-    if let Some(file) = missing.first() {
-        return Err(Error::model_not_found(format!(
-            "{} is incomplete on {}: its index names `{file}`, which is not there",
-            target.describe(),
-            session.client.endpoint()
-        )));
-    }
-    session.cache.set_ref(&target.revision, &commit)?;
-    Ok(session.cache.snapshot(&commit))
+    Ok(Prepared::Small { commit, weights })
 }
 
 /// Makes one file of a repository available on this machine and returns its path.

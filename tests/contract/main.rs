@@ -27,6 +27,7 @@ mod convert;
 mod convert_packed;
 mod docs;
 mod dynamic;
+mod early;
 mod errors;
 #[path = "../quantize/handmade.rs"]
 mod handmade;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,6 +80,14 @@ pub(crate) struct Faults {
     pub(crate) silence: Option<Duration>,
     /// The storage host is silent in the middle of the body for so long.
     pub(crate) stall_in_body: Option<Duration>,
+    /// The storage host sends a byte, waits so long, and sends the next.
+    pub(crate) trickle: Option<Duration>,
+    /// The hub says that this is the commit, whatever was asked for.
+    pub(crate) commit: Option<String>,
+    /// The hub sends small files without their length, and never stops.
+    pub(crate) endless: bool,
+    /// The hub refuses everything and repeats what it was sent in every header of the answer.
+    pub(crate) echo: Option<u16>,
 }
 
 #[derive(Default)]
@@ -87,6 +95,8 @@ struct State {
     repos: Mutex<HashMap<String, Repo>>,
     log: Mutex<Vec<Request>>,
     faults: Mutex<Faults>,
+    /// Bytes of bodies that the system took.
+    sent: AtomicU64,
     closing: AtomicBool,
 }
 
@@ -158,6 +168,11 @@ impl FakeHub {
         *self.state.faults.lock().unwrap() = faults;
     }
 
+    /// Bytes of bodies that were sent since the last call.
+    pub(crate) fn take_sent(&self) -> u64 {
+        self.state.sent.swap(0, Ordering::SeqCst)
+    }
+
     /// The requests since the last call.
     pub(crate) fn take_log(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.log.lock().unwrap())
@@ -194,11 +209,21 @@ struct Answer {
     body: Vec<u8>,
     cut_after: Option<usize>,
     stall: Option<Duration>,
+    trickle: Option<Duration>,
+    endless: bool,
 }
 
 impl Answer {
     fn empty(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new(), cut_after: None, stall: None }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+            cut_after: None,
+            stall: None,
+            trickle: None,
+            endless: false,
+        }
     }
 
     fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -230,7 +255,7 @@ fn serve(state: &State, stream: TcpStream, host: &'static str, storage: SocketAd
         } else {
             stored(state, &request)
         };
-        if !write_answer(&mut writer, &answer, request.method == "HEAD") {
+        if !write_answer(state, &mut writer, &answer, request.method == "HEAD") {
             return;
         }
     }
@@ -254,12 +279,13 @@ fn read_request(reader: &mut impl BufRead, host: &'static str) -> Option<Request
     }
 }
 
-fn write_answer(writer: &mut TcpStream, answer: &Answer, head: bool) -> bool {
+fn write_answer(state: &State, writer: &mut TcpStream, answer: &Answer, head: bool) -> bool {
     let mut text = format!("HTTP/1.1 {} Answer\r\n", answer.status);
     for (name, value) in &answer.headers {
         write!(text, "{name}: {value}\r\n").unwrap();
     }
-    if !answer.headers.iter().any(|(name, _)| *name == "Content-Length") {
+    let has_length = answer.headers.iter().any(|(name, _)| *name == "Content-Length");
+    if !has_length && !answer.endless {
         write!(text, "Content-Length: {}\r\n", answer.body.len()).unwrap();
     }
     text.push_str("\r\n");
@@ -267,6 +293,22 @@ fn write_answer(writer: &mut TcpStream, answer: &Answer, head: bool) -> bool {
         return false;
     }
     if head {
+        return !answer.endless;
+    }
+    if answer.endless {
+        let blanks = vec![b' '; 1 << 16];
+        while !state.closing.load(Ordering::SeqCst) && writer.write_all(&blanks).is_ok() {
+            state.sent.fetch_add(blanks.len() as u64, Ordering::SeqCst);
+        }
+        return false;
+    }
+    if let Some(pause) = answer.trickle {
+        for byte in &answer.body {
+            if state.closing.load(Ordering::SeqCst) || writer.write_all(&[*byte]).is_err() {
+                return false;
+            }
+            std::thread::sleep(pause);
+        }
         return true;
     }
     let cut = answer.cut_after.unwrap_or(usize::MAX).min(answer.body.len());
@@ -275,7 +317,13 @@ fn write_answer(writer: &mut TcpStream, answer: &Answer, head: bool) -> bool {
         std::thread::sleep(stall);
         return false;
     }
-    writer.write_all(&answer.body[..cut]).is_ok() && cut == answer.body.len()
+    for part in answer.body[..cut].chunks(1 << 16) {
+        if writer.write_all(part).is_err() {
+            return false;
+        }
+        state.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+    }
+    cut == answer.body.len()
 }
 
 fn hub_answer(state: &State, request: &Request, storage: SocketAddr) -> Answer {
@@ -291,6 +339,16 @@ fn hub_answer(state: &State, request: &Request, storage: SocketAddr) -> Answer {
     }
     if faults.circles {
         return Answer::empty(302).with("Location", format!("{}x", request.path));
+    }
+    if let Some(status) = faults.echo {
+        let said = request.header("authorization").unwrap_or("nothing").to_owned();
+        let token = said.replace("Bearer ", "");
+        return Answer::empty(status)
+            .with("X-Error-Code", &said)
+            .with("X-Error-Message", format!("you sent {said} to https://x:{token}@h/?{token}"))
+            .with("ETag", &said)
+            .with("X-Repo-Commit", token)
+            .with("Location", format!("http://{storage}/?t={}", said.replace(' ', "+")));
     }
     let faults = faults.clone();
     let path = request.path.split('?').next().unwrap();
@@ -334,14 +392,15 @@ fn hub_answer(state: &State, request: &Request, storage: SocketAddr) -> Answer {
         return Answer::error(404, "RevisionNotFound", "Invalid rev id");
     };
     let (id, commit) = find(repo, &revision).unwrap();
+    let said = faults.commit.clone().unwrap_or_else(|| id.clone());
     let Some(contents) = commit.files.get(file) else {
-        return Answer::error(404, "EntryNotFound", "Entry not found").with("X-Repo-Commit", id);
+        return Answer::error(404, "EntryNotFound", "Entry not found").with("X-Repo-Commit", said);
     };
     let tag = faults.etag.clone().unwrap_or_else(|| etag(contents));
     if contents.large {
         let size = faults.announced_size.unwrap_or(contents.bytes.len() as u64);
         return Answer::empty(302)
-            .with("X-Repo-Commit", &id)
+            .with("X-Repo-Commit", said)
             .with("X-Linked-Size", size.to_string())
             .with("X-Linked-ETag", format!("\"{tag}\""))
             .with("ETag", "\"pointer\"")
@@ -349,11 +408,15 @@ fn hub_answer(state: &State, request: &Request, storage: SocketAddr) -> Answer {
     }
     if !cached {
         return Answer::empty(307)
-            .with("X-Repo-Commit", id.clone())
+            .with("X-Repo-Commit", said)
             .with("Location", format!("/api/resolve-cache/{name}/resolve/{id}/{file}?x=y"));
     }
+    if faults.endless {
+        let answer = Answer { endless: true, ..Answer::empty(200) };
+        return answer.with("X-Repo-Commit", said).with("ETag", format!("W/\"{tag}\""));
+    }
     let range = request.header("range");
-    ranged(&contents.bytes, range).with("X-Repo-Commit", id).with("ETag", format!("W/\"{tag}\""))
+    ranged(&contents.bytes, range).with("X-Repo-Commit", said).with("ETag", format!("W/\"{tag}\""))
 }
 
 fn stored(state: &State, request: &Request) -> Answer {
@@ -376,6 +439,7 @@ fn stored(state: &State, request: &Request) -> Answer {
     let range = request.header("range").filter(|_| !faults.ignore_range);
     let mut answer = ranged(&bytes, range);
     answer.stall = faults.stall_in_body;
+    answer.trickle = faults.trickle;
     if request.method == "GET"
         && let Some((after, times)) = &mut faults.cut_after
         && *times > 0

@@ -25,7 +25,7 @@ pub(super) struct Subject<'a> {
 }
 
 /// Refuses a path that is neither `.svg` nor `.html`.
-pub(super) fn check_path(path: &Path) -> Result<()> {
+pub(crate) fn check_path(path: &Path) -> Result<()> {
     match path.extension().and_then(|end| end.to_str()) {
         Some("svg" | "html") => Ok(()),
         _ => Err(Error::InvalidArgument(format!(

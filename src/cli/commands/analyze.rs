@@ -9,7 +9,7 @@ use crate::analyze::{
 use crate::cli::args::analyze::{AnalyzeArgs, MatrixFormatArg, MethodArg};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::imatrix::ImportanceSums;
 use crate::source::LocalModel;
 use crate::{Error, Result};
@@ -40,8 +40,26 @@ fn model(args: &AnalyzeArgs) -> Option<&str> {
 fn of_model(name: &str, args: &AnalyzeArgs, context: &Context) -> Result<AnalyzeReport> {
     let progress = Bars::new(&context.output);
     let samples = samples(args)?;
+    if let Some(path) = &args.output {
+        early::output_file(path)?;
+    } else {
+        early::output_folder(Path::new("."))?;
+    }
+    if let Some(path) = &args.plot {
+        analyze::plot::check_path(path)?;
+        early::output_file(path)?;
+    }
+    early::resume(args.kept.resume.as_deref())?;
+    early::text(args.calibration_data.as_deref(), None)?;
+    for path in &args.merge {
+        ImportanceSums::open(path)?;
+    }
+    early::model(name)?;
     let backend = models::backend(&args.compute, context)?;
-    let model = models::open(name, &args.hub, context, &progress)?;
+    let judge = |model: &LocalModel| {
+        analyze::refuse_early(model, &request(args, samples, context, model), &backend)
+    };
+    let model = models::open_if(name, &args.hub, context, &judge, &progress)?;
     let request = request(args, samples, context, &model);
     interrupt::install();
     let mut report = analyze::analyze(&model, &request, &backend, &progress)?;

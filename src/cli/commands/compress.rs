@@ -6,7 +6,7 @@ use crate::cli::args::littlebit::{
 };
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, clock, human_bytes};
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::littlebit::{LittleBitFile, metadata_export};
 use crate::littlebit::compress::{self, Checkpoints, CompressRequest, Weighting};
 use crate::littlebit::convert::{self, Target};
@@ -34,16 +34,30 @@ const LOSSY_LEVEL: &str = "Q4_K_M";
 
 pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure> {
     check(args)?;
+    plan_request(args, context).check()?;
     let recovery = recovery(args)?;
+    early::output_folder(&args.output_dir)?;
+    if let Some(path) = &args.export_metadata {
+        early::output_file(path)?;
+    }
+    early::resume(args.resume.as_deref())?;
+    early::text(args.calibration_data.as_deref(), args.eval_data.as_deref())?;
+    early::model(&args.model)?;
     let progress = Bars::new(&context.output);
     let backend = models::backend(&args.compute, context)?;
-    let model = models::open(&args.model, &args.hub, context, &progress)?;
-    let request = request(args, recovery, context, &model);
     if args.dry_run {
-        let report = compress::dry_run(&model, &request, &backend)?;
+        let (model, located) = models::open_outline(&args.model, &args.hub, context, &progress)?;
+        let request = request(args, recovery, context, &model);
+        let mut report = compress::dry_run(&model, &request, &backend)?;
+        report.warnings.extend(located.shortage());
         context.output.result(&report);
         return Ok(());
     }
+    let judge = |model: &LocalModel| {
+        compress::refuse_early(model, &request(args, recovery.clone(), context, model), &backend)
+    };
+    let model = models::open_if(&args.model, &args.hub, context, &judge, &progress)?;
+    let request = request(args, recovery, context, &model);
     interrupt::install();
     let mut report = match compress::compress(&model, &request, &backend, &progress) {
         Ok(report) => report,
@@ -149,7 +163,43 @@ fn recovery(args: &CompressArgs) -> Result<(Effort, Option<Recipe>)> {
         recipe.text.sequences = samples;
         recipe.distillation.sequences = samples;
     }
+    recipe.as_ref().map_or(Ok(()), Recipe::check)?;
     Ok((effort, recipe))
+}
+
+fn init(init: InitArg) -> Init {
+    match init {
+        InitArg::DualSvid => Init::DualSvid,
+        InitArg::Itq => Init::Itq,
+        InitArg::Admm => Init::Admm,
+    }
+}
+
+/// Bits, ranks and types.
+fn plan_request(args: &CompressArgs, context: &Context) -> PlanRequest {
+    let solver = &args.solver;
+    PlanRequest {
+        target_bpw: args.target_bpw,
+        rank: args.rank,
+        residual: solver.residual,
+        middle_scale: solver.latent_scale || init(solver.init).has_middle_scale(),
+        scales: match solver.scales {
+            ScalesArg::Auto => ScaleChoice::Auto,
+            ScalesArg::F16 => ScaleChoice::Fixed(ScaleType::F16),
+            ScalesArg::Log8 => ScaleChoice::Fixed(ScaleType::Log8),
+        },
+        embedding_type: match solver.embedding_type {
+            EmbeddingArg::F16 => StoredType::F16,
+            EmbeddingArg::Q8_0 => StoredType::Q8_0,
+            EmbeddingArg::Q6K => StoredType::Q6_K,
+            EmbeddingArg::Q4K => StoredType::Q4_K,
+            EmbeddingArg::Q5_1 => StoredType::Q5_1,
+            EmbeddingArg::Q5_0 => StoredType::Q5_0,
+            EmbeddingArg::Q4_1 => StoredType::Q4_1,
+            EmbeddingArg::Q4_0 => StoredType::Q4_0,
+        },
+        bounds: (context.settings.min_bpw, context.settings.max_bpw),
+    }
 }
 
 fn request(
@@ -160,37 +210,12 @@ fn request(
 ) -> CompressRequest {
     let settings = &context.settings;
     let solver = &args.solver;
-    let init = match solver.init {
-        InitArg::DualSvid => Init::DualSvid,
-        InitArg::Itq => Init::Itq,
-        InitArg::Admm => Init::Admm,
-    };
+    let init = init(solver.init);
     let defaults = SolverConfig::for_init(init);
     let checkpoint_dir =
         args.checkpoint_dir.clone().unwrap_or_else(|| settings.checkpoint_dir.clone());
     CompressRequest {
-        plan: PlanRequest {
-            target_bpw: args.target_bpw,
-            rank: args.rank,
-            residual: solver.residual,
-            middle_scale: solver.latent_scale || init.has_middle_scale(),
-            scales: match solver.scales {
-                ScalesArg::Auto => ScaleChoice::Auto,
-                ScalesArg::F16 => ScaleChoice::Fixed(ScaleType::F16),
-                ScalesArg::Log8 => ScaleChoice::Fixed(ScaleType::Log8),
-            },
-            embedding_type: match solver.embedding_type {
-                EmbeddingArg::F16 => StoredType::F16,
-                EmbeddingArg::Q8_0 => StoredType::Q8_0,
-                EmbeddingArg::Q6K => StoredType::Q6_K,
-                EmbeddingArg::Q4K => StoredType::Q4_K,
-                EmbeddingArg::Q5_1 => StoredType::Q5_1,
-                EmbeddingArg::Q5_0 => StoredType::Q5_0,
-                EmbeddingArg::Q4_1 => StoredType::Q4_1,
-                EmbeddingArg::Q4_0 => StoredType::Q4_0,
-            },
-            bounds: (settings.min_bpw, settings.max_bpw),
-        },
+        plan: plan_request(args, context),
         solver: SolverConfig {
             iterations: solver.iterations.unwrap_or(defaults.iterations),
             itq_iterations: solver.iterations.unwrap_or(defaults.itq_iterations),

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::cli::args::convert::{ConvertArgs, ConvertFormat};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::convert::plan::Format;
 use crate::convert::{self, ConversionReport, Plan, Request};
 use crate::formats::model_directory::DEFAULT_SHARD_BYTES;
@@ -19,8 +19,9 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         .into());
     }
     models::limit_threads(args.threads)?;
+    early::output_folder(&args.output_dir)?;
+    early::model(&args.input_model)?;
     let progress = Bars::new(&context.output);
-    let model = models::open(&args.input_model, &args.hub, context, &progress)?;
     let mut request = Request {
         format: match args.output_format {
             ConvertFormat::Gguf => Format::Gguf,
@@ -34,6 +35,9 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         provenance: !args.no_provenance,
         output: args.output_dir.clone(),
     };
+    request.check()?;
+    let judge = |model: &LocalModel| convert::plan::refuse_early(model, &request);
+    let model = models::open_if(&args.input_model, &args.hub, context, &judge, &progress)?;
     interrupt::install();
     let plan = convert::plan(&model, &request, &progress)?;
     request.output = args.output_dir.join(output_name(args, &model, &plan));

@@ -71,8 +71,15 @@ struct TensorRow {
 
 pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     let progress = Bars::new(&context.output);
-    let check = |config: &Path| crate::source::hf::check_supported(config);
-    let (path, name) = models::locate(&args.model, &args.hub, context, &check, &progress)?;
+    let check = source::hf::check_supported;
+    // Without a scan the headers say everything.
+    let located = if args.skip_scan {
+        models::outline(&args.model, &args.hub, context, &check, &progress)?
+    } else {
+        let judge = |_: &models::Located| Ok(());
+        models::locate_if(&args.model, &args.hub, context, &check, &judge, &progress)?
+    };
+    let path = located.path.clone();
     let is_gguf = detect::path_kind(&path)? == PathKind::Gguf;
     let mut report = match source::open_local(&path) {
         Ok(model) => of_model(&model, is_gguf, args, &progress)?,
@@ -80,9 +87,10 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
         Err(Error::Unsupported { .. }) if is_gguf => of_gguf(&path, args, &progress)?,
         Err(error) => return Err(error.into()),
     };
-    if let Some(name) = name {
-        report.model_name = name;
+    if let Some(name) = &located.name {
+        report.model_name.clone_from(name);
     }
+    report.path = located.shown().display().to_string();
     context.output.result(&report);
     Ok(())
 }

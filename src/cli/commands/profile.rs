@@ -9,7 +9,7 @@ use crate::cli::args::profile::{CreateArgs, ProfileCommand, ShowArgs, ValidateAr
 use crate::cli::args::quantize::SensitivityArg;
 use crate::cli::bars::Bars;
 use crate::cli::output::Report;
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::imatrix::ImportanceMatrix;
 use crate::profile::store::{self, Listed};
 use crate::profile::validate::ValidationReport;
@@ -127,6 +127,19 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
             return Err(Error::InvalidArgument(format!("{option} must be above 0")).into());
         }
     }
+    let measure = args.sensitivity == SensitivityArg::Measured;
+    if !measure && (args.calibration_data.is_some() || args.calibration_samples.is_some()) {
+        return Err(Error::InvalidArgument(
+            "--calibration-data and --calibration-samples go with --sensitivity measured".into(),
+        )
+        .into());
+    }
+    if args.calibration_samples == Some(0) {
+        return Err(
+            Error::InvalidArgument("--calibration-samples must be at least 1".into()).into()
+        );
+    }
+    early::text(args.calibration_data.as_deref(), None)?;
     let path = match (&args.output, &context.settings.profile_dir) {
         (Some(path), _) => path.clone(),
         (None, Some(folder)) => folder.join(format!("{id}.{}", store::EXTENSION)),
@@ -136,9 +149,13 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
             );
         }
     };
+    early::output_file(&path)?;
     models::limit_threads(args.threads)?;
     let progress = Bars::new(&context.output);
     let importance = ImportanceMatrix::open(&args.imatrix)?;
+    if args.model.is_none() && measure {
+        return Err(needs_model().into());
+    }
     let mut report = CreateReport {
         status: "success",
         output_path: path,
@@ -166,6 +183,10 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+fn needs_model() -> Error {
+    Error::InvalidArgument("--sensitivity measured needs the model: --model".into())
+}
+
 fn with_model(
     args: &CreateArgs,
     name: &str,
@@ -174,9 +195,12 @@ fn with_model(
     progress: &dyn Progress,
     report: &mut CreateReport,
 ) -> Result<Profile> {
-    let (path, hub_name) = models::locate(name, &args.hub, context, &check_config, progress)?;
+    let judge =
+        |located: &models::Located| gguf::open(&located.path, &SourceOptions::default()).map(drop);
+    let located = models::locate_if(name, &args.hub, context, &check_config, &judge, progress)?;
+    let path = located.path;
     let mut model = gguf::open(&path, &SourceOptions::default())?;
-    if let Some(name) = hub_name {
+    if let Some(name) = located.name {
         model.name = name;
     }
     let goal = match (args.target_bpw, args.target_size) {
@@ -189,11 +213,6 @@ fn with_model(
     };
     let text = Text { data: args.calibration_data.as_deref(), samples: args.calibration_samples };
     let measure = args.sensitivity == SensitivityArg::Measured;
-    if !measure && (text.data.is_some() || text.samples.is_some()) {
-        return Err(Error::InvalidArgument(
-            "--calibration-data and --calibration-samples go with --sensitivity measured".into(),
-        ));
-    }
     interrupt::install();
     let dynamic = if measure {
         report.sensitivity = "measured";
@@ -234,11 +253,6 @@ fn without_model(
     importance: &ImportanceMatrix,
     report: &mut CreateReport,
 ) -> Result<Profile> {
-    if args.sensitivity == SensitivityArg::Measured {
-        return Err(Error::InvalidArgument(
-            "--sensitivity measured needs the model: --model".into(),
-        ));
-    }
     let bits = match (args.target_bpw, args.target_size) {
         (Some(bits), _) => bits,
         (None, Some(ratio)) => 16.0 * if ratio > 1.0 { 1.0 / ratio } else { ratio },
@@ -277,8 +291,9 @@ impl Report for CreateReport {
 fn validate(args: &ValidateArgs, context: &Context) -> Result<(), Failure> {
     let profile = store::find(&args.profile, context.settings.profile_dir.as_deref())?;
     let progress = Bars::new(&context.output);
-    let (path, _) = models::locate(&args.model, &args.hub, context, &check_config, &progress)?;
-    let model = gguf::open(&path, &SourceOptions::default())?;
+    // Names and shapes are all that is looked at.
+    let located = models::outline(&args.model, &args.hub, context, &check_config, &progress)?;
+    let model = gguf::open(&located.path, &SourceOptions::default())?;
     let report = ValidationReport::new(&profile, &model, &args.model)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));
     let Some(error) = report.failure() else {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::analyze::SuperWeightMask;
 use crate::cli::args::HubArgs;
 use crate::cli::args::quality::{
     BenchmarkArg, BenchmarkArgs, CompareArgs, QualityCommand, QualityReportArgs, TableFormat,
@@ -9,14 +10,16 @@ use crate::cli::args::quality::{
 };
 use crate::cli::bars::Bars;
 use crate::cli::output::{Output, Report, human_bytes};
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::eval::tasks::{Benchmark, BenchmarkRequest};
 use crate::formats::atomic::write_atomically;
+use crate::progress::Progress;
 use crate::quality::{
     self, CompareReport, CompareRequest, Metric, QualityReport, QualityRequest, TextRequest, csv,
     html,
 };
 use crate::source::LocalModel;
+use crate::source::hub::ModelSpec;
 use crate::{Error, Result};
 
 pub(crate) fn run(command: &QualityCommand, context: &Context) -> Result<(), Failure> {
@@ -41,6 +44,11 @@ fn report(args: &QualityReportArgs, context: &Context, output: &Output) -> Resul
         args.output.iter().map(|path| FileKind::of(path, false)).collect::<Result<Vec<_>>>()?;
     let benchmarks = benchmark_requests(&args.benchmarks, &args.hub, context)?;
     let progress = Bars::new(output);
+    early::text(None, args.text.calibration_data.as_deref())?;
+    if let Some(path) = &args.super_weights {
+        SuperWeightMask::read(path)?;
+    }
+    early::benchmarks(&benchmarks, &progress)?;
     let settings = &context.settings;
     let request = QualityRequest {
         original_name: args.original.clone(),
@@ -54,8 +62,11 @@ fn report(args: &QualityReportArgs, context: &Context, output: &Output) -> Resul
         super_weights: args.super_weights.clone(),
     };
     let backend = models::backend(&args.compute, context)?;
-    let original = models::open(&args.original, &args.hub, context, &progress)?;
-    let quantized = models::open(&args.quantized, &args.hub, context, &progress)?;
+    let named = [args.original.as_str(), args.quantized.as_str()];
+    let mut opened = open_all(&named, &args.hub, context, &progress)?;
+    let (Some(quantized), Some(original)) = (opened.pop(), opened.pop()) else {
+        return Err(Error::General("two models were to be opened".into()).into());
+    };
     interrupt::install();
     let report = quality::measure(&original, &quantized, &request, &backend, &progress)?;
     for (path, kind) in args.output.iter().zip(kinds) {
@@ -91,7 +102,12 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
     let metrics = metrics(&args.metrics)?;
     let text = text_request(&args.text, &args.hub, context)?;
     let progress = Bars::new(output);
-    let (backend, original, quantized) = open_all(args, context, &progress)?;
+    early::text(None, args.text.calibration_data.as_deref())?;
+    let backend = models::backend(&args.compute, context)?;
+    let named: Vec<&str> =
+        std::iter::once(&args.original).chain(&args.quantized).map(String::as_str).collect();
+    let mut quantized = open_all(&named, &args.hub, context, &progress)?;
+    let original = quantized.remove(0);
     let request = CompareRequest {
         original_name: args.original.clone(),
         quantized_names: args.quantized.clone(),
@@ -117,19 +133,30 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
     Ok(())
 }
 
+/// Opens models, in the order in which they are named. What is here is opened before anything is
+/// downloaded, and nothing is looked for unless all of it may be there.
 fn open_all(
-    args: &CompareArgs,
+    names: &[&str],
+    hub: &HubArgs,
     context: &Context,
-    progress: &Bars,
-) -> Result<(crate::backend::Backend, LocalModel, Vec<LocalModel>)> {
-    let backend = models::backend(&args.compute, context)?;
-    let original = models::open(&args.original, &args.hub, context, progress)?;
-    let quantized = args
-        .quantized
-        .iter()
-        .map(|spec| models::open(spec, &args.hub, context, progress))
-        .collect::<Result<_>>()?;
-    Ok((backend, original, quantized))
+    progress: &dyn Progress,
+) -> Result<Vec<LocalModel>> {
+    let specs = names.iter().map(|name| models::parse(name, hub)).collect::<Result<Vec<_>>>()?;
+    let mut opened: Vec<Option<LocalModel>> = names.iter().map(|_| None).collect();
+    for here in [true, false] {
+        for (at, spec) in specs.iter().enumerate() {
+            if matches!(spec, ModelSpec::Path(_)) == here {
+                // The first one is the original of all others.
+                let judge = |model: &LocalModel| match opened.iter().flatten().next() {
+                    Some(other) if at == 0 => quality::check_pair(model, other),
+                    _ => opened[0].as_ref().map_or(Ok(()), |o| quality::check_pair(o, model)),
+                };
+                let model = models::open_if(names[at], hub, context, &judge, progress)?;
+                opened[at] = Some(model);
+            }
+        }
+    }
+    Ok(opened.into_iter().flatten().collect())
 }
 
 fn metrics(names: &[String]) -> Result<Vec<Metric>> {

@@ -5,7 +5,8 @@ use crate::Error;
 use crate::cli::args::littlebit::ValidateArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::Report;
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
+use crate::formats::gguf_ext;
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::report::ValidationReport;
 use crate::littlebit::validate::{self, ValidateRequest};
@@ -23,7 +24,11 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
         return Err(Error::model_not_found(message).into());
     }
     let benchmarks = quality::benchmark_requests(&args.benchmarks, &args.hub, context)?;
+    early::model(&args.original)?;
+    early::text(None, args.calibration_data.as_deref())?;
+    gguf_ext::open_either(&args.compressed)?;
     let progress = Bars::new(&context.output);
+    early::benchmarks(&benchmarks, &progress)?;
     let settings = &context.settings;
     let backend = models::backend(&args.compute, context)?;
     let original = models::open(&args.original, &args.hub, context, &progress)?;

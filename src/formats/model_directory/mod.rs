@@ -6,4 +6,5 @@ mod layout;
 mod writer;
 
 pub use companions::{SideFile, companions, config_with};
+pub(crate) use writer::check_target;
 pub use writer::{DEFAULT_SHARD_BYTES, DirectoryWriter, TensorSlot, WrittenDirectory};

@@ -351,7 +351,7 @@ impl Drop for DirectoryWriter {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`], [`Error::Io`].
-pub(super) fn check_target(target: &Path) -> Result<()> {
+pub(crate) fn check_target(target: &Path) -> Result<()> {
     let entries = match fs::read_dir(target) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

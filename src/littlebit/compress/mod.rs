@@ -8,6 +8,7 @@
 mod assemble;
 mod bracket;
 mod facts;
+mod fits;
 mod pack;
 mod preflight;
 mod quality;
@@ -73,6 +74,7 @@ pub fn dry_run(
     let estimate = preflight::estimate(model, &plan, request)?;
     let mut report = skeleton(model, &plan, request, backend, size)?;
     report.layers = plan.layers().map(|layer| pack::report_of(layer, None)).collect();
+    report.warnings.extend(preflight::shortages(model, &plan, size, request));
     report.warnings.extend(embedding_warning(&plan));
     if request.goes_by_loss() {
         report.warnings.push(
@@ -87,6 +89,25 @@ pub fn dry_run(
     report.estimated_stages = estimate.stages;
     report.peak_memory_bytes = estimate.peak_memory_bytes;
     Ok(report)
+}
+
+/// Refuses what [`compress`] would refuse for the shapes and settings of a model, without a look at a
+/// weight: to be asked before gigabytes of weights are moved.
+///
+/// # Errors
+/// Those of [`compress`].
+pub fn refuse_early(
+    model: &LocalModel,
+    request: &CompressRequest,
+    backend: &Backend,
+) -> Result<()> {
+    check(request)?;
+    recover::check(request, backend)?;
+    refuse_packed(model)?;
+    let plan = plan(&headers_of(model), &request.plan)?;
+    let size = assemble::layout(model, &plan, request, &Facts::planned(request))?.file_size();
+    preflight::refuse_early(model, &plan, size, request)?;
+    Tokenizer::from_model(model).map(drop)
 }
 
 /// Factors are found from weights that are numbers, not from integers that were rounded already.

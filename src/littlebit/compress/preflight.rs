@@ -1,7 +1,8 @@
 //! What can be known before hours of work: whether it would fail.
 
-use super::{CompressRequest, Weighting, sensitivity, statistics};
-use crate::backend::memory;
+use std::path::Path;
+
+use super::{CompressRequest, Weighting, fits, sensitivity, statistics};
 use crate::formats::space;
 use crate::littlebit::estimate;
 use crate::littlebit::plan::CompressionPlan;
@@ -37,10 +38,6 @@ impl Estimate {
     }
 }
 
-/// Memory of the program itself and of activations, bytes: what a run takes beyond the solver's
-/// matrices and the mapped files.
-const BASE_MEMORY: u64 = 96 << 20;
-
 /// Estimates time and memory from a tenth of a second of the solver's own work and, with a recipe,
 /// as much of recovery's: factorization, recovery, and two operations per weight for each token of
 /// calibration and evaluation. A GPU is not measured; there the figures are those of the processor.
@@ -52,40 +49,38 @@ pub(super) fn estimate(
     let threads = rayon::current_num_threads();
     let rate = estimate::calibrate()?;
     let solver = estimate::estimate(plan, &request.solver, threads, rate);
+    let peak_memory_bytes = fits::needed(model, plan, request, request.recipe.as_ref(), threads);
     let forward =
         |tokens: usize| 2.0 * plan.parameters as f64 * tokens as f64 / (rate * threads as f64);
     let factorization = StageEstimate { stage: "factorization", seconds: solver.seconds };
-    let (mut stages, recovery_memory) = match &request.recipe {
+    let mut stages = match &request.recipe {
         Some(recipe) => {
-            let RecoveryEstimate { mut stages, mut memory_bytes } =
+            let RecoveryEstimate { mut stages, .. } =
                 tuning::estimate(plan, &model.config, recipe, tuning::calibrate());
             stages.insert(1.min(stages.len()), factorization);
             if request.goes_by_loss() {
                 let machine = (threads, rate);
-                let (seconds, bytes) =
-                    sensitivity::cost(plan, &model.config, &request.solver, machine);
+                let (seconds, _) = sensitivity::cost(plan, &model.config, &request.solver, machine);
                 stages.insert(0, StageEstimate { stage: "sensitivity", seconds });
-                memory_bytes = memory_bytes.max(bytes);
             }
-            (stages, memory_bytes)
+            stages
         }
         None if request.weighting == Weighting::Activation => {
             let window = statistics::window(model.config.max_positions);
             let seconds = forward(request.calibration_samples * window);
-            (vec![StageEstimate { stage: "calibration", seconds }, factorization], 0)
+            vec![StageEstimate { stage: "calibration", seconds }, factorization]
         }
-        None => (vec![factorization], 0),
+        None => vec![factorization],
     };
     // The coherence test costs about as much as two thousand tokens.
     if !request.skip_validation {
         let seconds = forward(2 * (request.eval_tokens + 2000));
         stages.push(StageEstimate { stage: "evaluation", seconds });
     }
-    Ok(Estimate { stages, peak_memory_bytes: solver.memory_bytes + recovery_memory + BASE_MEMORY })
+    Ok(Estimate { stages, peak_memory_bytes })
 }
 
-/// Refuses what would fail later: a folder that cannot be written, a disk or a memory that is too
-/// small, weights that are not numbers.
+/// Refuses what would fail later: what [`refuse_early`] refuses, and weights that are not numbers.
 pub(super) fn refuse(
     model: &LocalModel,
     plan: &CompressionPlan,
@@ -93,44 +88,50 @@ pub(super) fn refuse(
     request: &CompressRequest,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let folder = match request.output.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => std::path::Path::new("."),
-    };
+    let folder = folder_of(request);
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    space::check_writable(folder)?;
-    space::check_free_space(folder, size)?;
-
+    refuse_early(model, plan, size, request)?;
     let estimate = estimate(model, plan, request)?;
-    let what = format!("the work{}", latents_of(plan, request));
-    if let Some(limit) = request.max_memory
-        && estimate.peak_memory_bytes > limit
-    {
-        return Err(Error::OutOfMemory(format!(
-            "{what} needs about {}, --max-memory allows {}",
-            space::describe_bytes(estimate.peak_memory_bytes),
-            space::describe_bytes(limit)
-        )));
-    }
-    memory::require(estimate.peak_memory_bytes, &what)?;
     check_finite(model, plan, progress)?;
     progress.note(&format!("Estimated time: {}", estimate.describe()));
     Ok(())
 }
 
-/// What the memory goes to where that can be helped: signs that learn.
-fn latents_of(plan: &CompressionPlan, request: &CompressRequest) -> String {
-    let learning = request.recipe.as_ref().is_some_and(|r| r.distillation.needs_latents());
-    if !learning {
-        return String::new();
+/// Refuses, without a look at a weight, a folder that cannot be written, and a disk or a memory that
+/// is too small.
+pub(super) fn refuse_early(
+    model: &LocalModel,
+    plan: &CompressionPlan,
+    size: u64,
+    request: &CompressRequest,
+) -> Result<()> {
+    let folder = folder_of(request);
+    space::check_writable(folder)?;
+    space::check_free_space(folder, size)?;
+    match fits::shortage(model, plan, request) {
+        Some((message, suggestion)) => Err(Error::OutOfMemory { message, suggestion }),
+        None => Ok(()),
     }
-    let shapes = plan.layers().map(|layer| layer.shape);
-    let signs: usize = shapes.map(|s| s.paths * s.rank * (s.rows + s.cols)).sum();
-    format!(
-        " (with {:.1} million signs that learn together, 16 bytes each; a recipe with \
-         distillation.signs = false keeps them as bits)",
-        signs as f64 / 1e6
-    )
+}
+
+/// What [`refuse_early`] would refuse for lack of disk or memory, as warnings.
+pub(super) fn shortages(
+    model: &LocalModel,
+    plan: &CompressionPlan,
+    size: u64,
+    request: &CompressRequest,
+) -> Vec<String> {
+    let disk = space::shortage(folder_of(request), size);
+    let memory = fits::shortage(model, plan, request)
+        .map(|(message, suggestion)| format!("{message}; the run will be refused. {suggestion}"));
+    disk.into_iter().chain(memory).collect()
+}
+
+fn folder_of(request: &CompressRequest) -> &Path {
+    match request.output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Reads every matrix once: a NaN must not be found after hours.

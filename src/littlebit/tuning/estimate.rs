@@ -90,6 +90,14 @@ pub fn estimate(
     RecoveryEstimate { stages, memory_bytes: memory(config, recipe, signs as u64) }
 }
 
+/// Working memory of a recipe for the layers of a plan, bytes: as [`estimate`] has it.
+#[must_use]
+pub fn memory_bytes(plan: &CompressionPlan, config: &ModelConfig, recipe: &Recipe) -> u64 {
+    let shapes = plan.layers().map(|layer| layer.shape);
+    let signs: usize = shapes.map(|s| s.paths * s.rank * (s.rows + s.cols)).sum();
+    memory(config, recipe, signs as u64)
+}
+
 /// Working memory of a recipe for layers of `signs` signs, bytes.
 fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
     let hidden = config.hidden_size as u64;

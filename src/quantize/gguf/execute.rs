@@ -38,7 +38,7 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Refuses what would fail later: what [`refuse_plan`] does, and weights that are not numbers. Makes
+/// Refuses what would fail later: what [`refuse_plan`] does, a disk that is too small, and weights that are not numbers. Makes
 /// the folder of the output, and names unfinished files of other runs.
 ///
 /// # Errors
@@ -51,6 +51,7 @@ pub fn refuse(
     progress: &dyn Progress,
 ) -> Result<()> {
     refuse_plan(model, plan, source, request)?;
+    refuse_size(plan, request, unfinished(model, plan, request)?)?;
     let folder = folder_of(&request.output);
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let run = run_name(&fingerprint(model, plan, request)?);
@@ -68,7 +69,7 @@ pub fn refuse(
 }
 
 /// Refuses a missing importance matrix, a folder that cannot be written, a checkpoint of another run,
-/// a disk that is too small and the source as the target. Leaves nothing behind and reads no weights
+/// and the source as the target. Leaves nothing behind and reads no weights
 /// but a sample.
 ///
 /// # Errors
@@ -106,15 +107,30 @@ pub fn refuse_plan(
             drop(CheckpointStore::open(parent, &fingerprint, &NullProgress)?);
         }
     }
-    let run = run_name(&fingerprint);
-    let there: u64 = plan
-        .layout
-        .files()
-        .iter()
-        .filter_map(|file| part_path(&file.path(&request.output), &run).metadata().ok())
-        .map(|metadata| metadata.len())
-        .sum();
-    space::check_free_space(folder, plan.layout.total_bytes().saturating_sub(there))
+    Ok(())
+}
+
+/// Bytes that an interrupted run of the same kind has written.
+fn unfinished(model: &GgufModel, plan: &QuantizePlan, request: &QuantizeRequest) -> Result<u64> {
+    let run = run_name(&fingerprint(model, plan, request)?);
+    let files = plan.layout.files().iter();
+    let parts = files.filter_map(|f| part_path(&f.path(&request.output), &run).metadata().ok());
+    Ok(parts.map(|metadata| metadata.len()).sum())
+}
+
+/// Refuses a disk that is too small for what is still to be written.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn refuse_size(plan: &QuantizePlan, request: &QuantizeRequest, written: u64) -> Result<()> {
+    let bytes = plan.layout.total_bytes().saturating_sub(written);
+    space::check_free_space(folder_of(&request.output), bytes)
+}
+
+/// What [`refuse_size`] would refuse, as a warning.
+#[must_use]
+pub fn shortage(plan: &QuantizePlan, request: &QuantizeRequest) -> Option<String> {
+    space::shortage(folder_of(&request.output), plan.layout.total_bytes())
 }
 
 /// Unfinished files of other runs for the same target.

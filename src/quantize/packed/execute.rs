@@ -19,12 +19,14 @@ use crate::backend::{Backend, memory};
 use crate::calibration::CalibrationWindows;
 use crate::calibration::documents::{ChatRenderer, Coverage, DocumentFile};
 use crate::checkpoint::{Fingerprint, hexadecimal};
+use crate::formats::model_directory::check_target;
 use crate::formats::model_directory::{
     DEFAULT_SHARD_BYTES, DirectoryWriter, SideFile, WrittenDirectory, companions, config_with,
 };
 use crate::formats::packed::{
     AwqConfig, GptqConfig, QuantizationConfig, W8A8Config, awq, gptq, w8a8,
 };
+use crate::formats::space;
 use crate::inference::Decoder;
 use crate::littlebit::measure;
 use crate::progress::Progress;
@@ -58,9 +60,61 @@ pub fn refuse(
     request: &PackedRequest,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let needed = memory_needed(model, plan, request, None);
-    memory::require(needed, "a block with its calibration")?;
+    refuse_early(model, plan, request)?;
     check_weights(model, plan, progress)
+}
+
+/// Refuses, without a look at a weight, what would fail later: a target that holds something else or
+/// cannot be written, a disk or a memory that is too small, a model without a tokenizer.
+///
+/// # Errors
+/// [`Error::InvalidArgument`], [`Error::Io`], [`Error::OutOfMemory`], [`Error::ModelNotFound`].
+pub fn refuse_early(model: &LocalModel, plan: &PackedPlan, request: &PackedRequest) -> Result<()> {
+    check_target(&request.output)?;
+    space::check_writable(folder_of(request))?;
+    space::check_free_space(folder_of(request), plan.tensor_bytes)?;
+    if let Some((message, suggestion)) = memory_shortage(model, plan, request) {
+        return Err(Error::OutOfMemory { message, suggestion });
+    }
+    if request.samples == 0 { Ok(()) } else { Tokenizer::from_model(model).map(drop) }
+}
+
+/// What [`refuse_early`] would refuse for lack of disk or memory, as warnings.
+#[must_use]
+pub fn shortages(model: &LocalModel, plan: &PackedPlan, request: &PackedRequest) -> Vec<String> {
+    let memory = memory_shortage(model, plan, request)
+        .map(|(message, suggestion)| format!("{message}; the run will be refused. {suggestion}"));
+    space::shortage(folder_of(request), plan.tensor_bytes).into_iter().chain(memory).collect()
+}
+
+fn folder_of(request: &PackedRequest) -> &Path {
+    let folder = request.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
+}
+
+/// What memory is missing, and what would fit, by the same count.
+fn memory_shortage(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+) -> Option<(String, String)> {
+    let needed = memory_needed(model, plan, request, None);
+    let message = memory::shortage(needed, "a block with its calibration")?;
+    let mut others = Vec::new();
+    let mut other = |words: &str, changed: PackedRequest| {
+        others.push((words.to_owned(), memory_needed(model, plan, &changed, None)));
+    };
+    match request.method {
+        Method::Gptq(settings) if settings.bits == 4 => {
+            other("`quantize awq`", PackedRequest { method: Method::Awq, ..request.clone() });
+        }
+        _ => {}
+    }
+    other(
+        "--calibration-samples 0, which rounds to nearest",
+        PackedRequest { samples: 0, ..request.clone() },
+    );
+    Some((message, memory::what_fits(&others, memory::available_bytes())))
 }
 
 fn check_weights(model: &LocalModel, plan: &PackedPlan, progress: &dyn Progress) -> Result<()> {

@@ -21,7 +21,7 @@ pub mod smoothquant;
 mod store;
 mod work;
 
-pub use execute::execute;
+pub use execute::{execute, refuse_early, shortages};
 pub use plan::{PackedPlan, plan};
 pub use report::PackedReport;
 pub use request::{Alpha, Extras, Gptq, GroupSize, Method, PackedRequest, parse_bits};

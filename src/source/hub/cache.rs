@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::client::sleep;
+use super::patience::sleep;
 use super::spec::is_commit;
 use super::{RepoKind, Target};
 use crate::formats::atomic::write_atomically;

@@ -5,21 +5,25 @@
 //! no token.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::address::{encode, is_downgrade, is_loopback, join, same_origin};
+use super::patience::Patience;
+use super::spec::is_commit;
 use super::{HubOptions, RepoKind, Target};
-use crate::progress::Progress;
+use crate::redact;
 use crate::settings::Token;
 use crate::{Error, Result};
 
 const MAX_REDIRECTS: usize = 10;
 /// A repository listing is some hundred bytes a file.
 const MAX_LISTING_BYTES: u64 = 32 << 20;
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// It is asked for to explain an error, which must not wait for it.
+const LISTING_TIME: Duration = Duration::from_secs(10);
 
 /// Why a request gave nothing.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub(super) enum Trouble {
     Fatal(Error),
     /// The file is not in the repository; for an optional file that is an answer.
     Missing(Error),
-    /// No connection could be made at all.
+    /// No connection could be made at all, or nobody answered the first question.
     Unreachable(String),
     /// The connection broke, or the server is busy.
     Passing {
@@ -39,7 +43,7 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    fn passing(reason: impl Into<String>) -> Self {
+    pub(super) fn passing(reason: impl Into<String>) -> Self {
         Self::Passing { reason: reason.into(), wait: None }
     }
 }
@@ -66,11 +70,18 @@ impl Remote {
 pub(super) struct Client {
     agent: Agent,
     endpoint: String,
+    /// The endpoint as messages show it.
+    shown: String,
     token: Option<Token>,
     retries: u32,
     retry_wait: Duration,
+    stall_timeout: Duration,
+    /// Whether anything has answered yet. Before that, an attempt that fails is no passing trouble:
+    /// there is no network.
+    answered: AtomicBool,
 }
 
+#[derive(Debug, Clone, Copy)]
 enum Method {
     Head,
     Get,
@@ -96,9 +107,12 @@ impl Client {
         Self {
             agent: config.build().into(),
             endpoint: options.endpoint.trim_end_matches('/').to_owned(),
+            shown: redact::addresses(options.endpoint.trim_end_matches('/')),
             token: options.token.clone(),
             retries: options.retries,
             retry_wait: options.retry_wait,
+            stall_timeout: options.stall_timeout,
+            answered: AtomicBool::new(false),
         }
     }
 
@@ -109,14 +123,14 @@ impl Client {
         let (mut commit, mut etag, mut size) = (None, None, None);
         for _ in 0..=MAX_REDIRECTS {
             let range = matches!(method, Method::Get).then_some("bytes=0-0");
-            let response = self.request(&method, &url, range)?;
+            let response = self.request(method, &url, range)?;
             let headers = response.headers();
             commit = commit.or_else(|| text(headers, "x-repo-commit"));
             etag = etag.or_else(|| text(headers, "x-linked-etag"));
             size = size.or_else(|| number(headers, "x-linked-size"));
             let status = response.status();
             if status.is_redirection() {
-                let next = redirect(&url, headers)?;
+                let next = self.redirect(&url, headers)?;
                 if same_origin(&next, &self.endpoint) {
                     url = next;
                     continue;
@@ -135,7 +149,7 @@ impl Client {
             } else {
                 return Err(self.refusal(target, Some(file), status, headers));
             }
-            return self.checked(commit, etag, size);
+            return self.checked(target, commit, etag, size);
         }
         Err(self.too_many_redirects())
     }
@@ -143,6 +157,7 @@ impl Client {
     /// The headers become file names: nothing but plain names is let through.
     fn checked(
         &self,
+        target: &Target,
         commit: Option<String>,
         etag: Option<String>,
         size: Option<u64>,
@@ -153,34 +168,59 @@ impl Client {
                 && text
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+                && self.token.as_ref().is_none_or(|token| !text.contains(token.secret()))
         };
-        let name = |value: Option<String>, header: &str| {
-            value.filter(&plain).ok_or_else(|| {
-                Trouble::Fatal(Error::General(format!(
-                    "{} does not answer like a Hugging Face hub ({header} is missing or odd); \
-                     check HF_ENDPOINT",
-                    self.endpoint
-                )))
-            })
+        let odd = |header: &str| {
+            self.wrong(format!(
+                "does not answer like a Hugging Face hub ({header} is missing or odd)"
+            ))
         };
         let etag = etag.map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned());
-        Ok(Remote { commit: name(commit, "X-Repo-Commit")?, etag: name(etag, "ETag")?, size })
+        let etag = etag.filter(&plain).ok_or_else(|| odd("ETag"))?;
+        let commit = commit.filter(|id| is_commit(id)).ok_or_else(|| odd("X-Repo-Commit"))?;
+        self.same_commit(target, &commit)?;
+        Ok(Remote { commit, etag, size })
     }
 
-    /// Starts the download of `file` at byte `start`, wherever the hub keeps it.
+    /// A commit that was asked for must be the one that answers.
+    fn same_commit(&self, target: &Target, answered: &str) -> Result<(), Trouble> {
+        if !is_commit(&target.revision) || target.revision == answered {
+            return Ok(());
+        }
+        let answered = printable(&self.clean(answered));
+        Err(self.wrong(format!(
+            "was asked for commit {} of {} and answers with {answered}",
+            target.revision, target.repo
+        )))
+    }
+
+    /// A hub that answers what no hub answers.
+    fn wrong(&self, what: impl std::fmt::Display) -> Trouble {
+        Trouble::Fatal(Error::Network {
+            message: format!("{} {what}; check HF_ENDPOINT", self.shown),
+            suggestion:
+                "Check HF_ENDPOINT and the proxy: what answers there is no Hugging Face hub".into(),
+        })
+    }
+
+    /// Starts the download of `file`, or of a part of it (`bytes=7-`), wherever the hub keeps it.
     pub(super) fn open(
         &self,
         target: &Target,
         file: &str,
-        start: u64,
+        range: Option<&str>,
     ) -> Result<Response<Body>, Trouble> {
-        let range = (start > 0).then(|| format!("bytes={start}-"));
         let mut url = self.file_url(target, file);
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.request(&Method::Get, &url, range.as_deref())?;
+            let response = self.request(Method::Get, &url, range)?;
             let status = response.status();
+            if same_origin(&url, &self.endpoint)
+                && let Some(commit) = text(response.headers(), "x-repo-commit")
+            {
+                self.same_commit(target, &commit)?;
+            }
             if status.is_redirection() {
-                url = redirect(&url, response.headers())?;
+                url = self.redirect(&url, response.headers())?;
             } else if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
                 return Ok(response);
             } else {
@@ -206,7 +246,11 @@ impl Client {
         };
         let revision = encode(&target.revision, false);
         let url = format!("{}/api/{kind}/{}/revision/{revision}", self.endpoint, target.repo);
-        let response = self.request(&Method::Get, &url, None).ok()?;
+        let mut request = self.agent.get(&url).config().timeout_global(Some(LISTING_TIME)).build();
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {}", token.secret()));
+        }
+        let response = request.call().ok()?;
         if !response.status().is_success() {
             return None;
         }
@@ -214,33 +258,52 @@ impl Client {
         let reader = response.into_body().into_reader();
         reader.take(MAX_LISTING_BYTES).read_to_end(&mut bytes).ok()?;
         let listing: Listing = serde_json::from_slice(&bytes).ok()?;
-        Some(listing.siblings.into_iter().map(|sibling| sibling.rfilename).collect())
+        let names = listing.siblings.into_iter().map(|sibling| sibling.rfilename);
+        Some(names.map(|name| printable(&self.clean(&name))).collect())
     }
 
     /// The patience for one task.
     pub(super) fn patience(&self) -> Patience {
-        Patience { allowed: self.retries, used: 0, wait: self.retry_wait }
+        Patience::new(self.retries, self.retry_wait)
+    }
+
+    /// The longest silence on a connection.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
+    }
+
+    /// Whether anything has answered yet.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// A text that may hold what a server sent, without secrets.
+    pub(super) fn clean(&self, text: &str) -> String {
+        let text = redact::addresses(text);
+        self.token.as_ref().map_or(text.clone(), |token| redact::without(&text, token.secret()))
     }
 
     /// An error for people from trouble that will not be tried again.
     pub(super) fn give_up(&self, trouble: Trouble) -> Error {
         match trouble {
             Trouble::Fatal(error) | Trouble::Missing(error) => error,
-            Trouble::Unreachable(reason) => Error::General(format!(
-                "cannot reach {}: {reason}. Check the network and HF_ENDPOINT, or set \
-                 HF_HUB_OFFLINE=1 to use what is already downloaded",
-                self.endpoint
-            )),
-            Trouble::Passing { reason, .. } => Error::General(format!(
-                "{} does not answer properly: {reason}. Try again later: what is already \
-                 downloaded is kept",
-                self.endpoint
-            )),
+            Trouble::Unreachable(reason) => Error::Network {
+                message: format!("cannot reach {}: {reason}", self.shown),
+                suggestion: "Check the network and HF_ENDPOINT; or give --offline (or \
+                             HF_HUB_OFFLINE=1) to use what is already downloaded, or the path of a \
+                             model on this machine"
+                    .into(),
+            },
+            Trouble::Passing { reason, .. } => Error::Network {
+                message: format!("{} does not answer properly: {reason}", self.shown),
+                suggestion: "Try again later: what is already downloaded is kept".into(),
+            },
         }
     }
 
+    /// The endpoint as messages show it.
     pub(super) fn endpoint(&self) -> &str {
-        &self.endpoint
+        &self.shown
     }
 
     fn file_url(&self, target: &Target, file: &str) -> String {
@@ -259,7 +322,7 @@ impl Client {
 
     fn request(
         &self,
-        method: &Method,
+        method: Method,
         url: &str,
         range: Option<&str>,
     ) -> Result<Response<Body>, Trouble> {
@@ -275,14 +338,37 @@ impl Client {
         if let Some(range) = range {
             request = request.header("Range", range);
         }
-        request.call().map_err(|error| classify(&error))
+        let answer = request.call();
+        if answer.is_ok() {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+        answer.map_err(|error| self.classify(&error))
+    }
+
+    /// What a request that got no answer means.
+    fn classify(&self, error: &ureq::Error) -> Trouble {
+        let said = self.clean(&error.to_string());
+        match error {
+            ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
+                self.wrong(format!("sends an address without sense ({said})"))
+            }
+            error if no_connection(error) => Trouble::Unreachable(said),
+            ureq::Error::Timeout(_) if !self.has_answered() => Trouble::Unreachable(said),
+            _ => Trouble::passing(said),
+        }
+    }
+
+    fn redirect(&self, from: &str, headers: &HeaderMap) -> Result<String, Trouble> {
+        let next = text(headers, "location").and_then(|location| join(from, &location));
+        match next {
+            Some(next) if !is_downgrade(from, &next) => Ok(next),
+            Some(_) => Err(self.wrong("redirects from https to plain http, which is refused")),
+            None => Err(self.wrong("redirects to nowhere")),
+        }
     }
 
     fn too_many_redirects(&self) -> Trouble {
-        Trouble::Fatal(Error::General(format!(
-            "{} redirects in circles; check HF_ENDPOINT",
-            self.endpoint
-        )))
+        self.wrong("redirects in circles")
     }
 
     /// What a status that is neither success nor redirect means. The hub tells the cases of one
@@ -296,10 +382,12 @@ impl Client {
     ) -> Trouble {
         let code = text(headers, "x-error-code").unwrap_or_default();
         let said = match text(headers, "x-error-message") {
-            Some(message) => format!("HTTP {}: {}", status.as_u16(), printable(&message)),
+            Some(message) => {
+                format!("HTTP {}: {}", status.as_u16(), printable(&self.clean(&message)))
+            }
             None => format!("HTTP {}", status.as_u16()),
         };
-        let (repo, endpoint) = (target.describe(), &self.endpoint);
+        let (repo, endpoint) = (target.describe(), &self.shown);
         match status.as_u16() {
             401 | 403 => Trouble::Fatal(Error::AuthRequired(self.denial(target, &code, &said))),
             404 | 410 => {
@@ -324,13 +412,16 @@ impl Client {
                 reason: said,
                 wait: number(headers, "retry-after").map(Duration::from_secs),
             },
-            _ => Trouble::Fatal(Error::General(format!("{repo}: {endpoint} answers {said}"))),
+            _ => Trouble::Fatal(Error::Network {
+                message: format!("{repo}: {endpoint} answers {said}"),
+                suggestion: "Check HF_ENDPOINT and the proxy, or try again later".into(),
+            }),
         }
     }
 
     fn denial(&self, target: &Target, code: &str, said: &str) -> String {
         let repo = target.describe();
-        let page = format!("{}/{}{}", self.endpoint, target.kind.prefix(), target.repo);
+        let page = format!("{}/{}{}", self.shown, target.kind.prefix(), target.repo);
         match (code, &self.token) {
             ("GatedRepo", None) => format!(
                 "{repo} is gated ({said}): accept its terms at {page}, then set HF_TOKEN to a \
@@ -352,100 +443,23 @@ impl Client {
     }
 }
 
-/// How often, and after which pauses, to try again.
-pub(super) struct Patience {
-    allowed: u32,
-    used: u32,
-    wait: Duration,
-}
-
-impl Patience {
-    /// Waits before the next attempt, or gives the trouble back when there is none. `task` says
-    /// what is being tried.
-    pub(super) fn wait_after(
-        &mut self,
-        trouble: Trouble,
-        task: &str,
-        progress: &dyn Progress,
-    ) -> Result<(), Trouble> {
-        let (reason, asked) = match &trouble {
-            Trouble::Fatal(_) | Trouble::Missing(_) => return Err(trouble),
-            Trouble::Unreachable(reason) => (reason.as_str(), None),
-            Trouble::Passing { reason, wait } => (reason.as_str(), *wait),
-        };
-        if self.used >= self.allowed {
-            return Err(trouble);
-        }
-        let doubled = self.wait.saturating_mul(1 << self.used.min(10));
-        let pause = asked.unwrap_or(doubled).min(LONGEST_WAIT);
-        self.used += 1;
-        progress.warn(&format!(
-            "{task}: {reason}; attempt {} of {} in {:.1} s",
-            self.used + 1,
-            self.allowed + 1,
-            pause.as_secs_f64()
-        ));
-        sleep(pause, progress).map_err(Trouble::Fatal)
-    }
-
-    /// After progress the count starts again: a large file over a bad line may break many times.
-    pub(super) fn renew(&mut self) {
-        self.used = 0;
-    }
-}
-
-/// Sleeps in slices, so that Ctrl-C is noticed.
-pub(super) fn sleep(pause: Duration, progress: &dyn Progress) -> Result<()> {
-    const SLICE: Duration = Duration::from_millis(100);
-    let mut left = pause;
-    while !left.is_zero() {
-        if progress.stop_requested() {
-            return Err(Error::Interrupted { resume: None });
-        }
-        let slice = left.min(SLICE);
-        std::thread::sleep(slice);
-        left -= slice;
-    }
-    Ok(())
-}
-
-fn classify(error: &ureq::Error) -> Trouble {
+/// Whether no connection could be made: no such host, nobody there, no network.
+fn no_connection(error: &ureq::Error) -> bool {
     use std::io::ErrorKind;
     match error {
-        ureq::Error::HostNotFound => Trouble::Unreachable("the host name is unknown".into()),
-        ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-            Trouble::Unreachable(error.to_string())
-        }
-        ureq::Error::Io(io)
-            if !matches!(
+        ureq::Error::Io(io) => {
+            matches!(
                 io.kind(),
                 ErrorKind::ConnectionRefused
                     | ErrorKind::HostUnreachable
                     | ErrorKind::NetworkUnreachable
                     | ErrorKind::NetworkDown
-                    | ErrorKind::AddrNotAvailable
-            ) =>
-        {
-            Trouble::passing(io.to_string())
+                    | ErrorKind::AddrNotAvailable // The standard library has no kind for a name that cannot be looked up.
+            ) || io.to_string().contains("failed to lookup address")
         }
-        ureq::Error::Timeout(_) | ureq::Error::Protocol(_) | ureq::Error::BodyStalled => {
-            Trouble::passing(error.to_string())
-        }
-        ureq::Error::Http(_) | ureq::Error::BadUri(_) => Trouble::Fatal(Error::General(format!(
-            "the hub sends an address without sense: {error}"
-        ))),
-        _ => Trouble::Unreachable(error.to_string()),
-    }
-}
-
-fn redirect(from: &str, headers: &HeaderMap) -> Result<String, Trouble> {
-    let next = text(headers, "location").and_then(|location| join(from, &location));
-    match next {
-        Some(next) if !is_downgrade(from, &next) => Ok(next),
-        Some(_) => Err(Trouble::Fatal(Error::General(
-            "the hub redirects from https to plain http; refused".into(),
-        ))),
-        None => Err(Trouble::Fatal(Error::General("the hub redirects to nowhere".into()))),
+        ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => true,
+        ureq::Error::Timeout(_) | ureq::Error::Protocol(_) | ureq::Error::BodyStalled => false,
+        _ => true,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Fetches the contents of one file: continued where an earlier attempt stopped, counted, hashed
 //! while they arrive, and visible under their name only when they are right.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
@@ -10,6 +11,8 @@ use ureq::http::StatusCode;
 use super::Target;
 use super::cache::{RepoCache, make_parent};
 use super::client::{Client, Remote, Trouble, range_start, whole_length};
+use super::pace::Pace;
+use crate::formats::space::describe_bytes;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -34,14 +37,14 @@ impl Meter<'_> {
 
 /// A file on its way in, with the hash of what is there so far.
 struct Partial {
-    file: File,
+    file: fs::File,
     length: u64,
     hash: Sha256,
 }
 
 impl Partial {
     /// Opens what an earlier attempt left. Its bytes are read once to continue the hash.
-    fn open(path: &std::path::Path, remote: &Remote) -> io::Result<Self> {
+    fn open(path: &Path, remote: &Remote) -> io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut partial = Self { file, length: 0, hash: Sha256::new() };
@@ -82,16 +85,42 @@ impl Partial {
     }
 }
 
+/// A file of a commit, and what the hub says about it.
+pub(super) struct File<'a> {
+    pub(super) target: &'a Target,
+    pub(super) name: &'a str,
+    pub(super) remote: &'a Remote,
+    /// The most bytes that a file of its kind may have.
+    pub(super) most: Option<u64>,
+}
+
+impl File<'_> {
+    /// Refuses a file that is larger than any of its kind.
+    fn check_size(&self, bytes: u64) -> Result<(), Trouble> {
+        match self.most {
+            Some(most) if bytes > most => Err(Trouble::Fatal(Error::Network {
+                message: format!(
+                    "`{}` of {} is larger than {}, which none is",
+                    self.name,
+                    self.target.describe(),
+                    describe_bytes(most)
+                ),
+                suggestion: "Check the repository and HF_ENDPOINT".into(),
+            })),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Makes sure that the contents of `file` are in the cache as a blob, and reports each byte to the
 /// current stage of `progress` once.
 pub(super) fn fetch_blob(
     client: &Client,
     cache: &RepoCache,
-    target: &Target,
-    file: &str,
-    remote: &Remote,
+    file: &File<'_>,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let (remote, name) = (file.remote, file.name);
     let mut meter = Meter { progress, reported: 0 };
     let blob = cache.blob(&remote.etag);
     make_parent(&blob)?;
@@ -102,17 +131,18 @@ pub(super) fn fetch_blob(
         meter.reached(metadata.len());
         return Ok(());
     }
+    file.check_size(remote.size.unwrap_or(0)).map_err(|trouble| client.give_up(trouble))?;
 
     let path = cache.incomplete(&remote.etag);
     let at_path = |error| Error::io(&path, error);
     let mut partial = Partial::open(&path, remote).map_err(at_path)?;
     if partial.length > 0 {
-        progress.debug(&format!("{file}: continuing at byte {}", partial.length));
+        progress.debug(&format!("{name}: continuing at byte {}", partial.length));
     }
     let mut continued = partial.length > 0;
     loop {
         meter.reached(partial.length);
-        receive(client, target, file, remote, &mut partial, &path, &mut meter)?;
+        receive(client, file, &mut partial, &path, &mut meter)?;
         let Some(expected) = remote.sha256() else { break };
         let actual = hex(&partial.hash.clone().finalize());
         if actual.eq_ignore_ascii_case(expected) {
@@ -122,11 +152,11 @@ pub(super) fn fetch_blob(
             let _ = fs::remove_file(&path);
             return Err(Error::damaged(
                 &blob,
-                format!("`{file}` arrived with SHA-256 {actual}, the hub announces {expected}"),
+                format!("`{name}` arrived with SHA-256 {actual}, the hub announces {expected}"),
             ));
         }
         // What was there before may have been bad; a whole download decides.
-        progress.warn(&format!("{file}: the interrupted download was damaged; starting over"));
+        progress.warn(&format!("{name}: the interrupted download was damaged; starting over"));
         continued = false;
         partial.restart().map_err(at_path)?;
     }
@@ -137,21 +167,19 @@ pub(super) fn fetch_blob(
 /// Receives the rest of the file, over as many connections as patience allows.
 fn receive(
     client: &Client,
-    target: &Target,
-    file: &str,
-    remote: &Remote,
+    file: &File<'_>,
     partial: &mut Partial,
-    path: &std::path::Path,
+    path: &Path,
     meter: &mut Meter<'_>,
 ) -> Result<()> {
-    let task = format!("Downloading {file}");
+    let task = format!("Downloading {}", file.name);
     let mut patience = client.patience();
     loop {
-        if remote.size == Some(partial.length) {
+        if file.remote.size == Some(partial.length) {
             return Ok(());
         }
         let before = partial.length;
-        match receive_once(client, target, file, remote, partial, path, meter) {
+        match receive_once(client, file, partial, path, meter) {
             Ok(()) => return Ok(()),
             Err(trouble) => {
                 if partial.length >= before.saturating_add(RENEWING_BYTES) {
@@ -168,15 +196,14 @@ fn receive(
 /// Receives over one connection. `Ok` means that the file is whole as far as its length tells.
 fn receive_once(
     client: &Client,
-    target: &Target,
-    file: &str,
-    remote: &Remote,
+    file: &File<'_>,
     partial: &mut Partial,
-    path: &std::path::Path,
+    path: &Path,
     meter: &mut Meter<'_>,
 ) -> Result<(), Trouble> {
     let on_disk = |error| Trouble::Fatal(Error::io(path, error));
-    let response = client.open(target, file, partial.length)?;
+    let rest = (partial.length > 0).then(|| format!("bytes={}-", partial.length));
+    let response = client.open(file.target, file.name, rest.as_deref())?;
     let status = response.status();
     let fits = match status {
         StatusCode::PARTIAL_CONTENT => range_start(&response) == Some(partial.length),
@@ -190,50 +217,57 @@ fn receive_once(
     if !fits {
         // "Range not satisfiable", or another range than the one asked for.
         partial.restart().map_err(on_disk)?;
-        return Err(Trouble::Passing {
-            reason: format!("the server cannot continue the file (HTTP {})", status.as_u16()),
-            wait: None,
-        });
+        return Err(Trouble::passing(format!(
+            "the server cannot continue the file (HTTP {})",
+            status.as_u16()
+        )));
     }
     let announced = whole_length(&response);
-    if let (Some(expected), Some(announced)) = (remote.size, announced)
+    if let (Some(expected), Some(announced)) = (file.remote.size, announced)
         && expected != announced
     {
-        return Err(Trouble::Passing {
-            reason: format!("the hub announces {expected} bytes, the storage host {announced}"),
-            wait: None,
-        });
+        return Err(Trouble::passing(format!(
+            "the hub announces {expected} bytes, the storage host {announced}"
+        )));
     }
-    let size = remote.size.or(announced);
+    let size = file.remote.size.or(announced);
+    file.check_size(size.unwrap_or(0))?;
 
     let mut body = response.into_body().into_reader();
     let mut buffer = vec![0; CHUNK_BYTES];
+    let mut pace = Pace::new(client.stall_timeout());
     loop {
         if meter.progress.stop_requested() {
             return Err(Trouble::Fatal(Error::Interrupted { resume: None }));
         }
-        let count = body.read(&mut buffer).map_err(|error| Trouble::Passing {
-            reason: format!("the connection broke after {} bytes ({error})", partial.length),
-            wait: None,
+        let count = body.read(&mut buffer).map_err(|error| {
+            let error = client.clean(&error.to_string());
+            Trouble::passing(format!(
+                "the connection broke after {} bytes ({error})",
+                partial.length
+            ))
         })?;
         if count == 0 {
             break;
         }
+        pace.received(count).map_err(Trouble::passing)?;
         if size.is_some_and(|size| size - partial.length < count as u64) {
             partial.restart().map_err(on_disk)?;
-            return Err(Trouble::Passing {
-                reason: "the server sends more bytes than it announced".into(),
-                wait: None,
-            });
+            return Err(Trouble::passing("the server sends more bytes than it announced"));
+        }
+        if let Err(trouble) = file.check_size(partial.length + count as u64) {
+            partial.restart().map_err(on_disk)?;
+            let _ = fs::remove_file(path);
+            return Err(trouble);
         }
         partial.append(&buffer[..count]).map_err(on_disk)?;
         meter.reached(partial.length);
     }
     match size {
-        Some(size) if size != partial.length => Err(Trouble::Passing {
-            reason: format!("the connection ended after {} of {size} bytes", partial.length),
-            wait: None,
-        }),
+        Some(size) if size != partial.length => Err(Trouble::passing(format!(
+            "the connection ended after {} of {size} bytes",
+            partial.length
+        ))),
         _ => Ok(()),
     }
 }

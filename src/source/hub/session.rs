@@ -9,11 +9,12 @@ use super::cache::RepoCache;
 use super::client::{Client, Remote, Trouble};
 use super::spec::{check_file_name, has_extension, is_commit};
 use super::{
-    CONFIG, HubOptions, MAX_INDEX_BYTES, MAX_SHARDS, SINGLE_WEIGHTS, Target, WEIGHTS_INDEX,
-    address, download,
+    CONFIG, HubOptions, MAX_DATASET_BYTES, MAX_INDEX_BYTES, MAX_SHARDS, RepoKind, SINGLE_WEIGHTS,
+    TOKENIZER, Target, WEIGHTS_INDEX, address, download, outline,
 };
 use crate::formats::space::check_free_space;
 use crate::progress::Progress;
+use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
 use crate::{Error, Result};
 
 /// Which commit to use, and whether the hub can be asked about it.
@@ -33,11 +34,11 @@ pub(super) enum NoHub {
 
 /// The files of one revision, in the cache and on the hub.
 pub(super) struct Session<'a> {
-    target: &'a Target,
+    pub(super) target: &'a Target,
     pub(super) client: Client,
     pub(super) cache: RepoCache,
     options: &'a HubOptions,
-    progress: &'a dyn Progress,
+    pub(super) progress: &'a dyn Progress,
 }
 
 impl<'a> Session<'a> {
@@ -69,9 +70,9 @@ impl<'a> Session<'a> {
             && !address::is_loopback(&self.options.endpoint)
         {
             self.progress
-                .warn(&format!("the token travels unencrypted to {}", self.options.endpoint));
+                .warn(&format!("the token travels unencrypted to {}", self.client.endpoint()));
         }
-        match self.ask(self.target, file, false) {
+        match self.ask(self.target, file) {
             Ok(remote) => Ok(Found::Now(remote.commit)),
             Err(Trouble::Missing(error)) if file == CONFIG => {
                 Err(self.explain_missing_config(self.target, error))
@@ -83,14 +84,15 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Asks about a file, patiently. `insist`: also when no connection can be made, which the
-    /// first question takes for "no network" at once.
-    fn ask(&self, target: &Target, file: &str, insist: bool) -> Result<Remote, Trouble> {
+    /// Asks about a file, patiently; but where nothing has ever answered, there is no network.
+    fn ask(&self, target: &Target, file: &str) -> Result<Remote, Trouble> {
         let mut patience = self.client.patience();
         loop {
             match self.client.remote(target, file) {
                 Ok(remote) => return Ok(remote),
-                Err(trouble @ Trouble::Unreachable(_)) if !insist => return Err(trouble),
+                Err(trouble @ Trouble::Unreachable(_)) if !self.client.has_answered() => {
+                    return Err(trouble);
+                }
                 Err(trouble) => {
                     patience.wait_after(trouble, &format!("Looking up {file}"), self.progress)?;
                 }
@@ -122,8 +124,14 @@ impl<'a> Session<'a> {
                 missing.push(file.to_owned());
                 continue;
             }
-            match self.ask(&target, file, true) {
-                Ok(remote) => wanted.push((file, remote)),
+            match self.ask(&target, file) {
+                Ok(mut remote) => {
+                    if remote.size.is_none() && has_extension(file, "safetensors") {
+                        // A body without an end must not fill the disk.
+                        remote.size = Some(outline::header(self, &target, file)?.file_bytes);
+                    }
+                    wanted.push((file, remote));
+                }
                 Err(Trouble::Missing(_)) => {
                     self.cache.mark_absent(commit, file);
                     missing.push(file.to_owned());
@@ -148,7 +156,13 @@ impl<'a> Session<'a> {
 
         self.progress.start(stage, total, "bytes");
         for (file, remote) in wanted {
-            download::fetch_blob(&self.client, &self.cache, &target, file, &remote, self.progress)?;
+            let most = most_bytes(self.target.kind, file);
+            download::fetch_blob(
+                &self.client,
+                &self.cache,
+                &download::File { target: &target, name: file, remote: &remote, most },
+                self.progress,
+            )?;
             self.cache.link(commit, file, &remote.etag)?;
         }
         self.progress.finish();
@@ -171,7 +185,7 @@ impl<'a> Session<'a> {
             return Ok(vec![SINGLE_WEIGHTS.into()]);
         }
         if !self.cache.is_known_absent(commit, SINGLE_WEIGHTS) {
-            match self.ask(&target, SINGLE_WEIGHTS, true) {
+            match self.ask(&target, SINGLE_WEIGHTS) {
                 Ok(_) => return Ok(vec![SINGLE_WEIGHTS.into()]),
                 Err(Trouble::Missing(_)) => self.cache.mark_absent(commit, SINGLE_WEIGHTS),
                 Err(trouble) => return Err(self.client.give_up(trouble)),
@@ -222,7 +236,10 @@ impl<'a> Session<'a> {
                 message: format!("{what} is not in the cache ({cache}), and offline mode is on"),
                 suggestion: "Unset HF_HUB_OFFLINE and run again to download it".into(),
             },
-            NoHub::Failed(error) => Error::General(format!("{error}. {what} is not in the cache")),
+            NoHub::Failed(error) => Error::Network {
+                message: format!("{error}, and {what} is not in the cache"),
+                suggestion: error.suggestion(),
+            },
         }
     }
 
@@ -248,6 +265,15 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// An index that promises a file which is not there.
+    pub(super) fn lacks_weights(&self, file: &str) -> Error {
+        Error::model_not_found(format!(
+            "{} is incomplete on {}: its index names `{file}`, which is not there",
+            self.target.describe(),
+            self.client.endpoint()
+        ))
+    }
+
     fn no_weights(&self, target: &Target) -> Error {
         let files = self.client.listing(target).unwrap_or_default();
         let other = files.iter().find(|name| {
@@ -267,8 +293,22 @@ impl<'a> Session<'a> {
     }
 }
 
+/// The most that a file may have, where its kind says something about that: so that a server without
+/// end does not fill the disk. Far above the largest real ones.
+fn most_bytes(kind: RepoKind, file: &str) -> Option<u64> {
+    if kind == RepoKind::Dataset {
+        return Some(MAX_DATASET_BYTES);
+    }
+    match file {
+        WEIGHTS_INDEX => Some(MAX_INDEX_BYTES),
+        _ if has_extension(file, "safetensors") => None,
+        TOKENIZER | "tokenizer.model" => Some(MAX_TOKENIZER),
+        _ => Some(MAX_CONFIG),
+    }
+}
+
 /// The distinct files that a weight index names, in order.
-fn shards(index: &Path) -> Result<Vec<String>> {
+pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,

@@ -61,6 +61,22 @@ pub(super) fn profile(args: &QuantizeArgs, context: &Context) -> Result<Option<P
     store::find(name, context.settings.profile_dir.as_deref()).map(Some)
 }
 
+/// Refuses targets that contradict each other, and none at all.
+pub(super) fn check_target(args: &QuantizeArgs) -> Result<()> {
+    let types = &args.types;
+    let level = args.quant_level.as_deref().filter(|l| !l.eq_ignore_ascii_case("dynamic"));
+    match (level, types.target_size, types.target_bpw) {
+        (None, None, Some(bits)) if !(bits.is_finite() && bits > 0.0) => {
+            Err(Error::InvalidArgument(format!("--target-bpw {bits} must be above 0")))
+        }
+        (Some(_), None, None) | (None, Some(_), None) | (None, None, Some(_)) => Ok(()),
+        (None, None, None) if asked(args) => Ok(()),
+        _ => Err(Error::InvalidArgument(
+            "give one of --quant-level, --target-size and --target-bpw".into(),
+        )),
+    }
+}
+
 /// What the types have to keep to: the command's target, else the profile's.
 pub(super) fn goal(
     args: &QuantizeArgs,

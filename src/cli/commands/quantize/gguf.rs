@@ -8,10 +8,10 @@ use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
 use crate::cli::commands::resume_command;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::gguf::Value;
 use crate::formats::imatrix::ImportanceMatrix;
-use crate::progress::Progress;
+use crate::progress::{NullProgress, Progress};
 use crate::quantize::gguf::mix::{Overrides, parse_type};
 use crate::quantize::gguf::{
     Checkpoints, GgufModel, Goal, Level, QuantizeReport, QuantizeRequest, SourceOptions,
@@ -30,6 +30,12 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let overrides = overrides(args)?;
     let override_kv =
         args.file.override_kv.iter().map(|text| parse_override(text)).collect::<Result<_>>()?;
+    dynamic::check_target(args)?;
+    quality::check_options(args)?;
+    early::output_folder(&args.output_dir)?;
+    early::resume(args.resume.as_deref())?;
+    early::text(args.calibration.calibration_data.as_deref(), None)?;
+    early::model(&args.model)?;
     models::limit_threads(args.threads)?;
     let progress = Bars::new(&context.output);
     if profile.is_some() {
@@ -49,39 +55,56 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         provenance: !args.file.no_provenance,
         override_kv,
     };
-    let (path, name) = models::locate(&args.model, &args.hub, context, &check_config, &progress)?;
-    quality::check(args, &path)?;
-    let mut model = crate::quantize::gguf::open(&path, &options)?;
-    if let Some(name) = name {
-        model.name = name;
-    }
+    let open = |located: &models::Located| {
+        quality::check(args, &located.path)?;
+        let mut model = crate::quantize::gguf::open(&located.path, &options)?;
+        if let Some(name) = &located.name {
+            model.name.clone_from(name);
+        }
+        Ok::<_, Error>(model)
+    };
+    let judge = |located: &models::Located| {
+        let model = open(located)?;
+        let goal = dynamic::goal(args, profile.as_ref(), &model)?;
+        if reads_weights(args) {
+            return Ok(());
+        }
+        let request = QuantizeRequest {
+            overrides: overrides.clone(),
+            importance: importance.clone(),
+            // Which run it is follows from the weights.
+            checkpoints: Checkpoints::Off,
+            ..request(args, context, &model, goal, profile.is_some())
+        };
+        let plan = plan::plan(&model, &request, &NullProgress)?;
+        execute::refuse_plan(&model, &plan, &[], &request)?;
+        execute::refuse_size(&plan, &request, 0)
+    };
+    let located = if args.dry_run && !reads_weights(args) {
+        models::outline(&args.model, &args.hub, context, &check_config, &progress)?
+    } else {
+        if args.dry_run && models::is_remote(&args.model) {
+            progress.note("This plan is made by measuring the weights, which takes all of them");
+        }
+        models::locate_if(&args.model, &args.hub, context, &check_config, &judge, &progress)?
+    };
+    let path = located.path.clone();
+    let model = open(&located)?;
     let goal = dynamic::goal(args, profile.as_ref(), &model)?;
-    let checkpoint_dir =
-        args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
     if profile.is_some() && importance.is_none() {
         progress.note("No importance matrix: all columns count the same (see --imatrix)");
     }
     interrupt::install();
-    let request = QuantizeRequest {
-        goal,
+    let mut request = QuantizeRequest {
         dynamic: dynamic::request(args, profile.clone(), &path, context, &progress)?,
-        protection_coverage: dynamic::coverage(args),
         overrides,
         importance,
-        allow_requantize: args.types.allow_requantize,
-        provenance: !args.file.no_provenance,
-        output: args.output_dir.join(output_name(args, &model, goal, profile.is_some())),
-        split_max: args.file.split_max_size,
-        resume_command: (!args.no_checkpoints)
-            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
-        checkpoints: if args.no_checkpoints {
-            Checkpoints::Off
-        } else if let Some(folder) = &args.resume {
-            Checkpoints::Resume(folder.clone())
-        } else {
-            Checkpoints::Under(checkpoint_dir)
-        },
+        ..request(args, context, &model, goal, profile.is_some())
     };
+    if !located.has_weights() {
+        // Which run it is follows from the weights.
+        request.checkpoints = Checkpoints::Off;
+    }
     let mut plan = plan::plan(&model, &request, &progress)?;
     let there = plan.layout.files().iter().map(|file| file.path(&request.output));
     let replaced: Vec<String> = there
@@ -93,6 +116,8 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let source = source_files(&path);
     if args.dry_run {
         execute::refuse_plan(&model, &plan, &source, &request)?;
+        plan.warnings.extend(execute::shortage(&plan, &request));
+        plan.warnings.extend(located.shortage());
         context.output.result(&QuantizeReport::planned(&model, &plan, &request));
         return Ok(());
     }
@@ -106,6 +131,48 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         dynamic::complete(&report, &progress);
     }
     quality::finish(&report, quality, context)
+}
+
+/// Whether types are chosen by a look at the weights.
+fn reads_weights(args: &QuantizeArgs) -> bool {
+    let (types, dynamic) = (&args.types, &args.dynamic);
+    types.target_size.is_some()
+        || types.target_bpw.is_some()
+        || dynamic::asked(args)
+        || dynamic.protect_super_weights
+        || dynamic.sensitivity == SensitivityArg::Measured
+}
+
+/// What is asked for, apart from what is read from files.
+fn request(
+    args: &QuantizeArgs,
+    context: &Context,
+    model: &GgufModel,
+    goal: Goal,
+    dynamic: bool,
+) -> QuantizeRequest {
+    let checkpoint_dir =
+        args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    QuantizeRequest {
+        goal,
+        dynamic: None,
+        protection_coverage: dynamic::coverage(args),
+        overrides: Overrides::default(),
+        importance: None,
+        allow_requantize: args.types.allow_requantize,
+        provenance: !args.file.no_provenance,
+        output: args.output_dir.join(output_name(args, model, goal, dynamic)),
+        split_max: args.file.split_max_size,
+        resume_command: (!args.no_checkpoints)
+            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
+        checkpoints: if args.no_checkpoints {
+            Checkpoints::Off
+        } else if let Some(folder) = &args.resume {
+            Checkpoints::Resume(folder.clone())
+        } else {
+            Checkpoints::Under(checkpoint_dir)
+        },
+    }
 }
 
 /// Options that mean nothing for this format: named, never ignored.

@@ -8,7 +8,7 @@ use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::bars::Bars;
 use crate::cli::commands::resume_command;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
-use crate::cli::{Context, Failure, interrupt, models};
+use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::littlebit::measure::TextOptions;
 use crate::progress::Progress;
 use crate::quantize::gguf::Checkpoints;
@@ -22,13 +22,44 @@ use crate::{Error, Result};
 pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
     let method = method(args)?;
     let group = args.packed.group_size.map_or(Ok(GroupSize::Default), GroupSize::parse)?;
+    quality::check_options(args)?;
+    early::output_folder(&args.output_dir)?;
+    early::resume(args.resume.as_deref())?;
+    early::text(args.calibration.calibration_data.as_deref(), None)?;
+    early::model(&args.model)?;
     let progress = Bars::new(&context.output);
     let compute = ComputeArgs { device: None, threads: args.threads };
     let backend = models::backend(&compute, context)?;
-    let model = models::open(&args.model, &args.hub, context, &progress)?;
+    if args.dry_run {
+        let (model, located) = models::open_outline(&args.model, &args.hub, context, &progress)?;
+        let (request, mut plan) = planned(args, context, &model, (method, group))?;
+        plan.warnings.extend(packed::shortages(&model, &plan, &request));
+        plan.warnings.extend(located.shortage());
+        context.output.result(&PackedReport::planned(&model, &plan, &request)?);
+        return Ok(());
+    }
+    let judge = |model: &LocalModel| {
+        let (request, plan) = planned(args, context, model, (method, group))?;
+        packed::refuse_early(model, &plan, &request)
+    };
+    let model = models::open_if(&args.model, &args.hub, context, &judge, &progress)?;
+    let (request, plan) = planned(args, context, &model, (method, group))?;
+    plan.warnings.iter().for_each(|warning| progress.warn(warning));
+    interrupt::install();
+    let report = execute(&model, &plan, &request, &backend, &progress)?;
+    let quality = quality::after(args, &model.path, &request.output, context, &progress)?;
+    quality::finish(&report, quality, context)
+}
+
+/// What is asked for of a model, and its plan.
+fn planned(
+    args: &QuantizeArgs,
+    context: &Context,
+    model: &LocalModel,
+    (method, group): (Method, GroupSize),
+) -> Result<(PackedRequest, PackedPlan)> {
     let checkpoint_dir =
         args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
-    quality::check(args, &model.path)?;
     let mut request = PackedRequest {
         method,
         group,
@@ -49,18 +80,10 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
             Checkpoints::Under(checkpoint_dir)
         },
     };
-    let mut plan = packed::plan(&model, &request)?;
+    let mut plan = packed::plan(model, &request)?;
     plan.warnings.extend(without_effect(&request));
-    request.output = args.output_dir.join(output_name(args, &model, method, &plan));
-    if args.dry_run {
-        context.output.result(&PackedReport::planned(&model, &plan, &request)?);
-        return Ok(());
-    }
-    plan.warnings.iter().for_each(|warning| progress.warn(warning));
-    interrupt::install();
-    let report = execute(&model, &plan, &request, &backend, &progress)?;
-    let quality = quality::after(args, &model.path, &request.output, context, &progress)?;
-    quality::finish(&report, quality, context)
+    request.output = args.output_dir.join(output_name(args, model, method, &plan));
+    Ok((request, plan))
 }
 
 /// The method with its settings; what does not go with it is refused by name.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::args::ComputeArgs;
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg, TargetFormat};
 use crate::cli::output::Report;
-use crate::cli::{Context, Failure, models};
+use crate::cli::{Context, Failure, early, models};
 use crate::littlebit::measure;
 use crate::progress::Progress;
 use crate::quality::{self, QualityReport, QualityRequest, TextRequest};
@@ -59,8 +59,18 @@ struct CoherenceOutcome {
 }
 
 /// Refuses, before anything is quantized, what could not be measured afterwards: a source that
-/// cannot be run, text that is not there, a threshold that makes no sense.
+/// cannot be run.
 pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
+    let quality = &args.quality;
+    if !(quality.quality_report || quality.coherence_check) {
+        return Ok(());
+    }
+    source::open_local(source_path).map(drop)
+}
+
+/// Refuses, before the source is looked at, text that is not there and a threshold that makes no
+/// sense.
+pub(super) fn check_options(args: &QuantizeArgs) -> Result<()> {
     let quality = &args.quality;
     if let Some(threshold) = quality.quality_threshold {
         if !(threshold.is_finite() && threshold > 0.0) {
@@ -81,12 +91,7 @@ pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
     if args.output_format == TargetFormat::Gguf && args.calibration.calibration_samples == Some(0) {
         return Err(Error::InvalidArgument("--calibration-samples must be at least 1".into()));
     }
-    if let Some(path) = measured_text(args)
-        && !path.is_file()
-    {
-        return Err(Error::Calibration(format!("{}: no such file", path.display())));
-    }
-    source::open_local(source_path).map(drop)
+    early::text(None, measured_text(args))
 }
 
 /// The text to measure with. Where calibration takes the user's file, it must be another one.
