@@ -36,6 +36,7 @@ pub mod quantize;
 pub(crate) mod redact;
 pub mod settings;
 pub mod source;
+pub mod suggest;
 pub mod tensor;
 
 pub use error::{Error, Result};

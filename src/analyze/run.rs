@@ -110,7 +110,6 @@ pub fn analyze(
         plot::draw(path, &subject)?;
         report.plot_path = Some(path.display().to_string());
     }
-    progress.note(&format!("Complete: {}", request.output.display()));
     report.duration_seconds = began.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_resident_bytes();
     report.warnings = progress.warnings();
@@ -170,7 +169,6 @@ pub fn files(request: &FileRequest, progress: &dyn Progress) -> Result<AnalyzeRe
         }
         check_output(path)?;
         write(&sums, path, *format)?;
-        progress.note(&format!("Complete: {}", path.display()));
     }
     let mut report = AnalyzeReport {
         output_path: request.output.as_ref().map(|(path, _)| path.display().to_string()),

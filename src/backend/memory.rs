@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(error.exit_code(), 5);
         assert_eq!(
             error.to_string(),
-            "factorizing lm_head.weight needs 3.0 GiB, and 1.0 GiB of 4.0 GiB are available"
+            "factorizing lm_head.weight needs 3.0 GB, and 1.0 GB of 4.0 GB are available"
         );
         if memory_is_known() {
             require(0, "nothing").unwrap();

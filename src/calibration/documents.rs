@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::source::chat::ChatMessage;
+use crate::source::json as json_file;
 use crate::tensor::SharedBytes;
 use crate::{Error, Result};
 
@@ -178,7 +179,7 @@ impl<'a> DocumentFile<'a> {
                 return Err(self.error(at, &format!("longer than {LONGEST_LINE} bytes")));
             }
             if !is_blank(&self.bytes[line.clone()]) {
-                let value: Value = serde_json::from_slice(&self.bytes[line.clone()])
+                let value: Value = json_file::read_bytes(&self.bytes[line.clone()])
                     .map_err(|error| self.error(at, &json_message(&error)))?;
                 documents.push(self.document(value).map_err(|what| self.error(at, &what))?);
             }
@@ -206,19 +207,22 @@ impl<'a> DocumentFile<'a> {
         let mut documents = Vec::new();
         loop {
             let mut values = serde_json::Deserializer::from_slice(&bytes[at..]).into_iter();
-            let value: Value = match values.next() {
-                Some(Ok(value)) => value,
+            let (value, length): (Value, usize) = match values.next() {
+                Some(Ok(value)) => (value, values.byte_offset()),
                 Some(Err(error)) => {
-                    // The line is counted from the element, which is where the parser started.
-                    let line = self.line(range.start + at) + error.line().saturating_sub(1);
-                    return Err(self.error_at_line(line, &json_message(&error)));
+                    // As Python writes it, perhaps; then where it ends is to be found first.
+                    let length = json_file::first_value(&bytes[at..]);
+                    match json_file::read_bytes(&bytes[at..at + length]) {
+                        Ok(value) => (value, length),
+                        Err(_) => return Err(self.json_error(range.start + at, &error)),
+                    }
                 }
                 None => return Err(self.error(range.start + at, "the JSON array does not end")),
             };
             let document =
                 self.document(value).map_err(|what| self.error(range.start + at, &what))?;
             documents.push(document);
-            at += values.byte_offset();
+            at += length;
             blank(&mut at);
             match bytes.get(at) {
                 None if !is_array => return Ok(documents),
@@ -292,6 +296,12 @@ impl<'a> DocumentFile<'a> {
 
     fn error(&self, offset: usize, what: &str) -> Error {
         self.error_at_line(self.line(offset), what)
+    }
+
+    /// The line is counted from the element at `offset`, which is where the parser started.
+    fn json_error(&self, offset: usize, error: &serde_json::Error) -> Error {
+        let line = self.line(offset) + error.line().saturating_sub(1);
+        self.error_at_line(line, &json_message(error))
     }
 
     fn error_at_line(&self, line: usize, what: &str) -> Error {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::interrupt;
 use super::output::{Output, Verbosity, clock, human_bytes};
@@ -31,6 +31,11 @@ pub(crate) struct Bars {
 impl Bars {
     pub(crate) fn new(output: &Output) -> Self {
         Self { output: output.clone(), stage: Mutex::new(None) }
+    }
+
+    /// The last line of a run that wrote something: the file (or folder) and its size.
+    pub(crate) fn complete(&self, path: &str, size: u64, more: &str) {
+        self.note(&format!("Complete: {path} ({}{more})", human_bytes(size)));
     }
 
     fn stage(&self) -> std::sync::MutexGuard<'_, Option<Stage>> {
@@ -77,15 +82,29 @@ impl Bars {
     }
 }
 
+/// Sizes in a bar, as they are written everywhere else.
+fn with_sizes(style: ProgressStyle) -> ProgressStyle {
+    let key = |of: fn(&ProgressState) -> u64, end: &'static str| {
+        move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // The bar is drawn into a string.
+            let _ = write!(out, "{}{end}", human_bytes(of(state)));
+        }
+    };
+    style
+        .with_key("size", key(ProgressState::pos, ""))
+        .with_key("whole", key(|state| state.len().unwrap_or(0), ""))
+        .with_key("rate", key(|state| state.per_sec() as u64, "/s"))
+}
+
 impl Progress for Bars {
     fn start(&self, name: &str, total: u64, unit: &str) {
         let bar = self.output.bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let counts = if unit == "bytes" { "{bytes}/{total_bytes} {bytes_per_sec}" } else { "{pos}/{len} {msg}" };
+            let counts = if unit == "bytes" { "{size}/{whole} {rate}" } else { "{pos}/{len} {msg}" };
             let template =
                 format!("{{prefix}} {{bar:20}} {{percent:>3}}% {counts} [{{elapsed_precise}} elapsed, {{eta_precise}} left]");
             if let Ok(style) = ProgressStyle::with_template(&template) {
-                bar.set_style(style.progress_chars("━╸ "));
+                bar.set_style(with_sizes(style).progress_chars("━╸ "));
             }
             bar.set_prefix(name.to_owned());
             bar.set_message(unit.to_owned());
@@ -145,10 +164,10 @@ impl Progress for Bars {
     }
 
     fn warn(&self, text: &str) {
-        self.tagged(
-            Verbosity::Normal,
-            &format!("{} {text}", self.output.paint("Warning:", "33;1")),
-        );
+        if self.output.keep_warning(text) {
+            let warning = self.output.paint("Warning:", "33;1");
+            self.tagged(Verbosity::Normal, &format!("{warning} {text}"));
+        }
     }
 
     fn debug(&self, text: &str) {

@@ -8,6 +8,8 @@ mod args;
 mod bars;
 mod commands;
 mod early;
+mod globals;
+mod idle;
 mod interrupt;
 mod models;
 mod output;
@@ -15,11 +17,12 @@ mod output;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
 use crate::settings::Settings;
 use crate::{Error, Result};
 use args::{Cli, Command};
+use idle::Given;
 use output::{Output, OutputFormat, Verbosity};
 
 /// A failed command: why, and what it had produced when it failed (JSON key `result`).
@@ -39,21 +42,22 @@ impl From<Error> for Failure {
 pub(crate) struct Context {
     output: Output,
     settings: Settings,
+    given: Given,
 }
 
 /// Parses the process's arguments, runs the command and returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
-        Ok(cli) => cli,
+    let (cli, given) = match parse(&arguments) {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error, &arguments),
     };
     interrupt::survive_file_size_limit();
     let format = cli.command.output_format().unwrap_or(cli.output_format);
     let output = Output::new(format, cli.verbosity, &|name| std::env::var(name).ok());
     let status = match Settings::from_vars(|name| std::env::var(name).ok()) {
-        Ok(settings) => run(cli.command, &Context { output: output.clone(), settings }),
+        Ok(settings) => run(cli.command, &Context { output: output.clone(), settings, given }),
         Err(error) => Err(error.into()),
     };
     match status {
@@ -65,6 +69,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.error.exit_code())
         }
     }
+}
+
+fn parse(arguments: &[OsString]) -> Result<(Cli, Given), clap::Error> {
+    let mut matches = command().try_get_matches_from(arguments).map_err(|mut error| {
+        globals::explain(&mut error);
+        error
+    })?;
+    let typed = matches.clone();
+    let mut cli =
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command()))?;
+    globals::apply(&typed, &mut cli);
+    Ok((cli, Given::of(&typed)))
 }
 
 fn run(command: Command, context: &Context) -> Result<(), Failure> {
@@ -103,31 +119,25 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// The global `--format` of a command line that does not parse.
+/// The `--format` of a command line that does not parse: the last one that names a form of stdout.
 fn requested_format(arguments: &[OsString]) -> OutputFormat {
+    let mut format = OutputFormat::Human;
     let mut words = arguments.iter().skip(1).map(|a| a.to_string_lossy());
     while let Some(word) = words.next() {
         let value = match word.strip_prefix("--format") {
             Some("") => words.next().map(std::borrow::Cow::into_owned),
             Some(rest) => rest.strip_prefix('=').map(str::to_owned),
-            None if word == "--verbosity" => {
-                words.next();
-                continue;
-            }
-            None if word.starts_with('-') => continue,
-            None => break,
+            None if word == "--" => break,
+            None => None,
         };
-        return if value.as_deref() == Some("json") {
-            OutputFormat::Json
-        } else {
-            OutputFormat::Human
-        };
+        let named = value.and_then(|value| OutputFormat::from_str(&value, false).ok());
+        format = named.unwrap_or(format);
     }
-    OutputFormat::Human
+    format
 }
 
 /// The clap definition, for completions, the man page and the documentation test.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    globals::everywhere(Cli::command())
 }

@@ -4,11 +4,12 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::Error;
 use crate::redact::conceal;
+use crate::{Error, Result};
 
 /// What stdout carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -42,6 +43,8 @@ pub(crate) struct Output {
     pub(crate) verbosity: Verbosity,
     color: bool,
     bars: bool,
+    /// Every warning of the run, in order, at any verbosity: key `warnings` of the JSON document.
+    warnings: Arc<Mutex<Vec<String>>>,
 }
 
 #[derive(Serialize)]
@@ -51,6 +54,7 @@ struct ErrorDocument<'a> {
     error_type: &'a str,
     message: String,
     suggestion: String,
+    warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a serde_json::Value>,
 }
@@ -66,7 +70,42 @@ impl Output {
         let no_bars = variable("HF_HUB_DISABLE_PROGRESS_BARS")
             .is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_uppercase().as_str()));
         let bars = terminal && !no_bars && verbosity >= Verbosity::Normal;
-        Self { format, verbosity, color: terminal && !no_color, bars }
+        let warnings = Arc::default();
+        Self { format, verbosity, color: terminal && !no_color, bars, warnings }
+    }
+
+    /// Keeps a warning for the JSON document. The caller shows it, if it is a new one.
+    pub(crate) fn keep_warning(&self, text: &str) -> bool {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = !warnings.iter().any(|known| known == text);
+        if new {
+            warnings.push(text.to_owned());
+        }
+        new
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A result as JSON, with every warning of the run: those that were shown, in their order, then
+    /// those that only the result has.
+    pub(crate) fn document(&self, report: &impl Serialize) -> Result<serde_json::Value> {
+        let mut document = serde_json::to_value(report).map_err(|error| {
+            Error::General(format!("the result cannot be written as JSON: {error}"))
+        })?;
+        if let Some(object) = document.as_object_mut() {
+            let mut warnings = self.warnings();
+            let own = object.get("warnings").and_then(serde_json::Value::as_array);
+            for text in own.into_iter().flatten().filter_map(serde_json::Value::as_str) {
+                if !warnings.iter().any(|known| known == text) {
+                    warnings.push(text.to_owned());
+                }
+            }
+            // Where the report has the key, it stays in its place.
+            object.insert("warnings".into(), warnings.into());
+        }
+        Ok(document)
     }
 
     /// Whether progress bars may be drawn.
@@ -78,7 +117,12 @@ impl Output {
     pub(crate) fn result(&self, report: &impl Report) {
         match self.format {
             OutputFormat::Human => Self::print_plain(&report.human()),
-            OutputFormat::Json => Self::print_json(report),
+            OutputFormat::Json => match self.document(report) {
+                Ok(document) => Self::print_json(&document),
+                Err(error) => {
+                    note_failure(Err(std::io::Error::other(error.to_string())));
+                }
+            },
         }
     }
 
@@ -133,6 +177,7 @@ impl Output {
                 error_type: error.type_name(),
                 message: error.to_string(),
                 suggestion: error.suggestion(),
+                warnings: self.warnings(),
                 result,
             }),
         }
@@ -142,13 +187,15 @@ impl Output {
     pub(crate) fn usage_error(&self, text: &str) {
         eprint!("{text}");
         if self.format == OutputFormat::Json {
-            let error = Error::InvalidArgument(usage_message(text));
+            let (message, tips) = usage_message(text);
+            let error = Error::InvalidArgument(message);
             Self::print_json(&ErrorDocument {
                 status: "error",
                 error_code: error.exit_code(),
                 error_type: error.type_name(),
                 message: error.to_string(),
-                suggestion: error.suggestion(),
+                suggestion: tips.unwrap_or_else(|| error.suggestion()),
+                warnings: self.warnings(),
                 result: None,
             });
         }
@@ -191,7 +238,7 @@ fn note_failure(written: std::io::Result<()>) {
     }
 }
 
-pub(crate) use crate::formats::littlebit::info::human_bytes;
+pub(crate) use crate::formats::size::human_bytes;
 
 /// `6,738,415,616`.
 pub(crate) fn grouped(number: u64) -> String {
@@ -216,13 +263,17 @@ pub(crate) fn clock(seconds: u64) -> String {
     }
 }
 
-/// What is wrong, without the usage lines that people get to see below it.
-fn usage_message(text: &str) -> String {
+/// What is wrong and the tips, without the usage lines that people get to see below it.
+fn usage_message(text: &str) -> (String, Option<String>) {
     let lines = text.lines().map(str::trim).take_while(|line| {
         !(line.starts_with("Usage:") || line.starts_with("For more information"))
     });
-    let message = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    message.strip_prefix("error: ").unwrap_or(&message).to_owned()
+    let (tips, lines): (Vec<&str>, Vec<&str>) =
+        lines.filter(|line| !line.is_empty()).partition(|line| line.starts_with("tip:"));
+    let message = lines.join(" ");
+    let tips: Vec<&str> = tips.into_iter().map(|tip| tip["tip:".len()..].trim()).collect();
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    (message, (!tips.is_empty()).then(|| tips.join("; ")))
 }
 
 #[cfg(test)]

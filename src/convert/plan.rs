@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::quantize::gguf::{Level, SourceOptions};
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelFormat, Weight};
+use crate::suggest::did_you_mean;
 use crate::tensor::StoredType;
 use crate::{Error, Result};
 
@@ -277,8 +278,9 @@ fn bits<'a>(request: &Request, linear: impl Iterator<Item = &'a Weight>) -> Resu
         return bits.parse().ok().filter(|bits| possible.contains(bits)).ok_or_else(|| {
             let list: Vec<String> = possible.iter().map(|bits| format!("{bits}bit")).collect();
             Error::InvalidArgument(format!(
-                "{level} is no level of {}; there is {}",
+                "{level} is no level of {}{}; there is {}",
                 request.format.name(),
+                did_you_mean(level, list.iter().map(String::as_str)),
                 list.join(", ")
             ))
         });
@@ -327,8 +329,10 @@ fn dense_type(model: &LocalModel, level: Option<&str>) -> Result<StoredType> {
     let level = level.unwrap_or("F16");
     plain_type(level).ok_or_else(|| {
         Error::InvalidArgument(format!(
-            "{level} is no level of hf; there is F16, BF16 and F32 ({} has {})",
-            model.name, model.config.torch_dtype
+            "{level} is no level of hf{}; there is F16, BF16 and F32 ({} has {})",
+            did_you_mean(level, ["F16", "BF16", "F32"]),
+            model.name,
+            model.config.torch_dtype
         ))
     })
 }

@@ -24,10 +24,10 @@ pub struct ConversionReport {
     pub format: &'static str,
     /// `Q4_0`, `4bit-g128`, `F16`.
     pub quantization_level: String,
-    /// Bytes of all files.
-    pub file_size: u64,
+    /// Bytes of all files; unknown before they are written.
+    pub file_size: Option<u64>,
     /// `file_size` over the bytes of the source's tensors.
-    pub compression_ratio: f64,
+    pub compression_ratio: Option<f64>,
     /// Seconds from the plan to the last comparison.
     pub duration_seconds: f64,
     /// Largest memory of the process, bytes.
@@ -170,8 +170,8 @@ impl ConversionReport {
             output_path: output.display().to_string(),
             format: plan.format(),
             quantization_level: plan.level(),
-            file_size: 0,
-            compression_ratio: 0.0,
+            file_size: None,
+            compression_ratio: None,
             duration_seconds: 0.0,
             peak_memory_bytes: 0,
             validation_status: "valid",

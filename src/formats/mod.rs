@@ -10,5 +10,6 @@ pub(crate) mod lock;
 pub mod model_directory;
 pub mod packed;
 pub mod scratch;
+pub mod size;
 pub mod space;
 pub mod super_weights;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use super::size::human_bytes as describe_bytes;
 use crate::{Error, Result};
 
 /// Fails with a [`StorageFull`](io::ErrorKind::StorageFull) error that names both figures unless
@@ -61,22 +62,6 @@ pub fn check_writable(directory: &Path) -> Result<()> {
         .map_err(|errno| Error::io(&existing, errno.into()))
 }
 
-/// `1.4 GiB`, `37.0 MiB`, `812 bytes`: for messages to people.
-#[must_use]
-pub fn describe_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} bytes");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 /// The empty path means the current folder.
 fn normalized(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
@@ -104,7 +89,7 @@ mod tests {
         let Error::Io { source, .. } = &error else { panic!("{error}") };
         assert_eq!(source.kind(), io::ErrorKind::StorageFull);
         let text = error.to_string();
-        assert!(text.contains("16384.0 PiB needed") && text.contains("available"), "{text}");
+        assert!(text.contains("16384 PB needed") && text.contains("available"), "{text}");
         assert!(error.suggestion().contains("space"), "{}", error.suggestion());
     }
 
@@ -138,19 +123,5 @@ mod tests {
         // /proc accepts no files, whoever asks.
         #[cfg(target_os = "linux")]
         assert!(check_writable(Path::new("/proc")).is_err());
-    }
-
-    #[test]
-    fn sizes_for_people() {
-        for (bytes, text) in [
-            (0, "0 bytes"),
-            (1023, "1023 bytes"),
-            (1024, "1.0 KiB"),
-            (1024 * 1024 - 1, "1.0 MiB"),
-            (512_483_328, "488.7 MiB"),
-            (14_495_514_624, "13.5 GiB"),
-        ] {
-            assert_eq!(describe_bytes(bytes), text);
-        }
     }
 }

@@ -84,6 +84,11 @@ pub fn open(path: &Path) -> Result<(LittleBitFile, &'static str)> {
         PathKind::Missing => {
             Err(Error::model_not_found(format!("{} does not exist", path.display())))
         }
+        PathKind::Directory => Err(Error::UnsupportedConversion(format!(
+            "{} is a directory, where a .littlebit file or a GGUF file with binary factors is expected \
+             (`littlebit compress` makes one of a model)",
+            path.display()
+        ))),
         _ => Err(Error::UnsupportedConversion(format!(
             "{} is neither a .littlebit file nor a GGUF file with binary factors",
             path.display()

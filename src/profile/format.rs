@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::widths;
 use crate::quantize::gguf::GgmlType;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// Where a profile's types come from.
@@ -64,7 +65,11 @@ impl Assignment {
     pub fn exact(&self) -> Result<Option<GgmlType>> {
         let Some(name) = &self.kind else { return Ok(None) };
         GgmlType::from_name(name).map(Some).ok_or_else(|| {
-            Error::Profile(format!("{}: {name} is no tensor type of GGUF files", self.layer_name))
+            let hint = did_you_mean(name, GgmlType::ALL.iter().map(|kind| kind.name()));
+            Error::Profile(format!(
+                "{}: {name} is no tensor type of GGUF files{hint}",
+                self.layer_name
+            ))
         })
     }
 }
@@ -103,10 +108,20 @@ impl Profile {
     /// # Errors
     /// [`Error::Profile`] saying what is wrong.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
-        let profile: Self = serde_json::from_str(text)
-            .map_err(|error| Error::Profile(format!("{origin} is no profile: {error}")))?;
+        let profile: Self = serde_json::from_str(text).or_else(|error| {
+            Self::as_shown(text)
+                .ok_or_else(|| Error::Profile(format!("{origin} is no profile: {error}")))
+        })?;
         profile.check().map_err(|error| Error::Profile(format!("{origin}: {error}")))?;
         Ok(profile)
+    }
+
+    /// What `profile show --format json` prints is a profile too: it has the key `warnings` of all
+    /// results more.
+    fn as_shown(text: &str) -> Option<Self> {
+        let mut shown: serde_json::Value = serde_json::from_str(text).ok()?;
+        shown.as_object_mut()?.shift_remove("warnings")?;
+        serde_json::from_value(shown).ok()
     }
 
     /// The file's contents.

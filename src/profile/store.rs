@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::format::Profile;
 use super::presets::{PRESETS, Preset};
 use crate::formats::atomic::write_atomically;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// The extension of profiles.
@@ -74,10 +75,17 @@ pub fn find(name: &str, folder: Option<&Path>) -> Result<Profile> {
     {
         return read(path);
     }
+    if path.is_dir() {
+        return Err(Error::Profile(format!(
+            "{name} is a directory, where a .{EXTENSION} file is expected"
+        )));
+    }
     let presets = PRESETS.map(|preset| preset.name).join(", ");
     let place = in_folder.map_or(String::new(), |path| format!(", nor {}", path.display()));
+    let known: Vec<String> = list(folder)?.0.into_iter().map(|listed| listed.name).collect();
     Err(Error::Profile(format!(
-        "there is no profile {name}: it is none of {presets}, no file{place}"
+        "there is no profile {name}: it is none of {presets}, no file{place}{}",
+        did_you_mean(name, known.iter().map(String::as_str))
     )))
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::config::{Architecture, AttentionBiases, ModelConfig, SlidingWindow};
 use super::config_rope;
 use crate::formats::packed::QuantizationConfig;
+use crate::source::json as json_file;
 use crate::{Error, Result};
 
 /// Upper bounds that keep every product of two sizes far from overflow.
@@ -37,8 +38,8 @@ pub struct ParsedConfig {
 /// [`Error::Unsupported`] for architectures, activations, position schemes and quantized
 /// checkpoints that this tool does not process, [`Error::ValidationFailed`] for damaged files.
 pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
-    let root: Value = serde_json::from_str(text)
-        .map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
+    let root: Value =
+        json_file::read(text).map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
     let Value::Object(root) = root else {
         return Err(Error::damaged(path, "not a JSON object"));
     };
@@ -117,7 +118,7 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
 
 /// The end-of-text ids of a `generation_config.json` (`eos_token_id`, one or several).
 pub fn generation_end_tokens(text: &str, path: &Path) -> Result<Vec<u32>> {
-    match serde_json::from_str(text) {
+    match json_file::read(text) {
         Ok(Value::Object(root)) => token_ids(&Fields::new(&root, path), "eos_token_id"),
         Ok(_) => Err(Error::damaged(path, "not a JSON object")),
         Err(e) => Err(Error::damaged(path, format!("not valid JSON: {e}"))),

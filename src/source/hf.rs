@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::catalog::{keep_expected, some_of};
 use super::packed::{self, Entry};
 use super::{LocalModel, ModelFormat, Weight, config_json};
+use crate::source::json as json_file;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
 
@@ -102,7 +103,7 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<Option<String>> {
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     if bytes.len() as u64 > most {
-        return Err(Error::damaged(path, format!("larger than {} MiB", most >> 20)));
+        return Err(Error::damaged(path, format!("larger than {} MB", most >> 20)));
     }
     let text = String::from_utf8(bytes).map_err(|_| Error::damaged(path, "not UTF-8 text"))?;
     Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
@@ -179,7 +180,7 @@ fn merge_end_tokens(
         }
     }
     if ids.len() > before
-        && let Ok(Value::Object(mut root)) = serde_json::from_str(text)
+        && let Ok(Value::Object(mut root)) = json_file::read(text)
     {
         let nested = !root.contains_key("hidden_size");
         let target = match root.get_mut("text_config") {
@@ -187,7 +188,7 @@ fn merge_end_tokens(
             _ => &mut root,
         };
         target.insert("eos_token_id".to_owned(), json!(ids));
-        *text = format!("{:#}\n", Value::Object(root));
+        *text = json_file::write(&Value::Object(root));
     }
 }
 
@@ -242,8 +243,8 @@ fn shard_number(name: &str) -> Option<(&str, usize, usize)> {
 
 /// The files that an index names, in order.
 fn indexed_files(index: &str, path: &Path) -> Result<BTreeSet<String>> {
-    let index: Value = serde_json::from_str(index)
-        .map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
+    let index: Value =
+        json_file::read(index).map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
     let Some(Value::Object(map)) = index.get("weight_map") else {
         return Err(Error::damaged(path, "no `weight_map`"));
     };
@@ -437,11 +438,11 @@ fn missing_tokenizer(directory: &Path) -> String {
 fn tokenizer_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Option<String>> {
     let text = optional_text(directory, "tokenizer_config.json", MAX_CONFIG, warnings)?;
     let from_json = optional_text(directory, "chat_template.json", MAX_CONFIG, warnings)?
-        .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+        .and_then(|text| json_file::read(&text).ok())
         .and_then(|value| value.get("chat_template").cloned());
     let from_file =
         optional_text(directory, "chat_template.jinja", MAX_CONFIG, warnings)?.map(Value::String);
-    let mut root = match text.as_deref().map(serde_json::from_str::<Value>) {
+    let mut root = match text.as_deref().map(json_file::read) {
         Some(Ok(Value::Object(root))) => root,
         None => serde_json::Map::new(),
         Some(_) => {
@@ -461,7 +462,7 @@ fn tokenizer_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Opti
     match template {
         Some(template) => {
             root.insert("chat_template".to_owned(), template);
-            Ok(Some(format!("{:#}\n", Value::Object(root))))
+            Ok(Some(json_file::write(&Value::Object(root))))
         }
         None if root.is_empty() => Ok(None),
         None => Ok(text),

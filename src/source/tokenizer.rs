@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::LocalModel;
 use super::chat::{ChatMessage, ChatTemplate};
 use super::text_pieces::Cutter;
+use crate::source::json;
 use crate::{Error, Result};
 
 /// The tokenizer of a model.
@@ -75,7 +76,7 @@ impl Tokenizer {
             inner.with_padding(None);
             Ok(inner)
         };
-        let root: Value = serde_json::from_str(json).map_err(|e| damaged(e.to_string()))?;
+        let root: Value = json::read(json).map_err(|e| damaged(e.to_string()))?;
         check_references(&root).map_err(damaged)?;
         let inner = load(json)?;
         let (cutter, continued) = Cutter::of(&root);
@@ -83,7 +84,7 @@ impl Tokenizer {
         let (prefix, suffix) = frame(&inner).map_err(|e| damaged(e.to_string()))?;
         let config: Value = match config {
             None => Value::Null,
-            Some(text) => serde_json::from_str(text)
+            Some(text) => json::read(text)
                 .map_err(|e| Error::damaged(path, format!("tokenizer_config.json: {e}")))?,
         };
         let special = |name: &str| special_token(&config, name);

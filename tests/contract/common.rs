@@ -67,23 +67,19 @@ pub(crate) fn compress_arguments<'a>(
     name: &'a str,
     more: &[&'a str],
 ) -> Vec<&'a str> {
-    let mut arguments = vec![
-        "--format",
-        "json",
-        "littlebit",
-        "compress",
-        model,
-        "-n",
-        name,
-        "--iterations",
-        "12",
-        "--calibration-samples",
-        "64",
-        "--eval-tokens",
-        "2048",
-        "--effort",
-        "none",
-    ];
+    let mut arguments = vec!["--format", "json", "littlebit", "compress", model, "-n", name];
+    arguments.extend_from_slice(&["--effort", "none"]);
+    // Without what they would do nothing for.
+    let has = |words: &[&str]| more.windows(words.len()).any(|found| found == words);
+    if !has(&["--init", "dual-svid"]) {
+        arguments.extend_from_slice(&["--iterations", "12"]);
+    }
+    if !has(&["--weighting", "none"]) {
+        arguments.extend_from_slice(&["--calibration-samples", "64"]);
+    }
+    if !has(&["--skip-validation"]) {
+        arguments.extend_from_slice(&["--eval-tokens", "2048"]);
+    }
     arguments.extend_from_slice(more);
     arguments
 }
@@ -112,6 +108,7 @@ pub(crate) struct ErrorDocument {
     pub(crate) error_type: String,
     pub(crate) message: String,
     pub(crate) suggestion: String,
+    pub(crate) warnings: Vec<String>,
     pub(crate) result: Option<serde_json::Value>,
 }
 
@@ -133,6 +130,7 @@ pub(crate) fn check_failure(output: &Output, code: i32, kind: &str) -> ErrorDocu
     assert_eq!(document.error_code, code);
     assert_eq!(document.error_type, kind, "{document:?}");
     assert!(!document.message.is_empty() && !document.suggestion.is_empty(), "{document:?}");
+    assert!(document.warnings.iter().all(|warning| !warning.is_empty()), "{document:?}");
     assert!(stderr(output).contains("error:"), "{}", stderr(output));
     document
 }

@@ -97,11 +97,11 @@ fn lossy_conversions_are_confirmed() {
     let arguments = ["--format", "json", "littlebit", "convert", "m.littlebit", "gguf-lossy"];
     let error = fails(&workspace, &arguments, 9, "CancelledError");
     assert!(error.message.contains("not confirmed"), "{error:?}");
-    assert!(!workspace.path("m.lossy-Q4_K_M.gguf").exists());
+    assert!(!workspace.path("m-lossy-Q4_K_M.gguf").exists());
 
     let lossy =
         convert(&workspace, "m.littlebit", &["gguf-lossy", "--force", "--gguf-quant", "f16"]);
-    assert_eq!(lossy.output_path, "./m.lossy-F16.gguf");
+    assert_eq!(lossy.output_path, "./m-lossy-F16.gguf");
     assert_eq!(lossy.quantization_level.as_deref(), Some("F16"));
     assert!(!lossy.lossless);
     // The same model up to the rounding of f16: perplexity of both beside the original.
@@ -139,7 +139,7 @@ fn lossy_conversions_are_confirmed() {
         "--offline",
     ]));
     let expected = report["quality_metrics"]["perplexity_compressed"].as_f64().unwrap();
-    let found = perplexity("m.lossy-F16.gguf");
+    let found = perplexity("m-lossy-F16.gguf");
     assert!((found / expected - 1.0).abs() < 2e-3, "{found}, {expected} from the factors");
 }
 
@@ -161,7 +161,7 @@ fn what_cannot_be_converted_is_refused() {
     }
     for (arguments, (code, kind), words) in [
         (&["m.littlebit", "littlebit"][..], unsupported, "already"),
-        (&["m.lossy-Q8_0.gguf", "littlebit"], unsupported, "without binary factors"),
+        (&["m-lossy-Q8_0.gguf", "littlebit"], unsupported, "without binary factors"),
         (&["text", "gguf-ext"], unsupported, "neither"),
         (&["none", "gguf-ext"], (3, "ModelNotFoundError"), "does not exist"),
         (&["m.littlebit", "gguf-lossy", "--gguf-quant", "Q9"], invalid, "Q9"),
@@ -178,9 +178,11 @@ fn compress_writes_the_other_formats() {
     let workspace = Workspace::new();
     let native: Value =
         json(&workspace.compress("m", &["--target-bpw", "1.0", "--skip-validation"]));
-    for (format, name) in [("gguf-ext", "m.ext.gguf"), ("gguf-lossy", "m.lossy-Q4_K_M.gguf")] {
+    for (format, given, name) in
+        [("gguf-ext", "m.ext", "m.ext.gguf"), ("gguf-lossy", "lossy.gguf", "lossy.gguf")]
+    {
         let output = workspace
-            .compress("m", &["--target-bpw", "1.0", "--skip-validation", "--format", format]);
+            .compress(given, &["--target-bpw", "1.0", "--skip-validation", "--format", format]);
         let report: Value = json(&output);
         assert_eq!(report["format"], format);
         assert_eq!(report["output_path"], format!("./{name}"));
@@ -192,7 +194,11 @@ fn compress_writes_the_other_formats() {
             r["file_bpw"].as_f64().unwrap() / r["compressed_size_bytes"].as_f64().unwrap()
         };
         assert!((per_byte(&report) / per_byte(&native) - 1.0).abs() < 1e-9);
-        assert!(!workspace.path("m.native.littlebit").exists(), "{}", stderr(&output));
+        let left = fs::read_dir(workspace.path(".")).unwrap().flatten();
+        let mut natives = left.filter(|e| e.file_name().to_string_lossy().contains("native"));
+        assert!(natives.next().is_none(), "{}", stderr(&output));
+        let complete = format!("[llm-quantize] Complete: ./{name} (");
+        assert!(stderr(&output).trim_end().lines().last().unwrap().starts_with(&complete));
     }
     let back = convert(&workspace, "m.ext.gguf", &["littlebit", "-n", "back"]);
     assert_eq!(back.format, "littlebit");

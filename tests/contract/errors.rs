@@ -151,7 +151,7 @@ fn exit_5_more_memory_than_allowed() {
     let workspace = Workspace::new();
     let error =
         compress_fails(&workspace, &tiny_model(), &["--max-memory", "1MB"], 5, "OutOfMemoryError");
-    assert!(error.message.contains("--max-memory allows 1.0 MiB"), "{error:?}");
+    assert!(error.message.contains("--max-memory allows 1.0 MB"), "{error:?}");
 }
 
 #[test]

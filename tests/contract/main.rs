@@ -10,6 +10,7 @@
 //! - `errors`: every exit code, provoked by a real cause
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
+//! - `options`: every option of every command does something or is refused
 //! - `packed`: `quantize MODEL awq|gptq|smoothquant`
 //! - `quality`: `quality report` and `compare`, and what other commands measure
 //! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
@@ -17,6 +18,7 @@
 //! - `recovery`: tuning and distillation after factorization
 //! - `resume`: checkpoints, kills, Ctrl-C
 //! - `streams`: stdout and stderr discipline, verbosity, help
+//! - `words`: warnings, `--format` anywhere, the last line, names that were meant
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -32,6 +34,7 @@ mod errors;
 #[path = "../quantize/handmade.rs"]
 mod handmade;
 mod inspect;
+mod options;
 mod packed;
 mod profile;
 mod quality;
@@ -41,3 +44,4 @@ mod recipe;
 mod recovery;
 mod resume;
 mod streams;
+mod words;

@@ -442,7 +442,8 @@ fn what_cannot_work_is_refused_at_once() {
     refused(&["gptq"], 2, argument, "--quant-level");
     refused(&["gptq", "-q", "4bit", "--smoothquant"], 2, argument, "smoothquant");
     refused(&["awq", "-q", "4bit", "--alpha", "0.5"], 2, argument, "--smoothquant");
-    refused(&["smoothquant", "--alpha", "1.5"], 2, argument, "0 to 1");
+    refused(&["smoothquant", "--smoothquant", "--alpha", "1.5"], 2, argument, "0 to 1");
+    refused(&["smoothquant", "--alpha", "0.5"], 2, argument, "without --smoothquant");
     refused(&["smoothquant", "--group-size", "64"], 2, argument, "--group-size");
     refused(&["awq", "-q", "4bit", "--asym"], 2, argument, "--asym");
     refused(&["awq", "-q", "4bit", "--desc-act"], 2, argument, "--desc-act");

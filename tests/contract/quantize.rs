@@ -305,23 +305,31 @@ fn the_smallest_file_is_the_smallest() {
     assert!(error.message.contains(&size), "{}", error.message);
 }
 
-/// Options that change nothing are named.
+/// Options that change nothing are refused, and what else there is to know is a warning.
 #[test]
-fn idle_options_are_warned_about() {
+fn idle_options_are_refused() {
     let workspace = Workspace::new();
     SMALL.write(&workspace.path("m-F16.gguf"));
     let base = ["--format", "json", "quantize", "m-F16.gguf", "gguf", "--dry-run", "-q"];
+    let refused = |more: &[&str], words: &str| {
+        let arguments = [&base[..], more].concat();
+        let error = fails(&workspace, &arguments, 2, "InvalidArgumentError");
+        assert!(error.message.contains(words), "{words}: {}", error.message);
+    };
+    refused(&["Q4_0", "--tensor-type", "attn_norm=q8_0"], "only tensors that are never quantized");
+    refused(&["Q4_0", "--tensor-type", "zzz=q8_0"], "zzz matches no tensor");
+    let shadowed = ["--tensor-type", "attn=q8_0", "--tensor-type", "attn_q=q5_0"];
+    refused(&[&["Q4_0"], &shadowed[..]].concat(), "attn_q decides about no tensor");
+    refused(&["Q4_0", "--leave-output-tensor"], "--leave-output-tensor changes nothing");
+    // The embeddings serve as the output matrix here.
+    let both = ["--output-tensor-type", "q8_0", "--token-embedding-type", "q4_0"];
+    refused(&[&["Q4_0"], &both[..]].concat(), "--output-tensor-type decides about no tensor");
     let warned = |more: &[&str], words: &str| {
         let document: Document = json(&workspace.succeed(&[&base[..], more].concat()));
         let found = document.warnings.iter().filter(|w| w.contains(words)).count();
         assert_eq!(found, 1, "{words}: {:?}", document.warnings);
         document
     };
-    warned(&["Q4_0", "--tensor-type", "attn_norm=q8_0"], "only tensors that are never quantized");
-    warned(&["Q4_0", "--tensor-type", "zzz=q8_0"], "zzz matches no tensor");
-    let shadowed = ["--tensor-type", "attn=q8_0", "--tensor-type", "attn_q=q5_0"];
-    warned(&[&["Q4_0"], &shadowed[..]].concat(), "attn_q decides about no tensor");
-    warned(&["Q4_0", "--leave-output-tensor"], "--leave-output-tensor changes nothing");
     let document = warned(&["MXFP4"], "this model has none");
     assert!(document.tensors.iter().all(|t| t.r#type == "Q8_0" || t.shape.len() == 1));
     // The name of the file has the new level alone.

@@ -30,11 +30,17 @@ use quantize::QuantizeArgs;
 )]
 pub(crate) struct Cli {
     /// What stdout carries: text for people, or one JSON document (also on failure)
-    #[arg(long = "format", id = "output_format", value_enum, default_value_t = OutputFormat::Human, value_name = "FORMAT")]
+    #[arg(long = "format", id = "global_format", value_enum, default_value_t = OutputFormat::Human, value_name = "FORMAT")]
     pub(crate) output_format: OutputFormat,
 
     /// What stderr carries
-    #[arg(long, value_enum, default_value_t = Verbosity::Normal, value_name = "LEVEL")]
+    #[arg(
+        long = "verbosity",
+        id = "global_verbosity",
+        value_enum,
+        default_value_t = Verbosity::Normal,
+        value_name = "LEVEL"
+    )]
     pub(crate) verbosity: Verbosity,
 
     #[command(subcommand)]
@@ -87,6 +93,7 @@ impl Command {
     pub(crate) fn output_format(&self) -> Option<OutputFormat> {
         match self {
             Self::Quality { command } => command.output_format(),
+            Self::Profile { command: ProfileCommand::Show(args) } => args.format,
             _ => None,
         }
     }
@@ -203,8 +210,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        crate::cli::command().debug_assert();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::resume_command;
+use super::{complete, resume_command};
 use crate::analyze::{
     self, AnalyzeReport, AnalyzeRequest, Checkpoints, FileRequest, MatrixFormat, Method, Samples,
 };
@@ -20,10 +20,13 @@ const CALIBRATION_SAMPLES: usize = 512;
 const COVERAGE: f64 = 1e-4;
 
 pub(crate) fn run(args: &AnalyzeArgs, context: &Context) -> Result<(), Failure> {
+    let progress = Bars::new(&context.output);
     let report = match model(args) {
-        Some(name) => of_model(name, args, context)?,
-        None => of_files(args, context)?,
+        Some(name) => of_model(name, args, context, &progress)?,
+        None => of_files(args, context, &progress)?,
     };
+    let written = report.output_path.iter().chain(&report.plot_path).rev().map(PathBuf::from);
+    complete(&written.collect::<Vec<_>>(), &progress)?;
     let shown = Shown { report, statistics: args.show_statistics };
     context.output.result(&shown);
     Ok(())
@@ -37,8 +40,13 @@ fn model(args: &AnalyzeArgs) -> Option<&str> {
     (!matrix).then_some(name)
 }
 
-fn of_model(name: &str, args: &AnalyzeArgs, context: &Context) -> Result<AnalyzeReport> {
-    let progress = Bars::new(&context.output);
+fn of_model(
+    name: &str,
+    args: &AnalyzeArgs,
+    context: &Context,
+    progress: &Bars,
+) -> Result<AnalyzeReport> {
+    refuse_idle(name, args, context)?;
     let samples = samples(args)?;
     if let Some(path) = &args.output {
         early::output_file(path)?;
@@ -59,26 +67,64 @@ fn of_model(name: &str, args: &AnalyzeArgs, context: &Context) -> Result<Analyze
     let judge = |model: &LocalModel| {
         analyze::refuse_early(model, &request(args, samples, context, model), &backend)
     };
-    let model = models::open_if(name, &args.hub, context, &judge, &progress)?;
+    let model = models::open_if(name, &args.hub, context, &judge, progress)?;
     let request = request(args, samples, context, &model);
     interrupt::install();
-    let mut report = analyze::analyze(&model, &request, &backend, &progress)?;
+    let mut report = analyze::analyze(&model, &request, &backend, progress)?;
     report.model_path = Some(name.to_owned());
     Ok(report)
 }
 
-fn of_files(args: &AnalyzeArgs, context: &Context) -> Result<AnalyzeReport> {
-    let needless = [
-        ("--identify-super-weights", args.super_weights.identify_super_weights),
-        ("--calibration-data", args.calibration_data.is_some()),
-        ("--calibration-samples", args.calibration_samples.is_some()),
-        ("--chunks", args.chunks.is_some()),
-        ("--resume", args.kept.resume.is_some()),
+/// Options that mean nothing for the analysis: named, never ignored.
+fn refuse_idle(name: &str, args: &AnalyzeArgs, context: &Context) -> Result<()> {
+    let (given, kept) = (&context.given, &args.kept);
+    given.refuse(
+        "with --chunks",
+        &[("seed", args.chunks.is_some(), "it is that of the places of --calibration-samples")],
+    )?;
+    given.refuse(
+        "with gradients",
+        &[(
+            "process-output",
+            args.method != MethodArg::Activation,
+            "it measures inputs, for --method activation",
+        )],
+    )?;
+    given.refuse_checkpoint_dir(
+        kept.checkpoint_dir.as_deref(),
+        kept.no_checkpoints,
+        kept.resume.as_deref(),
+    )?;
+    given.refuse_hub(&args.hub, &[name], true)
+}
+
+fn of_files(args: &AnalyzeArgs, context: &Context, progress: &Bars) -> Result<AnalyzeReport> {
+    let with_model = [
+        "method",
+        "calibration-data",
+        "calibration-samples",
+        "chunks",
+        "ctx-size",
+        "seed",
+        "process-output",
+        "coverage",
+        "identify-super-weights",
+        "no-checkpoints",
+        "checkpoint-dir",
+        "resume",
+        "no-cache",
+        "device",
+        "threads",
+        "revision",
+        "offline",
+        "cache-dir",
     ];
-    if let Some((option, _)) = needless.iter().find(|(_, given)| *given) {
-        return Err(Error::InvalidArgument(format!("{option} needs a MODEL to look at")));
-    }
-    let progress = Bars::new(&context.output);
+    let what = "it needs a MODEL to look at";
+    context.given.refuse("for importance matrices", &with_model.map(|o| (o, true, what)))?;
+    context.given.refuse(
+        "without --output",
+        &[("output-format", args.output.is_none(), "it is the form of the file that is written")],
+    )?;
     let mut inputs: Vec<PathBuf> = args.model.iter().map(PathBuf::from).collect();
     inputs.extend(args.merge.iter().cloned());
     let output = args.output.clone().map(|path| (path, format(args)));
@@ -87,7 +133,7 @@ fn of_files(args: &AnalyzeArgs, context: &Context) -> Result<AnalyzeReport> {
             "--merge without MODEL needs --output, --show-statistics or --plot".into(),
         ));
     }
-    analyze::files(&FileRequest { inputs, output, plot: args.plot.clone() }, &progress)
+    analyze::files(&FileRequest { inputs, output, plot: args.plot.clone() }, progress)
 }
 
 fn samples(args: &AnalyzeArgs) -> Result<Samples> {

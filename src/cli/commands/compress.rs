@@ -36,6 +36,7 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
     check(args)?;
     plan_request(args, context).check()?;
     let recovery = recovery(args)?;
+    refuse_idle(args, recovery.1.is_some(), context)?;
     early::output_folder(&args.output_dir)?;
     if let Some(path) = &args.export_metadata {
         early::output_file(path)?;
@@ -62,6 +63,9 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
     let mut report = match compress::compress(&model, &request, &backend, &progress) {
         Ok(report) => report,
         Err(failure) => {
+            if let Some(kept) = &failure.report {
+                progress.complete(&kept.output_path, kept.compressed_size_bytes, "");
+            }
             let result = failure.report.and_then(|r| serde_json::to_value(*r).ok());
             return Err(Failure { error: Box::new(failure.error), result });
         }
@@ -74,6 +78,7 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
     if let Some(target) = target(args.format)? {
         convert_to(target, args, &request, &mut report, &progress)?;
     }
+    progress.complete(&report.output_path, report.compressed_size_bytes, "");
     context.output.result(&report);
     Ok(())
 }
@@ -99,9 +104,8 @@ fn convert_to(
     let stem = native.file_name().unwrap_or_default().to_string_lossy();
     let stem = stem.strip_suffix(NATIVE).unwrap_or(&stem);
     let name = match &args.output_name {
-        // As it was given; the native file's name was made from it.
-        Some(name) if name.strip_suffix(".gguf") == Some(stem) => name.clone(),
-        _ => littlebit_convert::default_name(stem, target),
+        Some(_) => format!("{stem}.gguf"),
+        None => littlebit_convert::default_name(stem, target),
     };
     let (file, from) = convert::open(native)?;
     let parameters = 8.0 * report.compressed_size_bytes as f64 / report.file_bpw;
@@ -151,6 +155,39 @@ fn check(args: &CompressArgs) -> Result<()> {
         return invalid("--output-name is a file name; use --output-dir for the folder");
     }
     Ok(())
+}
+
+/// Options that mean nothing beside others: named, never ignored.
+fn refuse_idle(args: &CompressArgs, recovers: bool, context: &Context) -> Result<()> {
+    let given = &context.given;
+    let unread = !recovers && args.solver.weighting == WeightingArg::None;
+    let unmeasured = args.skip_validation || args.eval_data.is_some();
+    let text = "there is nothing to calibrate";
+    given.refuse(
+        "with --effort none and --weighting none",
+        &[("calibration-samples", unread, text), ("calibration-data", unread && unmeasured, text)],
+    )?;
+    let quality = "perplexity is not measured";
+    given.refuse(
+        "with --skip-validation",
+        &[
+            ("eval-data", args.skip_validation, quality),
+            ("eval-tokens", args.skip_validation, quality),
+        ],
+    )?;
+    let direct = args.solver.init == InitArg::DualSvid;
+    given.refuse(
+        "with --init dual-svid",
+        &[("iterations", direct, "it is for the solvers admm and itq")],
+    )?;
+    given
+        .refuse("with --dry-run", &[("export-metadata", args.dry_run, "nothing is factorized")])?;
+    given.refuse_checkpoint_dir(
+        args.checkpoint_dir.as_deref(),
+        args.no_checkpoints,
+        args.resume.as_deref(),
+    )?;
+    given.refuse_hub(&args.hub, &[&args.model], true)
 }
 
 /// The effort and its recipe: `--calibration-samples` before the recipe file before the effort.

@@ -1,6 +1,5 @@
 //! `convert`.
 
-use crate::Error;
 use crate::cli::args::convert::{ConvertArgs, ConvertFormat};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
@@ -10,6 +9,7 @@ use crate::convert::{self, ConversionReport, Plan, Request};
 use crate::formats::model_directory::DEFAULT_SHARD_BYTES;
 use crate::progress::Progress;
 use crate::source::LocalModel;
+use crate::{Error, Result};
 
 pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> {
     if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
@@ -18,6 +18,7 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         )
         .into());
     }
+    refuse_idle(args, context)?;
     models::limit_threads(args.threads)?;
     early::output_folder(&args.output_dir)?;
     early::model(&args.input_model)?;
@@ -54,8 +55,26 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         }
     }
     let report = convert::convert(&model, &plan, &request, &progress)?;
+    if let Some(size) = report.file_size {
+        progress.complete(&report.output_path, size, "");
+    }
     context.output.result(&report);
     Ok(())
+}
+
+/// Options that mean nothing for the format: named, never ignored.
+fn refuse_idle(args: &ConvertArgs, context: &Context) -> Result<()> {
+    let gguf = args.output_format == ConvertFormat::Gguf;
+    let grouped = matches!(args.output_format, ConvertFormat::Awq | ConvertFormat::Gptq);
+    context.given.refuse(
+        &format!("for {}", format!("{:?}", args.output_format).to_lowercase()),
+        &[
+            ("group-size", !grouped, "it is for awq and gptq"),
+            ("max-shard-size", gguf, "it is for directories; a GGUF file is written as one"),
+            ("no-provenance", !gguf, "it leaves keys out of a GGUF file"),
+        ],
+    )?;
+    context.given.refuse_hub(&args.hub, &[&args.input_model], false)
 }
 
 /// `--output-name`, else the last part of the model's name, the format and the level.
@@ -97,10 +116,9 @@ impl Report for ConversionReport {
             }
             return out;
         }
-        row(
-            "Size:",
-            format!("{} ({} bytes)", human_bytes(self.file_size), grouped(self.file_size)),
-        );
+        if let Some(size) = self.file_size {
+            row("Size:", format!("{} ({} bytes)", human_bytes(size), grouped(size)));
+        }
         row("Without loss:", if self.lossless { "yes, compared" } else { "no" }.into());
         row(
             "Tensors:",

@@ -39,6 +39,12 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> Result<(), Failure>
     let began = Instant::now();
     let progress = Bars::new(&context.output);
     let sampling = sampling(args)?;
+    let greedy = args.temperature == 0.0;
+    let what = "the most likely token is always taken";
+    context
+        .given
+        .refuse("without --temperature", &[("top-p", greedy, what), ("seed", greedy, what)])?;
+    context.given.refuse_hub(&args.hub, &[&args.model], false)?;
     let backend = models::backend(&args.compute, context)?;
     let model = models::open(&args.model, &args.hub, context, &progress)?;
     let tokenizer = Tokenizer::from_model(&model)?;

@@ -70,6 +70,7 @@ struct TensorRow {
 }
 
 pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
+    context.given.refuse_hub(&args.hub, &[&args.model], false)?;
     let progress = Bars::new(&context.output);
     let check = source::hf::check_supported;
     // Without a scan the headers say everything.
@@ -148,6 +149,7 @@ fn of_model(
 /// Of a GGUF file of any other architecture.
 fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<InfoReport> {
     let model = quantize::gguf::open(path, &SourceOptions::default())?;
+    model.warnings.iter().for_each(|warning| progress.warn(warning));
     let mut non_finite = None;
     if !args.skip_scan {
         progress.start("Scanning", model.tensors.len() as u64, "tensors");

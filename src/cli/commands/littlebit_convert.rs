@@ -12,6 +12,14 @@ use crate::progress::Progress;
 use crate::quantize::gguf::Level;
 
 pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> {
+    context.given.refuse(
+        "for this format",
+        &[(
+            "gguf-quant",
+            args.output_format != FileFormat::GgufLossy,
+            "it is the level of gguf-lossy",
+        )],
+    )?;
     let target = match args.output_format {
         FileFormat::Littlebit => Target::LittleBit,
         FileFormat::GgufExt => Target::GgufExt,
@@ -48,11 +56,12 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
     interrupt::install();
     let report = convert::convert(&file, from, target, &output, &progress)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));
+    progress.complete(&report.output_path, report.file_size, "");
     context.output.result(&report);
     Ok(())
 }
 
-/// `--output-name`, else the input's stem: `m.littlebit`, `m.ext.gguf`, `m.lossy-Q4_K_M.gguf`.
+/// `--output-name`, else the input's stem: `m.littlebit`, `m.ext.gguf`, `m-lossy-Q4_K_M.gguf`.
 fn output_name(args: &ConvertArgs, target: Target) -> String {
     let extension = if target == Target::LittleBit { ".littlebit" } else { ".gguf" };
     if let Some(name) = &args.output_name {
@@ -67,7 +76,7 @@ pub(super) fn default_name(stem: &str, target: Target) -> String {
     match target {
         Target::LittleBit => format!("{stem}.littlebit"),
         Target::GgufExt => format!("{stem}.ext.gguf"),
-        Target::GgufLossy(level) => format!("{stem}.lossy-{}.gguf", level.name()),
+        Target::GgufLossy(level) => format!("{stem}-lossy-{}.gguf", level.name()),
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) fn run(args: &LittlebitInfoArgs, context: &Context) -> Result<(), Fai
     }
     if let Some(path) = &args.export_metadata {
         metadata_export::export(&file, path)?;
+        progress.note(&format!("Complete: {0}.safetensors, {0}.json", path.display()));
     }
     context.output.result(&file.info(args.layers)?);
     Ok(())

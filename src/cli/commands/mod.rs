@@ -12,12 +12,13 @@ pub(super) mod quality;
 pub(super) mod quantize;
 mod validate;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::args::littlebit::LittlebitCommand;
+use super::bars::Bars;
 use super::output::Output;
 use super::{Context, Failure};
-use crate::Error;
+use crate::{Error, Result};
 
 pub(super) fn littlebit(command: LittlebitCommand, context: &Context) -> Result<(), Failure> {
     match command {
@@ -30,7 +31,16 @@ pub(super) fn littlebit(command: LittlebitCommand, context: &Context) -> Result<
 
 pub(super) fn completions(shell: clap_complete::Shell) {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut super::command(), "llm-quantize", &mut script);
+    let name = "llm-quantize";
+    if shell == clap_complete::Shell::Bash {
+        // The generator loses everything below a name that has a dash.
+        let plain = "llm_quantize";
+        clap_complete::generate(shell, &mut super::command().name(plain), plain, &mut script);
+        let script = String::from_utf8_lossy(&script);
+        let (from, to) = (format!("-o default {plain}\n"), format!("-o default {name}\n"));
+        return Output::print_plain(&script.replace(&from, &to));
+    }
+    clap_complete::generate(shell, &mut super::command(), name, &mut script);
     Output::print_plain(&String::from_utf8_lossy(&script));
 }
 
@@ -45,6 +55,15 @@ pub(super) fn man(directory: Option<&Path>) -> Result<(), Failure> {
             .render(&mut page)
             .map_err(|e| Error::General(format!("cannot render the man page: {e}")))?;
         Output::print_plain(&String::from_utf8_lossy(&page));
+    }
+    Ok(())
+}
+
+/// The last lines of a command that wrote these files.
+fn complete(paths: &[PathBuf], progress: &Bars) -> Result<()> {
+    for path in paths {
+        let size = path.metadata().map_err(|e| Error::io(path, e))?.len();
+        progress.complete(&path.display().to_string(), size, "");
     }
     Ok(())
 }

@@ -59,9 +59,7 @@ impl Report for ListReport {
 
 fn show(args: &ShowArgs, context: &Context) -> Result<(), Failure> {
     let profile = store::find(&args.profile, context.settings.profile_dir.as_deref())?;
-    let mut output = context.output.clone();
-    output.format = args.format.unwrap_or(output.format);
-    output.result(&profile);
+    context.output.result(&profile);
     Ok(())
 }
 
@@ -117,6 +115,7 @@ struct CreateReport {
 }
 
 fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
+    refuse_idle(args, context)?;
     let id = store::slug(&args.name);
     if id.is_empty() {
         return Err(Error::InvalidArgument("--name has no letter or digit".into()).into());
@@ -126,13 +125,6 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
         if value.is_some_and(|value| !(value.is_finite() && value > 0.0)) {
             return Err(Error::InvalidArgument(format!("{option} must be above 0")).into());
         }
-    }
-    let measure = args.sensitivity == SensitivityArg::Measured;
-    if !measure && (args.calibration_data.is_some() || args.calibration_samples.is_some()) {
-        return Err(Error::InvalidArgument(
-            "--calibration-data and --calibration-samples go with --sensitivity measured".into(),
-        )
-        .into());
     }
     if args.calibration_samples == Some(0) {
         return Err(
@@ -153,9 +145,6 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
     models::limit_threads(args.threads)?;
     let progress = Bars::new(&context.output);
     let importance = ImportanceMatrix::open(&args.imatrix)?;
-    if args.model.is_none() && measure {
-        return Err(needs_model().into());
-    }
     let mut report = CreateReport {
         status: "success",
         output_path: path,
@@ -179,12 +168,34 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
     report.assignments = profile.layer_assignments.len();
     store::write(&profile, &report.output_path)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));
+    super::complete(std::slice::from_ref(&report.output_path), &progress)?;
     context.output.result(&report);
     Ok(())
 }
 
-fn needs_model() -> Error {
-    Error::InvalidArgument("--sensitivity measured needs the model: --model".into())
+/// Options that mean nothing here: named, never ignored.
+fn refuse_idle(args: &CreateArgs, context: &Context) -> Result<()> {
+    let given = &context.given;
+    let Some(model) = &args.model else {
+        let options = [
+            "sensitivity",
+            "calibration-data",
+            "calibration-samples",
+            "allow-requantize",
+            "threads",
+            "revision",
+            "offline",
+            "cache-dir",
+        ];
+        return given.refuse("without --model", &options.map(|o| (o, true, "it needs the model")));
+    };
+    let silent = args.sensitivity != SensitivityArg::Measured;
+    let what = "it is for --sensitivity measured";
+    given.refuse(
+        "with --sensitivity estimated",
+        &[("calibration-data", silent, what), ("calibration-samples", silent, what)],
+    )?;
+    given.refuse_hub(&args.hub, &[model], !silent)
 }
 
 fn with_model(
@@ -289,11 +300,13 @@ impl Report for CreateReport {
 }
 
 fn validate(args: &ValidateArgs, context: &Context) -> Result<(), Failure> {
+    context.given.refuse_hub(&args.hub, &[&args.model], false)?;
     let profile = store::find(&args.profile, context.settings.profile_dir.as_deref())?;
     let progress = Bars::new(&context.output);
     // Names and shapes are all that is looked at.
     let located = models::outline(&args.model, &args.hub, context, &check_config, &progress)?;
     let model = gguf::open(&located.path, &SourceOptions::default())?;
+    model.warnings.iter().for_each(|warning| progress.warn(warning));
     let report = ValidationReport::new(&profile, &model, &args.model)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));
     let Some(error) = report.failure() else {

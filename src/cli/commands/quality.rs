@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::complete;
 use crate::analyze::SuperWeightMask;
 use crate::cli::args::HubArgs;
 use crate::cli::args::quality::{
@@ -20,16 +21,13 @@ use crate::quality::{
 };
 use crate::source::LocalModel;
 use crate::source::hub::ModelSpec;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 pub(crate) fn run(command: &QualityCommand, context: &Context) -> Result<(), Failure> {
-    let mut output = context.output.clone();
-    if let Some(format) = command.output_format() {
-        output.format = format;
-    }
     match command {
-        QualityCommand::Report(args) => report(args, context, &output),
-        QualityCommand::Compare(args) => compare(args, context, &output),
+        QualityCommand::Report(args) => report(args, context, &context.output),
+        QualityCommand::Compare(args) => compare(args, context, &context.output),
     }
 }
 
@@ -40,6 +38,7 @@ fn report(args: &QualityReportArgs, context: &Context, output: &Output) -> Resul
         )
         .into());
     }
+    context.given.refuse_hub(&args.hub, &[&args.original, &args.quantized], true)?;
     let kinds =
         args.output.iter().map(|path| FileKind::of(path, false)).collect::<Result<Vec<_>>>()?;
     let benchmarks = benchmark_requests(&args.benchmarks, &args.hub, context)?;
@@ -72,10 +71,11 @@ fn report(args: &QualityReportArgs, context: &Context, output: &Output) -> Resul
     for (path, kind) in args.output.iter().zip(kinds) {
         let contents = match kind {
             FileKind::Page => html::report_page(&report),
-            FileKind::Table | FileKind::Json => document(&report)?,
+            FileKind::Table | FileKind::Json => document(output, &report)?,
         };
         write_atomically(path, contents.as_bytes())?;
     }
+    complete(&args.output, &progress)?;
     if args.quality_threshold.is_some() && !report.metrics.quality_passed {
         return Err(degraded(output, &report, &report));
     }
@@ -100,6 +100,19 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
     let kinds =
         args.output.iter().map(|path| FileKind::of(path, true)).collect::<Result<Vec<_>>>()?;
     let metrics = metrics(&args.metrics)?;
+    let unread = !metrics.contains(&Metric::Perplexity);
+    let what = "no model is run";
+    context.given.refuse(
+        "with these --metrics",
+        &[
+            ("calibration-data", unread, what),
+            ("calibration-samples", unread, what),
+            ("device", unread, what),
+        ],
+    )?;
+    let names: Vec<&str> =
+        args.quantized.iter().chain([&args.original]).map(String::as_str).collect();
+    context.given.refuse_hub(&args.hub, &names, !unread)?;
     let text = text_request(&args.text, &args.hub, context)?;
     let progress = Bars::new(output);
     early::text(None, args.text.calibration_data.as_deref())?;
@@ -121,10 +134,11 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
         let contents = match kind {
             FileKind::Page => html::compare_page(&report),
             FileKind::Table => csv::table(&report),
-            FileKind::Json => document(&report)?,
+            FileKind::Json => document(output, &report)?,
         };
         write_atomically(path, contents.as_bytes())?;
     }
+    complete(&args.output, &progress)?;
     if args.format == Some(TableFormat::Csv) {
         Output::print_plain(&csv::table(&report));
     } else {
@@ -170,7 +184,8 @@ fn metrics(names: &[String]) -> Result<Vec<Metric>> {
         let known = Metric::ALL.into_iter().find(|metric| metric.name() == name);
         metrics.push(known.ok_or_else(|| {
             Error::InvalidArgument(format!(
-                "--metrics {name}: perplexity, size, bpw and all are understood"
+                "--metrics {name}: perplexity, size, bpw and all are understood{}",
+                did_you_mean(name, Metric::ALL.iter().map(|metric| metric.name()).chain(["all"]))
             ))
         })?);
     }
@@ -251,8 +266,8 @@ impl FileKind {
     }
 }
 
-fn document(report: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string_pretty(report)
+fn document(output: &Output, report: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(&output.document(report)?)
         .map(|text| text + "\n")
         .map_err(|error| Error::General(format!("the report cannot be written as JSON: {error}")))
 }

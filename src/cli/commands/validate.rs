@@ -23,6 +23,7 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
         let message = format!("{} does not exist", args.compressed.display());
         return Err(Error::model_not_found(message).into());
     }
+    context.given.refuse_hub(&args.hub, &[&args.original], true)?;
     let benchmarks = quality::benchmark_requests(&args.benchmarks, &args.hub, context)?;
     early::model(&args.original)?;
     early::text(None, args.calibration_data.as_deref())?;

@@ -12,6 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::choices::Question;
+use crate::source::json as json_file;
 use crate::{Error, Result};
 
 /// Choices that a question may have.
@@ -80,15 +81,15 @@ fn json_lines(text: &str) -> Result<Vec<Question>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(index, line)| {
-            let value: Value = serde_json::from_str(line)
-                .map_err(|error| format!("line {}: {error}", index + 1))?;
+            let value: Value =
+                json_file::read(line).map_err(|error| format!("line {}: {error}", index + 1))?;
             question(&value).ok_or_else(|| format!("line {}: no question is found", index + 1))
         })
         .collect()
 }
 
 fn json(text: &str) -> Result<Vec<Question>, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let value: Value = json_file::read(text).map_err(|error| error.to_string())?;
     let list = value.as_array().ok_or("not a list of questions")?;
     list.iter()
         .enumerate()

@@ -44,6 +44,15 @@ pub fn open(path: &Path) -> Result<LittleBitFile> {
 pub fn open_either(path: &Path) -> Result<LittleBitFile> {
     match detect::path_kind(path)? {
         PathKind::Gguf => open(path),
+        PathKind::Directory => Err(Error::Unsupported {
+            message: format!(
+                "{} is a directory, where a .littlebit file or a GGUF file with binary factors is \
+                 expected",
+                path.display()
+            ),
+            suggestion: "Name the file itself; `llm-quantize info` looks at a model's directory"
+                .into(),
+        }),
         _ => LittleBitFile::open(path),
     }
 }

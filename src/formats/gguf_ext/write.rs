@@ -84,7 +84,7 @@ fn parameters(file: &LittleBitFile) -> Result<u64> {
 /// The default chat template of the model's tokenizer.
 fn chat_template(file: &LittleBitFile) -> Result<Option<String>> {
     let Some(text) = file.text(TOKENIZER_CONFIG_FILE)? else { return Ok(None) };
-    let root: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let root: serde_json::Value = crate::source::json::read(&text).unwrap_or_default();
     let template = &root["chat_template"];
     let named = |entry: &&serde_json::Value| entry["name"] == "default";
     let default = template.as_array().and_then(|list| Some(&list.iter().find(named)?["template"]));

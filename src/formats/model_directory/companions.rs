@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::formats::gguf::{GgufFile, Value as GgufValue};
 use crate::source::hf::{self, MAX_CONFIG, MAX_TOKENIZER};
+use crate::source::json as json_file;
 use crate::source::{LocalModel, ModelFormat};
 use crate::{Error, Result};
 
@@ -143,8 +144,9 @@ pub fn config_with(
         _ => None,
     };
     let text = text.as_ref().unwrap_or(&model.config_json);
-    let mut root: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|e| Error::damaged(&path, format!("not a JSON object: {e}")))?;
+    let Ok(Value::Object(mut root)) = json_file::read(text) else {
+        return Err(Error::damaged(&path, "not a JSON object"));
+    };
     root.shift_remove("quantization_config");
     if let Some(dtype) = dtype {
         set_dtype(&mut root, dtype);
@@ -155,7 +157,7 @@ pub fn config_with(
     if let Some(quantization) = quantization {
         root.insert("quantization_config".to_owned(), quantization.clone());
     }
-    Ok(format!("{:#}\n", Value::Object(root)))
+    Ok(json_file::write(&Value::Object(root)))
 }
 
 /// Sets the element type under the key that is there; under the one that every version of transformers

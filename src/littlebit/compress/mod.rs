@@ -29,7 +29,6 @@ use super::plan::{CompressionPlan, headers_of, plan};
 use super::report::{CalibrationReport, CompressionReport, LayerSummary, SolverReport};
 use super::tuning::Recipe;
 use crate::backend::{Backend, memory};
-use crate::formats::littlebit::info::human_bytes;
 use crate::progress::Progress;
 use crate::source::LocalModel;
 use crate::source::tokenizer::Tokenizer;
@@ -192,11 +191,6 @@ pub fn compress(
     report.warnings = run.warnings.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.duration_seconds = began.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_resident_bytes();
-    progress.note(&format!(
-        "Complete: {} ({})",
-        request.output.display(),
-        human_bytes(outcome.file_size)
-    ));
     if let Some(error) = outcome.unmet {
         // Finished work is kept in the checkpoint.
         return Err(CompressFailure { error, report: Some(Box::new(report)) });

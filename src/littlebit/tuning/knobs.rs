@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use toml::{Table, Value};
 
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// A knob of a recipe file.
@@ -116,8 +117,9 @@ pub(super) fn check(recipe: &Table) -> Result<()> {
         let known: Vec<&Knob> = KNOBS.iter().filter(|knob| knob.table == table).collect();
         if known.is_empty() {
             return invalid(format!(
-                "`{table}` is no key of a recipe; there are effort, [text], [blocks] and \
-                 [distillation]"
+                "`{table}` is no key of a recipe{}; there are effort, [text], [blocks] and \
+                 [distillation]",
+                did_you_mean(table, ["effort", "text", "blocks", "distillation"])
             ));
         }
         let Value::Table(entries) = entries else {
@@ -127,7 +129,8 @@ pub(super) fn check(recipe: &Table) -> Result<()> {
             let Some(knob) = known.iter().find(|knob| knob.key == key) else {
                 let keys: Vec<&str> = known.iter().map(|knob| knob.key).collect();
                 return invalid(format!(
-                    "`{table}.{key}` is no key of a recipe; [{table}] has {}",
+                    "`{table}.{key}` is no key of a recipe{}; [{table}] has {}",
+                    did_you_mean(key, keys.iter().copied()),
                     keys.join(", ")
                 ));
             };

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::adam::Estimator;
 use super::knobs;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// How much time recovery may take.
@@ -301,8 +302,12 @@ impl Recipe {
         })?;
         let named = given.remove("effort").map(|value| {
             value.as_str().and_then(Effort::of_name).ok_or_else(|| {
-                let names = Effort::ALL.map(Effort::name).join("\", \"");
-                Error::InvalidArgument(format!("effort = {value}: must be one of \"{names}\""))
+                let names = Effort::ALL.map(Effort::name);
+                let hint = did_you_mean(value.as_str().unwrap_or_default(), names);
+                let names = names.join("\", \"");
+                Error::InvalidArgument(format!(
+                    "effort = {value}: must be one of \"{names}\"{hint}"
+                ))
             })
         });
         let effort = effort.or(named.transpose()?).unwrap_or_default();

@@ -68,7 +68,7 @@ pub(super) fn frontier(report: &CompareReport) -> Option<String> {
         .iter()
         .filter_map(|result| {
             let p = result.perplexity.as_ref()?;
-            Some((bytes(result)? / 1e6, p.perplexity, p.perplexity_stderr, p.on_frontier))
+            Some((bytes(result)? / 1_048_576.0, p.perplexity, p.perplexity_stderr, p.on_frontier))
         })
         .collect();
     if points.len() != report.results.len() || points.is_empty() {
@@ -77,7 +77,7 @@ pub(super) fn frontier(report: &CompareReport) -> Option<String> {
     let values = || points.iter().map(|p| p.1).chain([original]);
     let (low, high) = values().fold((f64::MAX, 0.0), |(l, h), v| (v.min(l), v.max(h)));
     let scale = if high / low > LOG_FROM { Scale::Log } else { Scale::Linear };
-    let x = Axis::over("Size, MB (10⁶ bytes)", Scale::Linear, points.iter().map(|p| p.0));
+    let x = Axis::over("Size, MB", Scale::Linear, points.iter().map(|p| p.0));
     let with_errors = points.iter().flat_map(|p| [p.1 - p.2, p.1 + p.2]).chain([original]);
     let log = if scale == Scale::Log { " (logarithmic)" } else { "" };
     let y = Axis::over(&format!("Perplexity{log}, lower is better"), scale, with_errors);

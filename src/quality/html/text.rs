@@ -1,6 +1,6 @@
 //! Numbers and names as the page shows them.
 
-pub(super) use crate::formats::littlebit::info::human_bytes;
+pub(super) use crate::formats::size::human_bytes;
 
 /// Text that HTML does not take for markup.
 pub(super) fn escape(text: &str) -> String {

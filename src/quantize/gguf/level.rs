@@ -1,6 +1,7 @@
 //! The levels of llama.cpp: names, file type numbers, the type most tensors get.
 
 use super::ggml_type::GgmlType;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// A level of llama-quantize.
@@ -126,8 +127,10 @@ impl Level {
         let found = LEVELS.iter().find(|f| named(f.name) || f.aliases.iter().any(|a| named(a)));
         found.map(|facts| facts.level).ok_or_else(|| {
             let names: Vec<&str> = LEVELS.iter().map(|facts| facts.name).collect();
+            let known = LEVELS.iter().flat_map(|facts| facts.aliases.iter().chain([&facts.name]));
             Error::InvalidArgument(format!(
-                "{text} is not a GGUF level; there are {}",
+                "{text} is not a GGUF level{}; there are {}",
+                did_you_mean(text, known.copied()),
                 names.join(", ")
             ))
         })

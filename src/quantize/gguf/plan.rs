@@ -16,7 +16,8 @@ use crate::formats::gguf::{FileLayout, PlannedTensor, Value};
 use crate::formats::imatrix::ImportanceMatrix;
 use crate::formats::packed::PackedTensor;
 use crate::progress::Progress;
-use crate::tensor::{StoredType, ggml};
+use crate::tensor::StoredType;
+use crate::tensor::ggml::{self, ImportanceUse};
 use crate::{Error, Result};
 
 /// The version of the block formats (`GGML_QNT_VERSION`).
@@ -50,6 +51,8 @@ pub struct QuantizePlan {
     pub tensor_bits_per_weight: f64,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Options that decide about no tensor, and why.
+    pub idle_options: Vec<String>,
     /// Names of tensors that are worthless without an importance matrix and have none.
     pub lacking_importance: Vec<String>,
     /// The super weights, if they are protected.
@@ -210,9 +213,11 @@ pub(super) fn assemble(
         tensors,
         layout,
         warnings: Vec::new(),
+        idle_options: Vec::new(),
         lacking_importance,
     };
     plan.warnings = warnings(model, request, &plan);
+    plan.idle_options = idle_options(model, request, &plan);
     Ok(plan)
 }
 
@@ -314,7 +319,6 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
                 .to_owned(),
         );
     }
-    out.extend(idle_options(model, request, plan));
     if let Some(matrix) = &request.importance {
         let quantized = |(tensor, work): &(&GgufTensor, &PlannedWork)| {
             work.kind != tensor.source_type
@@ -386,6 +390,32 @@ fn idle_options(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePla
              llama-quantize quantizes them too (--token-embedding-type F16 keeps them)"
                 .to_owned(),
         );
+    }
+    let decides = |reason: &mix::Reason| plan.tensors.iter().any(|w| w.decision.reason == *reason);
+    if request.overrides.output.is_some() && !decides(&mix::Reason::OutputOption) {
+        out.push(
+            "--output-tensor-type decides about no tensor: the embeddings serve as the output matrix, \
+             and their type follows from the level or from --token-embedding-type"
+                .to_owned(),
+        );
+    }
+    if request.overrides.embedding.is_some() && !decides(&mix::Reason::EmbeddingOption) {
+        out.push(
+            "--token-embedding-type decides about no tensor: there are no embeddings".to_owned(),
+        );
+    }
+    let weighs = |work: &PlannedWork| {
+        work.important && ggml::importance_use(work.kind) != ImportanceUse::Ignored
+    };
+    if let (Goal::Level(level), Some(matrix)) = (request.goal, &request.importance)
+        && request.protection_coverage.is_none()
+        && !plan.tensors.iter().any(weighs)
+    {
+        out.push(format!(
+            "--imatrix {} does nothing for {}: no type in the file weighs errors by importance",
+            matrix.path.display(),
+            level.name()
+        ));
     }
     out
 }

@@ -269,11 +269,6 @@ pub fn execute(
     verify(&written, model)?;
     store.finish()?;
     report.finish(&written, began.elapsed().as_secs_f64());
-    progress.note(&format!(
-        "Complete: {} ({})",
-        request.output.display(),
-        crate::formats::space::describe_bytes(written.bytes)
-    ));
     Ok(report)
 }
 

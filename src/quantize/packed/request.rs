@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::littlebit::measure::TextOptions;
 use crate::quantize::gguf::Checkpoints;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// Default size of a group.
@@ -176,7 +177,8 @@ pub fn parse_bits(level: &str, format: &str) -> Result<u8> {
         _ => {
             let list: Vec<String> = allowed.iter().map(|bits| format!("{bits}bit")).collect();
             Err(Error::InvalidArgument(format!(
-                "{format} has no level {level}; it has {}",
+                "{format} has no level {level}{}; it has {}",
+                did_you_mean(level, list.iter().map(String::as_str)),
                 list.join(", ")
             )))
         }

@@ -15,6 +15,7 @@ use super::{
 use crate::formats::space::check_free_space;
 use crate::progress::Progress;
 use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
+use crate::source::json;
 use crate::{Error, Result};
 
 /// Which commit to use, and whether the hub can be asked about it.
@@ -318,7 +319,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
         return Err(Error::damaged(index, format!("{length} bytes are too many for an index")));
     }
     let bytes = fs::read(index).map_err(|e| Error::io(index, e))?;
-    let parsed: Index = serde_json::from_slice(&bytes)
+    let parsed: Index = json::read_bytes_as(&bytes)
         .map_err(|error| Error::damaged(index, format!("no weight index: {error}")))?;
     let files: BTreeSet<String> = parsed.weight_map.into_values().collect();
     if files.is_empty() || files.len() > MAX_SHARDS {

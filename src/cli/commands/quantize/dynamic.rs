@@ -10,9 +10,7 @@ use crate::cli::{Context, models};
 use crate::littlebit::measure;
 use crate::profile::{Profile, store};
 use crate::progress::Progress;
-use crate::quantize::gguf::{
-    Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan, QuantizeReport,
-};
+use crate::quantize::gguf::{Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan};
 use crate::source::{self, tokenizer::Tokenizer};
 use crate::{Error, Result};
 
@@ -43,7 +41,7 @@ pub(super) fn profile(args: &QuantizeArgs, context: &Context) -> Result<Option<P
     if !asked(args) && dynamic.profile.is_some() {
         return wrong("--profile goes with --quant-level dynamic");
     }
-    if dynamic.sensitivity == SensitivityArg::Measured && named.is_some() {
+    if context.given.has("sensitivity") && named.is_some() {
         return wrong(
             "--sensitivity goes with --quant-level dynamic, --target-size or --target-bpw",
         );
@@ -167,6 +165,7 @@ pub(in crate::cli::commands) fn measured(
         return Err(Error::InvalidArgument("--calibration-samples must be at least 1".into()));
     }
     let model = source::open_local(path)?;
+    model.warnings.iter().for_each(|warning| progress.warn(warning));
     let tokenizer = Tokenizer::from_model(&model)?;
     let length = WINDOW.min(model.config.max_positions).max(2);
     let mut options = models::text_options(hub, context);
@@ -219,14 +218,4 @@ pub(super) fn announce(
             )
         });
     }
-}
-
-/// The last line.
-pub(super) fn complete(report: &QuantizeReport, progress: &dyn Progress) {
-    progress.note(&format!(
-        "Complete: {} ({}, {:.2} bpw)",
-        report.output_path,
-        human_bytes(report.file_size),
-        report.effective_bpw.unwrap_or(report.bits_per_weight)
-    ));
 }

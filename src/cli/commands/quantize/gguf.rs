@@ -14,18 +14,19 @@ use crate::formats::imatrix::ImportanceMatrix;
 use crate::progress::{NullProgress, Progress};
 use crate::quantize::gguf::mix::{Overrides, parse_type};
 use crate::quantize::gguf::{
-    Checkpoints, GgufModel, Goal, Level, QuantizeReport, QuantizeRequest, SourceOptions,
-    check_config, execute, plan,
+    Checkpoints, GgufModel, Goal, Level, QuantizePlan, QuantizeReport, QuantizeRequest,
+    SourceOptions, check_config, execute, plan,
 };
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
     let began = Instant::now();
-    refuse_what_does_nothing(args)?;
+    refuse_idle(args, context)?;
     let profile = dynamic::profile(args, context)?;
     if profile.is_none() {
         // A level that does not exist is refused before anything is downloaded.
-        args.quant_level.as_deref().map(Level::parse).transpose()?;
+        args.quant_level.as_deref().map(level).transpose()?;
     }
     let overrides = overrides(args)?;
     let override_kv =
@@ -77,6 +78,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
             ..request(args, context, &model, goal, profile.is_some())
         };
         let plan = plan::plan(&model, &request, &NullProgress)?;
+        refuse_idle_plan(&plan)?;
         execute::refuse_plan(&model, &plan, &[], &request)?;
         execute::refuse_size(&plan, &request, 0)
     };
@@ -91,6 +93,10 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let path = located.path.clone();
     let model = open(&located)?;
     let goal = dynamic::goal(args, profile.as_ref(), &model)?;
+    context.given.refuse(
+        "for a profile without a target",
+        &[("sensitivity", goal == Goal::Rules, "its assignments decide by themselves")],
+    )?;
     if profile.is_some() && importance.is_none() {
         progress.note("No importance matrix: all columns count the same (see --imatrix)");
     }
@@ -106,6 +112,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         request.checkpoints = Checkpoints::Off;
     }
     let mut plan = plan::plan(&model, &request, &progress)?;
+    refuse_idle_plan(&plan)?;
     let there = plan.layout.files().iter().map(|file| file.path(&request.output));
     let replaced: Vec<String> = there
         .filter(|path| path.is_file())
@@ -127,9 +134,8 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let seconds = began.elapsed().as_secs_f64();
     let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
     let quality = quality::after(args, &path, Path::new(&report.output_path), context, &progress)?;
-    if profile.is_some() {
-        dynamic::complete(&report, &progress);
-    }
+    let bits = report.effective_bpw.unwrap_or(report.bits_per_weight);
+    progress.complete(&report.output_path, report.file_size, &format!(", {bits:.2} bpw"));
     quality::finish(&report, quality, context)
 }
 
@@ -176,29 +182,56 @@ fn request(
 }
 
 /// Options that mean nothing for this format: named, never ignored.
-fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
-    let (calibration, packed) = (&args.calibration, &args.packed);
+fn refuse_idle(args: &QuantizeArgs, context: &Context) -> Result<()> {
     // Text to measure sensitivity on, or the result.
-    let reads_text =
-        args.dynamic.sensitivity == SensitivityArg::Measured || args.quality.quality_report;
-    for (option, given) in [
-        ("--calibration-data", calibration.calibration_data.is_some() && !reads_text),
-        ("--calibration-samples", calibration.calibration_samples.is_some() && !reads_text),
-        ("--group-size", packed.group_size.is_some()),
-        ("--desc-act", packed.desc_act),
-        ("--asym", packed.asym),
-        ("--damp-percent", packed.damp_percent.is_some()),
-        ("--smoothquant", packed.smoothquant),
-        ("--alpha", packed.alpha.is_some()),
-    ] {
-        if given {
-            return Err(Error::InvalidArgument(format!(
-                "{option} does nothing for gguf: importance is given with --imatrix, groups are those \
-                 of the level, and text is read with --quality-report and --sensitivity measured only"
-            )));
-        }
+    let measured = args.dynamic.sensitivity == SensitivityArg::Measured;
+    let silent = !(measured || args.quality.quality_report);
+    let text = "text is read for --quality-report and --sensitivity measured; importance is given with \
+                --imatrix";
+    let gptq = "it is for the output format gptq";
+    context.given.refuse(
+        "for gguf",
+        &[
+            ("calibration-data", silent, text),
+            ("calibration-samples", silent, text),
+            ("group-size", true, "it is for awq and gptq; the groups of a GGUF level are its own"),
+            ("desc-act", true, gptq),
+            ("asym", true, gptq),
+            ("damp-percent", true, gptq),
+            ("smoothquant", true, "it is for the output format smoothquant"),
+            ("alpha", true, "it goes with --smoothquant, for the output format smoothquant"),
+        ],
+    )?;
+    context.given.refuse(
+        "with --leave-output-tensor",
+        &[(
+            "output-tensor-type",
+            args.types.leave_output_tensor,
+            "that leaves the output matrix as it is",
+        )],
+    )?;
+    context.given.refuse_checkpoint_dir(
+        args.checkpoint_dir.as_deref(),
+        args.no_checkpoints,
+        args.resume.as_deref(),
+    )?;
+    context.given.refuse_hub(&args.hub, &[&args.model], !silent)
+}
+
+/// Options that decide about no tensor of this model.
+fn refuse_idle_plan(plan: &QuantizePlan) -> Result<()> {
+    match plan.idle_options.first() {
+        None => Ok(()),
+        Some(idle) => Err(Error::InvalidArgument(idle.clone())),
     }
-    Ok(())
+}
+
+/// The level of that name, for a person who may have meant `dynamic`.
+fn level(text: &str) -> Result<Level> {
+    Level::parse(text).map_err(|error| match did_you_mean(text, ["dynamic"]) {
+        none if none.is_empty() => error,
+        hint => Error::InvalidArgument(format!("{text} is not a GGUF level{hint}")),
+    })
 }
 
 fn overrides(args: &QuantizeArgs) -> Result<Overrides> {
@@ -375,8 +408,8 @@ impl Report for QuantizeReport {
             short if short < 120.0 => format!("{short:.1} s"),
             long => clock(long.round() as u64),
         };
-        let rate = self.metadata.original_size as f64 / 1e6 / self.duration_seconds.max(1e-3);
-        row("Time:", format!("{time} ({rate:.0} MB of source a second)"));
+        let rate = self.metadata.original_size as f64 / self.duration_seconds.max(1e-3);
+        row("Time:", format!("{time} ({} of source a second)", human_bytes(rate as u64)));
         row("Peak memory:", human_bytes(self.peak_memory_bytes));
         out
     }

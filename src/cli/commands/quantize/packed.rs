@@ -20,6 +20,7 @@ use crate::source::LocalModel;
 use crate::{Error, Result};
 
 pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
+    refuse_idle(args, context)?;
     let method = method(args)?;
     let group = args.packed.group_size.map_or(Ok(GroupSize::Default), GroupSize::parse)?;
     quality::check_options(args)?;
@@ -48,6 +49,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     interrupt::install();
     let report = execute(&model, &plan, &request, &backend, &progress)?;
     let quality = quality::after(args, &model.path, &request.output, context, &progress)?;
+    progress.complete(&report.output_path, report.file_size, "");
     quality::finish(&report, quality, context)
 }
 
@@ -88,7 +90,6 @@ fn planned(
 
 /// The method with its settings; what does not go with it is refused by name.
 fn method(args: &QuantizeArgs) -> Result<Method> {
-    refuse_what_does_nothing(args)?;
     let packed = &args.packed;
     let name = format!("{:?}", args.output_format).to_lowercase();
     let bits = match (&args.quant_level, args.output_format) {
@@ -129,43 +130,69 @@ fn method(args: &QuantizeArgs) -> Result<Method> {
 }
 
 /// Options that mean nothing for this format: named, never ignored.
-fn refuse_what_does_nothing(args: &QuantizeArgs) -> Result<()> {
-    let (types, file, dynamic, packed) = (&args.types, &args.file, &args.dynamic, &args.packed);
+fn refuse_idle(args: &QuantizeArgs, context: &Context) -> Result<()> {
     let format = args.output_format;
-    let smoothquant = format == TargetFormat::Smoothquant;
     let gptq = format == TargetFormat::Gptq;
+    let smoothquant = format == TargetFormat::Smoothquant;
     let name = format!("{format:?}").to_lowercase();
-    let checks: [(&str, bool, &str); 23] = [
-        ("--imatrix", types.imatrix.is_some(), "gguf"),
-        ("--tensor-type", !types.tensor_type.is_empty(), "gguf"),
-        ("--output-tensor-type", types.output_tensor_type.is_some(), "gguf"),
-        ("--token-embedding-type", types.token_embedding_type.is_some(), "gguf"),
-        ("--pure", types.pure, "gguf"),
-        ("--leave-output-tensor", types.leave_output_tensor, "gguf"),
-        ("--allow-requantize", types.allow_requantize, "gguf"),
-        ("--target-size", types.target_size.is_some(), "gguf"),
-        ("--target-bpw", types.target_bpw.is_some(), "gguf"),
-        ("--pre", file.pre.is_some(), "gguf"),
-        ("--override-kv", !file.override_kv.is_empty(), "gguf"),
-        ("--no-provenance", file.no_provenance, "gguf"),
-        ("--split-max-size", file.split_max_size.is_some(), "gguf"),
-        ("--dynamic", dynamic.dynamic, "gguf"),
-        ("--profile", dynamic.profile.is_some(), "gguf"),
-        ("--protect-super-weights", dynamic.protect_super_weights, "gguf"),
-        ("--protection-coverage", dynamic.protection_coverage.is_some(), "gguf"),
-        ("--group-size", packed.group_size.is_some() && smoothquant, "awq and gptq"),
-        ("--desc-act", packed.desc_act && !gptq, "gptq"),
-        ("--asym", packed.asym && !gptq, "gptq"),
-        ("--damp-percent", packed.damp_percent.is_some() && !gptq, "gptq"),
-        ("--smoothquant", packed.smoothquant && !smoothquant, "the output format smoothquant"),
-        ("--alpha", packed.alpha.is_some() && !smoothquant, "--smoothquant"),
+    let gguf = "it is for the output format gguf";
+    let for_gguf = [
+        "imatrix",
+        "tensor-type",
+        "output-tensor-type",
+        "token-embedding-type",
+        "pure",
+        "leave-output-tensor",
+        "allow-requantize",
+        "target-size",
+        "target-bpw",
+        "pre",
+        "override-kv",
+        "no-provenance",
+        "split-max-size",
+        "dynamic",
+        "profile",
+        "protect-super-weights",
+        "protection-coverage",
+        "sensitivity",
     ];
-    if let Some((option, _, place)) = checks.into_iter().find(|(_, given, _)| *given) {
-        return Err(Error::InvalidArgument(format!(
-            "{option} does nothing for {name}; it goes with {place}"
-        )));
-    }
-    Ok(())
+    context.given.refuse(&format!("for {name}"), &for_gguf.map(|option| (option, true, gguf)))?;
+    let for_gptq = "it is for the output format gptq";
+    context.given.refuse(
+        &format!("for {name}"),
+        &[
+            ("group-size", smoothquant, "it is for awq and gptq; here every row has a scale"),
+            ("desc-act", !gptq, for_gptq),
+            ("asym", !gptq, for_gptq),
+            ("damp-percent", !gptq, for_gptq),
+            ("smoothquant", !smoothquant, "it is for the output format smoothquant"),
+            (
+                "alpha",
+                !smoothquant,
+                "it goes with --smoothquant, for the output format smoothquant",
+            ),
+        ],
+    )?;
+    context.given.refuse(
+        "without --smoothquant",
+        &[("alpha", !args.packed.smoothquant, "it is the strength of that transformation")],
+    )?;
+    let unread = args.calibration.calibration_samples == Some(0);
+    context.given.refuse(
+        "with --calibration-samples 0",
+        &[
+            ("calibration-data", unread, "it is the text that samples are taken from"),
+            ("damp-percent", unread, "it is for the statistics of samples"),
+            ("desc-act", unread, "the order of columns is that of their activations"),
+            ("alpha", unread, "activations are smoothed as samples show them"),
+        ],
+    )?;
+    context.given.refuse_checkpoint_dir(
+        args.checkpoint_dir.as_deref(),
+        args.no_checkpoints,
+        args.resume.as_deref(),
+    )?;
+    context.given.refuse_hub(&args.hub, &[&args.model], true)
 }
 
 /// Settings that do nothing without calibration.

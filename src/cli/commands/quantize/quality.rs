@@ -121,6 +121,8 @@ pub(super) fn after(
     let backend = models::backend(&ComputeArgs::default(), context)?;
     let original = source::open_local(source_path)?;
     let quantized = source::open_local(output_path)?;
+    let warnings = original.warnings.iter().chain(&quantized.warnings);
+    warnings.for_each(|warning| progress.warn(warning));
     let settings = &context.settings;
     let mut result = QuantizeQuality {
         quality_report: None,

@@ -28,6 +28,7 @@ use super::tensor::GgufTensor;
 use crate::formats::packed::PackedTensor;
 use crate::source::config_json::{Fields, quantization};
 use crate::source::hf;
+use crate::source::json;
 use crate::source::names::to_hugging_face;
 use crate::source::packed::{Entry, assemble};
 use crate::{Error, Result};
@@ -46,7 +47,7 @@ pub fn check_config(path: &Path) -> Result<()> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
-    match serde_json::from_str(text) {
+    match json::read(text) {
         Ok(Json::Object(root)) => Ok(root),
         Ok(_) => Err(Error::damaged(path, "not a JSON object")),
         Err(e) => Err(Error::damaged(path, format!("not valid JSON: {e}"))),
@@ -218,7 +219,7 @@ fn generation_config(texts: Texts<'_>, warnings: &mut Vec<String>) -> Result<Opt
     let Some(text) = texts.optional(name, hf::MAX_CONFIG, warnings)? else {
         return Ok(None);
     };
-    let parsed = serde_json::from_str(&text).ok();
+    let parsed = json::read(&text).ok();
     if parsed.is_none() {
         warnings.push(format!("{name} is not valid JSON; the file is left out"));
     }

@@ -3,6 +3,7 @@
 use fancy_regex::Regex;
 
 use crate::quantize::gguf::ggml_type::GgmlType;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// A `--tensor-type`: a pattern that is searched for in names, and the type.
@@ -106,7 +107,8 @@ pub fn parse_type(text: &str) -> Result<GgmlType> {
     GgmlType::from_name(text.trim()).ok_or_else(|| {
         let names: Vec<&str> = GgmlType::ALL.iter().map(|kind| kind.name()).collect();
         Error::InvalidArgument(format!(
-            "{text} is not a tensor type; there are {}",
+            "{text} is not a tensor type{}; there are {}",
+            did_you_mean(text, names.iter().copied()),
             names.join(", ")
         ))
     })

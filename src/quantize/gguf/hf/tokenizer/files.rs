@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::quantize::gguf::hf::Texts;
 use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
+use crate::source::json;
 use crate::{Error, Result};
 
 /// What a directory says about its tokenizer.
@@ -39,7 +40,7 @@ impl TokenizerFiles {
             None => None,
             Some(text) => {
                 let path = directory.join("tokenizer.json");
-                let value = serde_json::from_str(&text)
+                let value = json::read(&text)
                     .map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
                 Some((text, value))
             }
@@ -48,7 +49,7 @@ impl TokenizerFiles {
             let Some(text) = texts.optional(name, MAX_CONFIG, warnings)? else {
                 return Ok(Map::new());
             };
-            match serde_json::from_str(&text) {
+            match json::read(&text) {
                 Ok(Value::Object(map)) => Ok(map),
                 _ => Err(Error::damaged(directory.join(name), "not a JSON object")),
             }

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use super::files::TokenizerFiles;
 use crate::formats::gguf::{Array, Value};
 use crate::source::hf::{MAX_CONFIG, optional_text};
+use crate::source::json;
 use crate::{Error, Result};
 
 const KEY: &str = "tokenizer.chat_template";
@@ -81,6 +82,6 @@ fn from_files(files: &TokenizerFiles, warnings: &mut Vec<String>) -> Result<Json
         return Ok(Json::Array(list));
     }
     let text = optional_text(directory, "chat_template.json", MAX_CONFIG, warnings)?;
-    let root = text.and_then(|text| serde_json::from_str::<Json>(&text).ok());
+    let root = text.and_then(|text| json::read(&text).ok());
     Ok(root.map_or(Json::Null, |root| root["chat_template"].clone()))
 }
