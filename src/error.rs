@@ -76,6 +76,14 @@ pub enum Error {
     /// No conversion between these two formats.
     #[error("{0}")]
     UnsupportedConversion(String),
+    /// A value is too large for the type that it would be stored in.
+    #[error("{message}")]
+    OutOfRange {
+        /// Which value of which tensor, and the type.
+        message: String,
+        /// What holds it.
+        suggestion: String,
+    },
     /// A question was answered with no, or nobody was there to answer.
     #[error("{0}")]
     Cancelled(String),
@@ -171,6 +179,17 @@ impl Error {
         Self::Imatrix { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
+    /// A value of a tensor that a type cannot hold. `index` is its place, outermost first.
+    pub fn out_of_range(tensor: &str, index: &[usize], value: f32, kind: &str) -> Self {
+        Self::OutOfRange {
+            message: format!("{tensor} is {value:?} at {index:?}, which {kind} cannot hold"),
+            suggestion: "BF16 and F32 hold it: keep the tensor in one of them where there is a choice \
+                         (`quantize gguf` has one for every tensor, --tensor-type); weights this large \
+                         are damage, mostly"
+                .to_owned(),
+        }
+    }
+
     /// A model that is not there, with the usual hint.
     pub fn model_not_found(message: impl Into<String>) -> Self {
         Self::ModelNotFound {
@@ -202,7 +221,7 @@ impl Error {
             Self::OutOfMemory { .. } => 5,
             Self::ValidationFailed { .. } => 6,
             Self::Checkpoint(_) => 7,
-            Self::UnsupportedConversion(_) => 8,
+            Self::UnsupportedConversion(_) | Self::OutOfRange { .. } => 8,
             Self::Cancelled(_) => 9,
             Self::Imatrix { .. } | Self::ImatrixRequired(_) => 10,
             Self::QualityDegradation(_) => 11,
@@ -234,7 +253,9 @@ impl Error {
             Self::OutOfMemory { .. } => "OutOfMemoryError",
             Self::ValidationFailed { .. } => "ValidationFailedError",
             Self::Checkpoint(_) => "CheckpointError",
-            Self::UnsupportedConversion(_) => "UnsupportedConversionError",
+            Self::UnsupportedConversion(_) | Self::OutOfRange { .. } => {
+                "UnsupportedConversionError"
+            }
             Self::Cancelled(_) => "CancelledError",
             Self::Imatrix { .. } | Self::ImatrixRequired(_) => "ImportanceMatrixError",
             Self::QualityDegradation(_) => "QualityDegradationError",
@@ -257,6 +278,7 @@ impl Error {
     pub fn suggestion(&self) -> String {
         match self {
             Self::Unsupported { suggestion, .. }
+            | Self::OutOfRange { suggestion, .. }
             | Self::ModelNotFound { suggestion, .. }
             | Self::Network { suggestion, .. }
             | Self::OutOfMemory { suggestion, .. }

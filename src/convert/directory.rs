@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::Written;
-use super::plan::{Plan, Request, Target, is_linear};
+use super::plan::{Plan, Request, Target, is_linear, rounded as rounded_to};
 use crate::formats::gguf::GgufFile;
 use crate::formats::model_directory::{
     DirectoryWriter, SideFile, TensorSlot, companions, config_with,
@@ -14,6 +14,8 @@ use crate::formats::model_directory::{
 use crate::formats::packed::nearest::{self, Grid};
 use crate::formats::packed::{AwqConfig, GptqConfig, Grouped, Part, awq, gptq};
 use crate::progress::Progress;
+use crate::quantize::packed::finished::Levels;
+use crate::quantize::packed::held;
 use crate::source::{LocalModel, ModelFormat, Weight};
 use crate::tensor::StoredType;
 use crate::{Error, Result};
@@ -39,9 +41,9 @@ pub(super) fn write(
     progress.start("Writing", model.weights.len() as u64, "tensors");
     for (name, weight) in &model.weights {
         if packs(name, plan) {
-            write_packed(&mut writer, name, weight, plan)?;
+            write_packed(&mut writer, name, weight, plan, progress)?;
         } else {
-            write_dense(&mut writer, name, weight, dense(weight))?;
+            write_dense(&mut writer, name, weight, dense(weight), progress)?;
         }
         weight.release();
         progress.advance(1);
@@ -95,9 +97,10 @@ fn write_packed(
     name: &str,
     weight: &Weight,
     plan: &Plan,
+    progress: &dyn Progress,
 ) -> Result<()> {
     let kept = if plan.layers.get(name) == Some(&true) { plan.carried(weight) } else { None };
-    let layer = kept.unwrap_or_else(|| rounded(weight, plan));
+    let layer = kept.map_or_else(|| rounded(name, weight, plan, progress), Ok)?;
     let prefix = name.strip_suffix(".weight").unwrap_or(name);
     let mut put = |part: &Part| writer.put(&part.slot(prefix).name, &part.bytes);
     if let Target::Awq(_) = plan.target {
@@ -106,8 +109,8 @@ fn write_packed(
     gptq::pack_as(&layer, plan.version)?.parts().into_iter().try_for_each(&mut put)
 }
 
-/// The weight rounded to the nearest integers of the target's grid.
-fn rounded(weight: &Weight, plan: &Plan) -> Grouped {
+/// The weight rounded to the nearest integers of the target's grid, if that can hold it.
+fn rounded(name: &str, weight: &Weight, plan: &Plan, progress: &dyn Progress) -> Result<Grouped> {
     let (bits, group, kind) = match plan.target {
         Target::Gptq(bits, group) => (bits, group, Grid::Symmetric),
         Target::Awq(group) => (4, group, Grid::Asymmetric),
@@ -116,7 +119,14 @@ fn rounded(weight: &Weight, plan: &Plan) -> Grouped {
     let mut values = vec![0.0; weight.elements()];
     read_all(weight, &mut values);
     let inputs = weight.cols();
-    nearest::round_best(&values, inputs, group.unwrap_or(inputs), bits, kind)
+    let levels =
+        Levels::Groups(nearest::round_best(&values, inputs, group.unwrap_or(inputs), bits, kind));
+    let warning = held::check(name, &values, &levels)?;
+    warning.iter().for_each(|warning| progress.warn(warning));
+    match levels {
+        Levels::Groups(layer) => Ok(layer),
+        Levels::Rows(_) => Err(Error::General(format!("{name} has rows, not groups"))),
+    }
 }
 
 /// Decodes a whole weight, on all threads.
@@ -135,30 +145,41 @@ fn write_dense(
     name: &str,
     weight: &Weight,
     dtype: StoredType,
+    progress: &dyn Progress,
 ) -> Result<()> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let step = (VALUES / cols.max(1)).max(1);
     let mut values = Vec::new();
+    let mut zeroed = 0;
     for first in (0..rows).step_by(step) {
         let range = first..rows.min(first + step);
         values.resize(range.len() * cols, 0.0f32);
         weight.read_rows(range, &mut values);
+        let stored = |value: &f32| rounded_to(*value, dtype);
+        if let Some(at) = values.iter().position(|value| !stored(value).is_finite()) {
+            let place = [first + at / cols, at % cols];
+            let place = if weight.shape().len() == 1 { &place[1..] } else { &place };
+            return Err(Error::out_of_range(name, place, values[at], dtype.name()));
+        }
+        zeroed += values
+            .chunks_exact(cols.max(1))
+            .filter(|row| row.iter().any(|v| *v != 0.0) && row.iter().all(|v| stored(v) == 0.0))
+            .count();
         let bytes: Vec<u8> = match dtype {
             StoredType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             StoredType::BF16 => {
                 values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
             }
-            _ => {
-                if let Some(large) = values.iter().find(|v| v.abs() > f16::MAX.to_f32()) {
-                    return Err(Error::Unsupported {
-                        message: format!("{name} holds {large}, which F16 does not"),
-                        suggestion: "Convert to hf with --quant-level BF16".to_owned(),
-                    });
-                }
-                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
-            }
+            _ => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         };
         writer.append(name, &bytes)?;
+    }
+    if zeroed > 0 {
+        progress.warn(&format!(
+            "{name}: {zeroed} of {rows} rows become zero: all of their values are smaller than {} can \
+             hold",
+            dtype.name()
+        ));
     }
     Ok(())
 }

@@ -86,7 +86,7 @@ pub(super) fn plan(
             layers.insert(name, integers::holds(packed, work.kind));
         }
     }
-    if !types.lacking_importance.is_empty() {
+    if gguf_plan::lacking(&types).is_some() {
         return Err(Error::ImatrixRequired(format!(
             "{} needs an importance matrix, which `convert` does not take: `quantize --imatrix` does",
             target.level_name()

@@ -379,7 +379,13 @@ impl Plan {
             && !tensor.is_reordered()
         {
             // The integers as they are, groups of any size.
-            return tensor.to_grouped().ok();
+            // Scales of other types than f16 may have other values there.
+            return tensor.to_grouped().ok().filter(|layer| {
+                let groups = layer.groups();
+                layer.scales.iter().enumerate().all(|(at, scale)| {
+                    scale.to_f32().to_bits() == tensor.scale(at / groups, at % groups).to_bits()
+                })
+            });
         }
         grids::carry_over(weight, TargetGrid { bits, group })
     }

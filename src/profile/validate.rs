@@ -6,7 +6,6 @@ use super::format::Profile;
 use super::rules::Rules;
 use super::widths;
 use crate::quantize::gguf::GgufModel;
-use crate::quantize::gguf::mix::may_be_quantized;
 use crate::{Error, Result};
 
 /// The result of `profile validate`.
@@ -67,11 +66,8 @@ impl ValidationReport {
             .collect();
         let mut unassigned = Vec::new();
         let mut warnings = Vec::new();
-        let matrices: Vec<_> = model
-            .tensors
-            .iter()
-            .filter(|tensor| may_be_quantized(&tensor.name, &tensor.shape))
-            .collect();
+        let matrices: Vec<_> =
+            model.tensors.iter().filter(|tensor| tensor.may_be_quantized()).collect();
         for tensor in &matrices {
             let naming: Vec<usize> = rules.naming(&tensor.name).collect();
             let Some(&first) = naming.first() else {

@@ -48,6 +48,16 @@ pub fn open(path: &Path) -> Result<LocalModel> {
     let biases = biases(architecture, &tensors, path)?;
     let mut weights = rename(tensors, &config, path)?;
     keep_expected(&mut weights, &config, biases, path, &mut warnings)?;
+    for (name, weight) in &weights {
+        if let Weight::Stored(tensor) = weight
+            && tensor.dtype.is_copied()
+        {
+            return Err(config_json::unsupported(format!(
+                "{name} has type {}, which can be copied but not computed with",
+                tensor.dtype.name()
+            )));
+        }
+    }
 
     let tokenizer = gguf_tokenizer::rebuild(first, config.max_positions, &mut warnings)?;
     Ok(LocalModel {

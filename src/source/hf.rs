@@ -404,7 +404,7 @@ fn refuse_other_types(
     })
 }
 
-fn most_used_dtype(weights: &IndexMap<String, Weight>) -> String {
+pub(crate) fn most_used_dtype(weights: &IndexMap<String, Weight>) -> String {
     let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();
     for weight in weights.values() {
         if let Weight::Stored(tensor) = weight {

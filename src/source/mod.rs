@@ -15,6 +15,7 @@ pub(crate) mod json;
 pub mod names;
 pub(crate) mod packed;
 pub(crate) mod pre_tokenizers;
+pub mod survey;
 mod text_pieces;
 pub mod tokenizer;
 

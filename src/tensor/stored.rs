@@ -40,6 +40,12 @@ pub enum StoredType {
     Q1_0,
     Q2_0,
     MXFP4,
+    NVFP4,
+    I8,
+    I16,
+    I32,
+    I64,
+    F64,
 }
 
 impl StoredType {
@@ -47,8 +53,11 @@ impl StoredType {
     #[must_use]
     pub const fn block(self) -> (usize, usize) {
         match self {
-            Self::F32 => (1, 4),
-            Self::F16 | Self::BF16 => (1, 2),
+            Self::F32 | Self::I32 => (1, 4),
+            Self::F16 | Self::BF16 | Self::I16 => (1, 2),
+            Self::I8 => (1, 1),
+            Self::I64 | Self::F64 => (1, 8),
+            Self::NVFP4 => (64, 36),
             Self::MXFP4 => (32, 17),
             Self::Q4_0 | Self::IQ4_NL => (32, 18),
             Self::Q4_1 => (32, 20),
@@ -139,10 +148,23 @@ impl StoredType {
             Self::Q1_0 => "Q1_0",
             Self::Q2_0 => "Q2_0",
             Self::MXFP4 => "MXFP4",
+            Self::NVFP4 => "NVFP4",
+            Self::I8 => "I8",
+            Self::I16 => "I16",
+            Self::I32 => "I32",
+            Self::I64 => "I64",
+            Self::F64 => "F64",
         }
     }
 
-    /// All types, in the order of the enum.
+    /// Whether tensors of the type are copied as they are, never encoded: tables of integers, what
+    /// has more digits than f32, and blocks whose values mean something only with another tensor's.
+    #[must_use]
+    pub const fn is_copied(self) -> bool {
+        matches!(self, Self::NVFP4 | Self::I8 | Self::I16 | Self::I32 | Self::I64 | Self::F64)
+    }
+
+    /// All types that weights may be written in, in the order of the enum.
     pub const ALL: [Self; 27] = [
         Self::F32,
         Self::F16,

@@ -8,6 +8,7 @@
 //! - `convert_packed`: top-level `convert`, and what `info` and `generate` make of its directories
 //! - `dynamic`, `profile`: `quantize MODEL gguf -q dynamic`, `profile`
 //! - `errors`: every exit code, provoked by a real cause
+//! - `extremes`: values that a format cannot hold, refused or named
 //! - `handmade`: a small GGUF model, made byte by byte
 //! - `inspect`: `littlebit info`, `littlebit validate`, `info`, `generate`
 //! - `options`: every option of every command does something or is refused
@@ -31,6 +32,7 @@ mod docs;
 mod dynamic;
 mod early;
 mod errors;
+mod extremes;
 #[path = "../quantize/handmade.rs"]
 mod handmade;
 mod inspect;

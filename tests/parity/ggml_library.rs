@@ -37,7 +37,7 @@ impl Ggml {
         importance: Option<&[f32]>,
         bytes: &mut [u8],
     ) {
-        let kind = TENSOR_TYPES.iter().find(|kind| kind.stored == Some(dtype)).unwrap();
+        let kind = TENSOR_TYPES.iter().find(|kind| kind.stored == dtype).unwrap();
         let rows = values.len() / cols;
         assert_eq!(bytes.len(), rows * dtype.row_bytes(cols).unwrap());
         assert!(importance.is_none_or(|importance| importance.len() == cols));

@@ -111,23 +111,17 @@ fn a_value_of_another_type_is_named() {
 }
 
 #[test]
-fn types_that_cannot_be_decoded_are_listed_and_refused_when_read() {
+fn every_type_of_the_table_is_read() {
     for kind in &TENSOR_TYPES {
         let mut file = GgufBytes::new();
         let data = vec![0; kind.block_bytes * 6];
         file.tensor("it", &[kind.block_values as u64 * 2, 3], kind.id, data);
         let read = parse(file.bytes()).unwrap();
         assert_eq!(read.tensors["it"].range.len(), kind.block_bytes * 6, "{}", kind.name);
-        match (read.tensor("it"), kind.stored) {
-            (Ok(Some(tensor)), Some(stored)) => assert_eq!(tensor.dtype, stored),
-            (Err(error), None) => {
-                assert_eq!(error.exit_code(), 1);
-                let text = error.to_string();
-                assert!(text.contains("it") && text.contains(kind.name), "{text}");
-                assert!(error.suggestion().contains("Q4_K"), "{}", error.suggestion());
-            }
-            (result, _) => panic!("{}: {result:?}", kind.name),
-        }
+        let tensor = read.tensor("it").unwrap().unwrap();
+        assert_eq!(tensor.dtype, kind.stored);
+        assert_eq!(tensor.dtype.name(), kind.name);
+        assert_eq!(tensor.to_f32(), vec![0.0; kind.block_values * 6]);
     }
 }
 

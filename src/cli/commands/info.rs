@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use indexmap::IndexMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -10,7 +11,9 @@ use crate::cli::bars::Bars;
 use crate::cli::output::{Report, grouped, human_bytes};
 use crate::cli::{Context, Failure, models};
 use crate::formats::detect::{self, PathKind};
+use crate::formats::imatrix::ImportanceSums;
 use crate::formats::packed::runtimes::Runtimes;
+use crate::profile::format::Profile;
 use crate::progress::Progress;
 use crate::quantize::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
 use crate::source::{LocalModel, ModelFormat, Weight};
@@ -72,7 +75,10 @@ struct TensorRow {
 pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     context.given.refuse_hub(&args.hub, &[&args.model], false)?;
     let progress = Bars::new(&context.output);
-    let check = source::hf::check_supported;
+    // Everything that `quantize` takes can be looked at.
+    let check = |config: &Path| {
+        source::hf::check_supported(config).or_else(|_| quantize::gguf::check_config(config))
+    };
     // Without a scan the headers say everything.
     let located = if args.skip_scan {
         models::outline(&args.model, &args.hub, context, &check, &progress)?
@@ -81,11 +87,19 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
         models::locate_if(&args.model, &args.hub, context, &check, &judge, &progress)?
     };
     let path = located.path.clone();
-    let is_gguf = detect::path_kind(&path)? == PathKind::Gguf;
+    let kind = detect::path_kind(&path)?;
+    let is_gguf = kind == PathKind::Gguf;
     let mut report = match source::open_local(&path) {
         Ok(model) => of_model(&model, is_gguf, args, &progress)?,
-        // A GGUF file of an architecture that this crate does not run can still be looked at.
-        Err(Error::Unsupported { .. }) if is_gguf => of_gguf(&path, args, &progress)?,
+        // A model of an architecture that this crate does not run can still be looked at.
+        Err(error @ Error::Unsupported { .. }) => match (other_file(&path), kind) {
+            (Some(other), _) => return Err(other.into()),
+            (None, PathKind::Gguf) => of_gguf(&path, args, &progress)?,
+            (None, PathKind::Directory) if check(&path.join("config.json")).is_ok() => {
+                of_directory(&path, args, &progress)?
+            }
+            _ => return Err(error.into()),
+        },
         Err(error) => return Err(error.into()),
     };
     if let Some(name) = &located.name {
@@ -96,6 +110,38 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What looks at a file that is no model, if it is one of this program's or of llama.cpp's.
+fn other_file(path: &Path) -> Option<Error> {
+    /// Profiles are a few kilobytes.
+    const LARGEST_PROFILE: u64 = 16 << 20;
+    let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let shown = path.display();
+    let refusal = |what: &str, suggestion: String| {
+        Some(Error::Unsupported { message: format!("{shown} is {what}, not a model"), suggestion })
+    };
+    if ImportanceSums::open(path).is_ok() {
+        return refusal(
+            "an importance matrix",
+            format!(
+                "`llm-quantize analyze {shown}` shows it, and `llm-quantize quantize MODEL gguf \
+                 --imatrix {shown}` uses it"
+            ),
+        );
+    }
+    let text = (metadata.len() <= LARGEST_PROFILE).then(|| std::fs::read_to_string(path).ok());
+    let text = text.flatten()?;
+    if Profile::parse(&text, &shown.to_string()).is_ok() {
+        return refusal(
+            "a profile",
+            format!(
+                "`llm-quantize profile show {shown}` shows it, and `llm-quantize quantize MODEL gguf \
+                 -q dynamic --profile {shown}` uses it"
+            ),
+        );
+    }
+    None
+}
+
 /// Of a model that this crate can run.
 fn of_model(
     model: &LocalModel,
@@ -104,19 +150,12 @@ fn of_model(
     progress: &dyn Progress,
 ) -> Result<InfoReport> {
     model.warnings.iter().for_each(|warning| progress.warn(warning));
-    let tensors = if is_gguf {
+    // A GGUF file with binary factors is what the .littlebit file in it is.
+    let with_factors = is_gguf && model.format == ModelFormat::LittleBit;
+    let tensors = if is_gguf && !with_factors {
         gguf_tensors(&quantize::gguf::open(&model.path, &SourceOptions::default())?)
     } else {
-        model
-            .weights
-            .iter()
-            .map(|(name, weight)| TensorRow {
-                name: name.clone(),
-                r#type: weight.type_name(),
-                shape: weight.shape(),
-                bytes: weight.stored_bytes() as u64,
-            })
-            .collect()
+        model.weights.iter().map(|(name, weight)| weight_row(name, weight)).collect()
     };
     let tensor_types = histogram(&tensors);
     Ok(InfoReport {
@@ -124,7 +163,7 @@ fn of_model(
         size_bytes: files_bytes(&model.path, model.format)?,
         weight_bytes: model.weight_bytes(),
         path: model.path.display().to_string(),
-        format: model.format.name(),
+        format: if with_factors { "gguf-ext" } else { model.format.name() },
         architecture: model.config.class_name.clone(),
         hidden_size: model.config.hidden_size,
         num_layers: model.config.num_layers,
@@ -138,12 +177,55 @@ fn of_model(
             _ => model.config.torch_dtype.clone(),
         },
         model_name: model.name.clone(),
-        non_finite: (!args.skip_scan).then(|| scan(model, progress)),
+        non_finite: (!args.skip_scan).then(|| scan(&model.weights, progress)),
         file_type: file_type(model.format, &model.path)?,
         runtimes: runtimes(model, &tensor_types),
         tensor_types,
         tensors: args.tensors.then_some(tensors),
     })
+}
+
+/// Of a directory of any other architecture that `quantize` takes.
+fn of_directory(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<InfoReport> {
+    let survey = source::survey::survey(path)?;
+    for (name, kind) in &survey.unread {
+        progress.warn(&format!("{name} has element type {kind}, which is not read"));
+    }
+    let tensors: Vec<TensorRow> =
+        survey.weights.iter().map(|(name, weight)| weight_row(name, weight)).collect();
+    let tensor_types = histogram(&tensors);
+    Ok(InfoReport {
+        parameter_count: survey.parameter_count(),
+        size_bytes: files_bytes(path, ModelFormat::HuggingFace)?,
+        weight_bytes: tensors.iter().map(|row| row.bytes).sum(),
+        path: path.display().to_string(),
+        format: ModelFormat::HuggingFace.name(),
+        architecture: survey.class_name.clone(),
+        hidden_size: survey.hidden_size,
+        num_layers: survey.num_layers,
+        num_heads: survey.num_heads,
+        num_key_value_heads: survey.num_kv_heads,
+        vocab_size: survey.vocab_size,
+        max_position_embeddings: survey.max_positions,
+        torch_dtype: survey.torch_dtype.clone(),
+        non_finite: (!args.skip_scan).then(|| scan(&survey.weights, progress)),
+        file_type: None,
+        runtimes: vec![
+            "transformers, vLLM; `quantize gguf` makes a file for llama.cpp of it".to_owned(),
+        ],
+        tensor_types,
+        tensors: args.tensors.then_some(tensors),
+        model_name: survey.name,
+    })
+}
+
+fn weight_row(name: &str, weight: &Weight) -> TensorRow {
+    TensorRow {
+        name: name.to_owned(),
+        r#type: weight.type_name(),
+        shape: weight.shape(),
+        bytes: weight.stored_bytes() as u64,
+    }
 }
 
 /// Of a GGUF file of any other architecture.
@@ -285,9 +367,9 @@ fn histogram(tensors: &[TensorRow]) -> Vec<TypeRow> {
 
 /// Reads every stored tensor once. Factorized layers hold only signs and scales that were checked
 /// when the file was opened.
-fn scan(model: &LocalModel, progress: &dyn Progress) -> Vec<NonFinite> {
-    progress.start("Scanning", model.weights.len() as u64, "tensors");
-    let weights: Vec<_> = model.weights.iter().collect();
+fn scan(weights: &IndexMap<String, Weight>, progress: &dyn Progress) -> Vec<NonFinite> {
+    progress.start("Scanning", weights.len() as u64, "tensors");
+    let weights: Vec<_> = weights.iter().collect();
     let found = weights
         .into_par_iter()
         .filter_map(|(name, weight)| {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 
 use super::cursor::Cursor;
-use super::types::{TENSOR_TYPES, TensorType};
+use super::types::TensorType;
 use super::value::{Array, Value};
 use crate::formats::detect::GGUF_MAGIC;
 use crate::tensor::{SharedBytes, StoredTensor};
@@ -93,24 +93,14 @@ impl GgufFile {
     /// A tensor with its data, if the file has it.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming tensor and type if its values cannot be decoded.
+    /// [`Error::ValidationFailed`] if its data is not in the file.
     pub fn tensor(&self, name: &str) -> Result<Option<StoredTensor>> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
-        let Some(stored) = info.kind.stored else {
-            return Err(Error::Unsupported {
-                message: format!(
-                    "{}: tensor {name} has type {}",
-                    self.path.display(),
-                    info.kind.name
-                ),
-                suggestion: format!("Types that can be read: {}", readable_types()),
-            });
-        };
         let bytes = self
             .bytes
             .slice(info.range.clone())
             .ok_or_else(|| self.damaged(format!("the data of {name} is outside the file")))?;
-        StoredTensor::new(info.shape.clone(), stored, bytes)
+        StoredTensor::new(info.shape.clone(), info.kind.stored, bytes)
             .map(Some)
             .map_err(|e| self.damaged(format!("{name}: {e}")))
     }
@@ -168,13 +158,6 @@ impl GgufFile {
             Some(other) => Err(self.wrong_type(key, other, "array")),
         }
     }
-}
-
-/// Names of the types whose values are decoded.
-fn readable_types() -> String {
-    let names: Vec<&str> =
-        TENSOR_TYPES.iter().filter(|kind| kind.stored.is_some()).map(|kind| kind.name).collect();
-    names.join(", ")
 }
 
 fn check_version(version: u32, path: &Path) -> Result<()> {

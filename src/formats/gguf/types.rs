@@ -13,17 +13,13 @@ pub struct TensorType {
     pub block_values: usize,
     /// Bytes of a block.
     pub block_bytes: usize,
-    /// How its values are read, if this crate can.
-    pub stored: Option<StoredType>,
+    /// How its values are read.
+    pub stored: StoredType,
 }
 
 const fn known(id: u32, stored: StoredType) -> TensorType {
     let (block_values, block_bytes) = stored.block();
-    TensorType { id, name: stored.name(), block_values, block_bytes, stored: Some(stored) }
-}
-
-const fn other(id: u32, name: &'static str, block_values: usize, block_bytes: usize) -> TensorType {
-    TensorType { id, name, block_values, block_bytes, stored: None }
+    TensorType { id, name: stored.name(), block_values, block_bytes, stored }
 }
 
 /// All types, by id. Numbers that are missing were withdrawn or never reach a file.
@@ -48,17 +44,17 @@ pub const TENSOR_TYPES: [TensorType; 33] = [
     known(21, StoredType::IQ3_S),
     known(22, StoredType::IQ2_S),
     known(23, StoredType::IQ4_XS),
-    other(24, "I8", 1, 1),
-    other(25, "I16", 1, 2),
-    other(26, "I32", 1, 4),
-    other(27, "I64", 1, 8),
-    other(28, "F64", 1, 8),
+    known(24, StoredType::I8),
+    known(25, StoredType::I16),
+    known(26, StoredType::I32),
+    known(27, StoredType::I64),
+    known(28, StoredType::F64),
     known(29, StoredType::IQ1_M),
     known(30, StoredType::BF16),
     known(34, StoredType::TQ1_0),
     known(35, StoredType::TQ2_0),
     known(39, StoredType::MXFP4),
-    other(40, "NVFP4", 64, 36),
+    known(40, StoredType::NVFP4),
     known(41, StoredType::Q1_0),
     known(42, StoredType::Q2_0),
 ];

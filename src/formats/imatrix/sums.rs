@@ -129,6 +129,32 @@ impl ImportanceSums {
         Ok(())
     }
 
+    /// Refuses what is beyond the f32 of a file: sums, or means times the calls they are of.
+    pub(super) fn check_range(&self, of_means: Option<f64>) -> Result<()> {
+        for (name, entry) in &self.entries {
+            let columns = entry.columns().max(1);
+            let values = match of_means {
+                None => entry.sums.clone(),
+                Some(calls) => entry.means().iter().map(|mean| mean * calls).collect(),
+            };
+            if let Some(at) = values.iter().position(|&value| !(value as f32).is_finite()) {
+                return Err(Error::OutOfRange {
+                    message: format!(
+                        "the importance of {name} is {:e} at [{}, {}], which F32 cannot hold",
+                        values[at],
+                        at / columns,
+                        at % columns
+                    ),
+                    suggestion:
+                        "Measure on less text (--calibration-samples); activations this large \
+                                 mean damaged weights, mostly"
+                            .to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// What a chunk adds to a count.
     pub(super) fn count_of_chunk(&self) -> f64 {
         match self.method {
@@ -189,6 +215,7 @@ impl ImportanceSums {
     /// # Errors
     /// [`Error::Io`]; [`Error::ValidationFailed`] if it does not read back.
     pub fn write_gguf(&self, path: &Path) -> Result<()> {
+        self.check_range(None)?;
         gguf::write(self, path)
     }
 
@@ -198,6 +225,11 @@ impl ImportanceSums {
     /// # Errors
     /// [`Error::Io`]; [`Error::ValidationFailed`] if it does not read back.
     pub fn write_dat(&self, path: &Path) -> Result<()> {
+        let calls = |entry: &ColumnSums| {
+            let largest = entry.counts.iter().copied().fold(0.0, f64::max);
+            (largest / self.count_of_chunk()).ceil().max(1.0)
+        };
+        self.check_range(Some(self.entries.values().map(calls).fold(1.0, f64::max)))?;
         dat::write(self, path)
     }
 }

@@ -9,8 +9,10 @@ use super::w8a8::{Int8Rows, as_scale};
 use crate::Result;
 use safetensors::Dtype;
 
-/// The smallest scale: groups of zeros get it, so that no scale is 0.
-const SMALLEST: f32 = 1e-5;
+/// The scale of groups of zeros, so that no scale is 0.
+const OF_ZEROS: f32 = 1e-5;
+/// The smallest scale that f16 has.
+const SMALLEST: f32 = 1.0 / 16_777_216.0;
 
 /// Where a grid lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,9 @@ fn grid_of((low, high): (f32, f32), bits: u8, kind: Grid) -> (f16, u8) {
         Grid::Symmetric => 2.0 * high.max(-low) / largest,
         Grid::Asymmetric => (high - low) / largest,
     };
-    // Scales of tiny weights must not become 0 in f16, nor those of huge ones infinite.
+    // Scales of tiny weights must not become 0 in f16, nor those of huge ones infinite: that a grid
+    // does not hold its weights is seen in what is rounded on it.
+    let scale = if scale == 0.0 { OF_ZEROS } else { scale };
     let scale = f16::from_f32(scale.clamp(SMALLEST, f16::MAX.to_f32()));
     let zero = match kind {
         Grid::Symmetric => Grouped::middle(bits),
@@ -139,7 +143,8 @@ pub fn round_rows(weight: &[f32], inputs: usize, scale: Dtype) -> Result<Int8Row
     let rows = q.par_chunks_exact_mut(inputs).zip(weight.par_chunks_exact(inputs));
     rows.zip(&mut scales).try_for_each(|((q, weight), s)| -> Result<()> {
         let most = weight.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        *s = as_scale((most / 127.0).max(SMALLEST), scale)?;
+        let step = if most == 0.0 { OF_ZEROS } else { most / 127.0 };
+        *s = as_scale(step.max(SMALLEST), scale)?;
         for (q, value) in q.iter_mut().zip(weight) {
             *q = (value / *s).round_ties_even().clamp(-127.0, 127.0) as i8;
         }

@@ -10,6 +10,7 @@ use crate::formats::littlebit::{
     self, About, CONFIG_FILE, Description, EFFORT, Layout, PathPlan, RECIPE, Source,
     TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TensorKind, TensorPlan, TextFile, Writer,
 };
+use crate::littlebit::factor::FactorizedLinear;
 use crate::littlebit::plan::{CompressionPlan, PlannedTensor};
 use crate::littlebit::report::LayerReport;
 use crate::source::{LocalModel, Weight};
@@ -126,6 +127,9 @@ pub(super) fn write(
                 let factors = pack::factors_of(&unit, layer)?;
                 let (plain, weighted) =
                     reports.next().map_or((None, None), |r| (r.relative_error, r.weighted_error));
+                if let Some(warning) = vanished(run.model, &tensor.name(), &factors) {
+                    run.progress.warn(&warning);
+                }
                 writer.factorized(&tensor.name(), &factors, plain, weighted)?;
             }
             PlannedTensor::Stored(stored) => {
@@ -147,6 +151,25 @@ pub(super) fn write(
     }
     littlebit::verify(path, run.progress)?;
     Ok(size)
+}
+
+/// Rows of a weight that are not zero and whose scales are: too small for f16.
+fn vanished(model: &LocalModel, name: &str, factors: &FactorizedLinear) -> Option<String> {
+    let weight = model.weights.get(name)?;
+    let mut values = vec![0.0; weight.cols()];
+    let mut rows = (0..factors.out_features)
+        .filter(|&row| factors.paths.iter().all(|path| path.row_scale[row].to_f32() == 0.0));
+    let mut is_lost = |row: usize| {
+        weight.read_rows(row..row + 1, &mut values);
+        values.iter().any(|value| *value != 0.0)
+    };
+    let first = rows.by_ref().find(|&row| is_lost(row))?;
+    let count = 1 + rows.filter(|&row| is_lost(row)).count();
+    Some(format!(
+        "{name}: {count} of {} rows become zero, the first of them row {first}: their scales are \
+         smaller than f16 can hold",
+        factors.out_features
+    ))
 }
 
 /// Writes a tensor in its planned type.

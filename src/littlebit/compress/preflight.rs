@@ -5,11 +5,12 @@ use std::path::Path;
 use super::{CompressRequest, Weighting, fits, sensitivity, statistics};
 use crate::formats::space;
 use crate::littlebit::estimate;
-use crate::littlebit::plan::CompressionPlan;
+use crate::littlebit::plan::{CompressionPlan, PlannedTensor};
 use crate::littlebit::report::StageEstimate;
 use crate::littlebit::tuning::estimate::{self as tuning, RecoveryEstimate};
 use crate::progress::Progress;
 use crate::source::{LocalModel, Weight};
+use crate::tensor::ggml;
 use crate::{Error, Result};
 
 /// What a run needs on this machine.
@@ -154,7 +155,16 @@ fn check_finite(model: &LocalModel, plan: &CompressionPlan, progress: &dyn Progr
         })
     });
     progress.finish();
-    found.map_or(Ok(()), Err)
+    found.map_or(Ok(()), Err)?;
+    // What is not factorized has a type of its own.
+    for tensor in &plan.tensors {
+        let PlannedTensor::Stored(stored) = tensor else { continue };
+        let Some(Weight::Stored(source)) = model.weights.get(&stored.name) else { continue };
+        let warning = ggml::range::check(&stored.name, source, stored.dtype)?;
+        warning.iter().for_each(|warning| progress.warn(warning));
+        source.bytes.release();
+    }
+    Ok(())
 }
 
 /// `40 s`, `12 min`, `3.5 h`.

@@ -6,7 +6,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::finite::first_non_finite;
+use super::finite::{self, Fault, Target};
 use super::integers;
 use super::model::GgufModel;
 use super::plan::{self, QuantizePlan, importance_of, lacking, matrices};
@@ -65,7 +65,7 @@ pub fn refuse(
             ));
         }
     }
-    check_finite(model, progress)
+    check_finite(model, plan, request, progress)
 }
 
 /// Refuses a missing importance matrix, a folder that cannot be written, a checkpoint of another run,
@@ -80,8 +80,8 @@ pub fn refuse_plan(
     source: &[PathBuf],
     request: &QuantizeRequest,
 ) -> Result<()> {
-    if !plan.lacking_importance.is_empty() {
-        return Err(Error::ImatrixRequired(lacking(plan)));
+    if let Some(message) = lacking(plan) {
+        return Err(Error::ImatrixRequired(message));
     }
     let folder = folder_of(&request.output);
     space::check_writable(folder)?;
@@ -147,14 +147,43 @@ fn other_parts(target: &Path, own: &Path) -> Vec<PathBuf> {
     parts
 }
 
-fn check_finite(model: &GgufModel, progress: &dyn Progress) -> Result<()> {
+/// Reads all weights: what is no number in the source, and what would be none in the file, is refused;
+/// what would become zero is named.
+fn check_finite(
+    model: &GgufModel,
+    plan: &QuantizePlan,
+    request: &QuantizeRequest,
+    progress: &dyn Progress,
+) -> Result<()> {
     progress.start("Checking", model.source_bytes, "bytes");
-    for tensor in &model.tensors {
-        if let Some(found) = first_non_finite(tensor)? {
+    let mut lost = Vec::new();
+    for (tensor, work) in model.tensors.iter().zip(&plan.tensors) {
+        let importance = importance_of(request.importance.as_ref(), tensor)?;
+        let (fault, zeroed) = finite::search(tensor, Some(Target { kind: work.kind, importance }))?;
+        if let Some(fault) = fault {
             progress.finish();
-            return Err(Error::damaged(
-                &model.name,
-                format!("{found}: the weights are damaged, or were never finite"),
+            return Err(match fault {
+                Fault::NonFinite(found) => Error::damaged(
+                    &model.name,
+                    format!("{found}: the weights are damaged, or were never finite"),
+                ),
+                Fault::Beyond(found) => Error::OutOfRange {
+                    message: format!("{found}, which {} cannot hold", work.kind.name()),
+                    suggestion: format!(
+                        "BF16 and F32 hold it: choose such a level, or such a type for this tensor \
+                         alone (`quantize gguf --tensor-type '^{}$=bf16'`)",
+                        tensor.name.replace('.', r"\.")
+                    ),
+                },
+            });
+        }
+        if let Some((at, value)) = zeroed.largest {
+            let place = finite::place_of(tensor, at, value).index;
+            let rows = tensor.rows();
+            lost.push(format!(
+                "{}: {} values in {} of {rows} rows become zero as {}, the largest of them {value:e} at \
+                 {place:?} (BF16 and F32 keep them)",
+                tensor.name, zeroed.values, zeroed.rows, work.kind.name()
             ));
         }
         progress.advance(tensor.source_bytes());
@@ -164,6 +193,7 @@ fn check_finite(model: &GgufModel, progress: &dyn Progress) -> Result<()> {
         }
     }
     progress.finish();
+    lost.iter().for_each(|warning| progress.warn(warning));
     Ok(())
 }
 

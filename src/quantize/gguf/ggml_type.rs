@@ -94,7 +94,7 @@ impl GgmlType {
     /// The type that holds `stored` values in a file.
     #[must_use]
     pub fn of_stored(stored: StoredType) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.layout().stored == Some(stored))
+        Self::ALL.into_iter().find(|kind| kind.layout().stored == stored)
     }
 
     /// Whether rows of `columns` values fill its blocks.

@@ -154,6 +154,16 @@ impl Level {
         LEVELS.iter().find(|facts| facts.file_type == number).map(|facts| facts.level)
     }
 
+    /// Whether llama-quantize refuses the level as a whole without an importance matrix, whatever
+    /// types the model's tensors would get.
+    #[must_use]
+    pub const fn needs_importance(self) -> bool {
+        matches!(
+            self,
+            Self::IQ1_S | Self::IQ1_M | Self::IQ2_XXS | Self::IQ2_XS | Self::IQ2_S | Self::Q2_K_S
+        )
+    }
+
     /// The type of tensors that no rule of the mix names.
     #[must_use]
     pub fn base(self) -> GgmlType {

@@ -55,6 +55,8 @@ pub struct QuantizePlan {
     pub idle_options: Vec<String>,
     /// Names of tensors that are worthless without an importance matrix and have none.
     pub lacking_importance: Vec<String>,
+    /// Whether the level as a whole needs an importance matrix and there is none.
+    pub level_lacks_importance: bool,
     /// The super weights, if they are protected.
     pub protection: Option<Protection>,
     /// Of a budget: the sum of what each tensor's error is expected to cost the model, nats per
@@ -173,6 +175,11 @@ pub(super) fn assemble(
     let mut lacking_importance = Vec::new();
     let mut tensors = Vec::with_capacity(decisions.len());
     for (tensor, decision) in model.tensors.iter().zip(decisions) {
+        let decision = if tensor.stored_type().is_copied() {
+            Decision { kind: None, reason: mix::Reason::Kept, instead_of: None }
+        } else {
+            decision
+        };
         let kind = kind_to_write(tensor, &decision, request.allow_requantize)?;
         let important = kind != tensor.source_type
             && importance_of(request.importance.as_ref(), tensor)?.is_some();
@@ -215,6 +222,8 @@ pub(super) fn assemble(
         warnings: Vec::new(),
         idle_options: Vec::new(),
         lacking_importance,
+        level_lacks_importance: request.importance.is_none()
+            && level.is_some_and(Level::needs_importance),
     };
     plan.warnings = warnings(model, request, &plan);
     plan.idle_options = idle_options(model, request, &plan);
@@ -227,18 +236,15 @@ fn kind_to_write(
     allow_requantize: bool,
 ) -> Result<StoredType> {
     let Some(kind) = decision.kind else { return Ok(tensor.source_type) };
-    let stored = kind
-        .layout()
-        .stored
-        .filter(|&stored| stored == tensor.source_type || ggml::can_encode(stored));
-    let Some(stored) = stored else {
+    let stored = kind.layout().stored;
+    if stored != tensor.source_type && !ggml::can_encode(stored) {
         return Err(Error::UnsupportedConversion(format!(
             "{} would be {}, a type that this version cannot write (choose another level, or another \
              type for this tensor with --tensor-type)",
             tensor.name,
             kind.name()
         )));
-    };
+    }
     let source = GgmlType::of_stored(tensor.source_type);
     let packed = tensor.packed().filter(|_| kind.is_quantized());
     let quantized = source.is_none_or(GgmlType::is_quantized) || packed.is_some();
@@ -340,9 +346,7 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
             ));
         }
     }
-    if !plan.lacking_importance.is_empty() {
-        out.push(lacking(plan));
-    }
+    out.extend(lacking(plan));
     let packed = model.tensors.iter().any(|tensor| tensor.packed().is_some());
     if packed
         || StoredType::from_name(&model.source_dtype)
@@ -360,7 +364,7 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
 /// Options that decide about no tensor.
 fn idle_options(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -> Vec<String> {
     let mut out = Vec::new();
-    let quantizable = |tensor: &&GgufTensor| mix::may_be_quantized(&tensor.name, &tensor.shape);
+    let quantizable = |tensor: &&GgufTensor| tensor.may_be_quantized();
     let all: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let able: Vec<&str> =
         model.tensors.iter().filter(quantizable).map(|tensor| tensor.name.as_str()).collect();
@@ -420,17 +424,28 @@ fn idle_options(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePla
     out
 }
 
-/// Which tensors need an importance matrix, in words.
-pub(super) fn lacking(plan: &QuantizePlan) -> String {
+/// Why the plan cannot be carried out without an importance matrix, if it cannot.
+#[must_use]
+pub fn lacking(plan: &QuantizePlan) -> Option<String> {
     let names = &plan.lacking_importance;
+    let Some(first) = names.first() else {
+        return plan.level_lacks_importance.then(|| {
+            format!(
+                "{0} needs an importance matrix, even where no tensor becomes {1}: llama-quantize \
+                 refuses the level without one, too",
+                plan.level_name,
+                plan.level.base().name()
+            )
+        });
+    };
     let more = match names.len() - 1 {
         0 => String::new(),
         more => format!(" and {more} more tensors"),
     };
-    format!(
-        "{} needs an importance matrix: without one {}{more} would be worthless",
-        plan.level_name, names[0]
-    )
+    Some(format!(
+        "{} needs an importance matrix: without one {first}{more} would be worthless",
+        plan.level_name
+    ))
 }
 
 impl QuantizePlan {

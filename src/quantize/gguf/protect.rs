@@ -7,11 +7,11 @@
 
 use indexmap::IndexMap;
 
+use super::GgmlType;
 use super::execute::round_trip;
 use super::model::GgufModel;
 use super::plan::{importance_of, matrices};
 use super::tensor::GgufTensor;
-use super::{GgmlType, mix};
 use crate::formats::imatrix::ImportanceMatrix;
 use crate::formats::super_weights::{MOST_COVERAGE, SuperWeightMask, mask_path};
 use crate::progress::Progress;
@@ -158,9 +158,7 @@ impl Protection {
             .filter(|other| other.bits_per_weight() > kind.bits_per_weight())
             .filter(|other| other.fits(tensor.cols()));
         for kind in std::iter::once(kind).chain(higher) {
-            if let Some(stored) = kind.layout().stored
-                && protected.keeps(tensor, stored, importance)?
-            {
+            if protected.keeps(tensor, kind.layout().stored, importance)? {
                 return Ok(kind);
             }
         }
@@ -213,7 +211,7 @@ fn score(
     let measured: Vec<(&GgufTensor, &[f32])> = model
         .tensors
         .iter()
-        .filter(|tensor| mix::may_be_quantized(&tensor.name, &tensor.shape))
+        .filter(|tensor| tensor.may_be_quantized())
         .filter_map(|tensor| match importance_of(Some(importance), tensor) {
             Ok(Some(columns)) => Some(Ok((tensor, columns))),
             Ok(None) => None,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::mix;
 use crate::formats::packed::PackedTensor;
 use crate::littlebit::factor::FactorizedLinear;
 use crate::tensor::{StoredTensor, StoredType, ggml};
@@ -170,6 +171,12 @@ impl GgufTensor {
     #[must_use]
     pub fn cols(&self) -> usize {
         self.shape[self.shape.len() - 1]
+    }
+
+    /// Whether a level may choose another type for it.
+    #[must_use]
+    pub fn may_be_quantized(&self) -> bool {
+        mix::may_be_quantized(&self.name, &self.shape) && !self.stored_type().is_copied()
     }
 
     /// The type that the source stores it in.

@@ -10,9 +10,10 @@ use sha2::{Digest, Sha256};
 use super::card;
 use super::finished::{Finished, LayerReport, Levels};
 use super::gram::Gram;
+use super::held;
 use super::plan::PackedPlan;
 use super::report::{CalibrationReport, PackedReport};
-use super::request::{Method, PackedRequest, SAMPLE_TOKENS};
+use super::request::{Gptq, Method, PackedRequest, SAMPLE_TOKENS};
 use super::store::Store;
 use super::work::{Text, Work};
 use crate::backend::{Backend, memory};
@@ -61,7 +62,7 @@ pub fn refuse(
     progress: &dyn Progress,
 ) -> Result<()> {
     refuse_early(model, plan, request)?;
-    check_weights(model, plan, progress)
+    check_weights(model, plan, request, progress)
 }
 
 /// Refuses, without a look at a weight, what would fail later: a target that holds something else or
@@ -117,9 +118,14 @@ fn memory_shortage(
     Some((message, memory::what_fits(&others, memory::available_bytes())))
 }
 
-fn check_weights(model: &LocalModel, plan: &PackedPlan, progress: &dyn Progress) -> Result<()> {
+fn check_weights(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+    progress: &dyn Progress,
+) -> Result<()> {
     use rayon::prelude::*;
-    let packed: std::collections::HashSet<&str> =
+    let plain: std::collections::HashSet<&str> =
         plan.slots.iter().map(|slot| slot.name.as_str()).collect();
     progress.start("Checking", model.weights.len() as u64, "tensors");
     let weights: Vec<_> = model.weights.iter().collect();
@@ -129,25 +135,60 @@ fn check_weights(model: &LocalModel, plan: &PackedPlan, progress: &dyn Progress)
         if let Some((index, value)) = tensor.first_non_finite() {
             let (row, column) = (index / tensor.cols(), index % tensor.cols());
             let message = format!(
-                "{name} has {value} at [{row}, {column}]: the weights are damaged, or were never \
+                "{name} has {value:?} at [{row}, {column}]: the weights are damaged, or were never \
                  finite"
             );
             return Some(Error::damaged(&model.path, message));
         }
-        if packed.contains(name.as_str()) {
+        if plain.contains(name.as_str()) {
             let values = tensor.to_f32();
-            if let Some(value) = values.iter().find(|v| !plan.plain.rounded(**v).is_finite()) {
-                return Some(Error::UnsupportedConversion(format!(
-                    "{name} has {value}, which {} cannot hold",
-                    plan.plain.torch_name()
-                )));
+            if let Some(at) = values.iter().position(|v| !plan.plain.rounded(*v).is_finite()) {
+                let (row, column, value) = (at / tensor.cols(), at % tensor.cols(), values[at]);
+                return Some(Error::OutOfRange {
+                    message: format!(
+                        "{name} has {value:?} at [{row}, {column}], which {} cannot hold",
+                        plan.plain.torch_name()
+                    ),
+                    suggestion:
+                        "Weights this large are damage, mostly; `quantize gguf` at BF16 or \
+                                 F32 keeps them"
+                            .to_owned(),
+                });
             }
+            let vanish = |v: &f32| *v != 0.0 && plan.plain.rounded(*v) == 0.0;
+            let rows = values.chunks_exact(tensor.cols().max(1));
+            let zeroed = rows
+                .filter(|row| row.iter().any(vanish) && row.iter().all(|v| *v == 0.0 || vanish(v)))
+                .count();
+            if zeroed > 0 {
+                progress.warn(&format!(
+                    "{name}: {zeroed} of {} rows become zero: all of their values are smaller than \
+                     {} can hold",
+                    tensor.rows(),
+                    plan.plain.torch_name()
+                ));
+            }
+        } else if let Some((group, linear)) = grid_of(name, plan, request)
+            && let Some((row, column, value)) =
+                held::first_beyond(tensor, group, linear.bits, linear.symmetric)
+        {
+            return Some(held::out_of_range(name, row, column, value));
         }
         tensor.bytes.release();
         None
     });
     progress.finish();
     found.map_or(Ok(()), Err)
+}
+
+/// The group size and the settings of a layer whose weights are rounded as they are. Other methods
+/// move ranges first, which can bring a weight back into reach.
+fn grid_of(name: &str, plan: &PackedPlan, request: &PackedRequest) -> Option<(usize, Gptq)> {
+    let Method::Gptq(settings) = request.method else { return None };
+    let layer = name.strip_suffix(".weight")?;
+    let linear = BLOCK_LINEARS.iter().position(|part| layer.ends_with(&format!(".{part}")))?;
+    // In the order of activations, groups are not runs of columns.
+    (!settings.desc_act).then_some((plan.groups[linear], settings))
 }
 
 /// Bytes of the activations between two blocks.

@@ -14,6 +14,7 @@ pub mod finished;
 pub mod gptq;
 pub mod gram;
 pub mod grid;
+pub mod held;
 pub mod plan;
 pub mod report;
 pub mod request;

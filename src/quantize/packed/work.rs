@@ -15,6 +15,7 @@ use super::block::{BlockWeights, STAGES, host};
 use super::channels::Channels;
 use super::finished::{Finished, LayerReport, Levels};
 use super::gram::Gram;
+use super::held;
 use super::plan::PackedPlan;
 use super::request::{Method, PackedRequest};
 use super::store::Store;
@@ -190,6 +191,14 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Refuses integers that do not hold `weight`; names groups that became zero.
+    fn check_held(&self, layer: &str, weight: &[f32], levels: &Levels) -> Result<()> {
+        if let Some(warning) = held::check(layer, weight, levels)? {
+            self.progress.warn(&warning);
+        }
+        Ok(())
+    }
+
     /// Weights that overflow the 16 bits they are stored in.
     fn check_finite(&self, index: usize, finished: &Finished) -> Result<()> {
         let values = finished.biases.iter().flatten();
@@ -251,6 +260,8 @@ impl Work<'_> {
                     )?)
                 }
             });
+            let name = ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
+            self.check_held(&name, weight, &linears[linear])?;
         }
         let reports = (0..7).map(|linear| self.report(index, linear, "rtn")).collect();
         Ok(Finished::new(weights, linears, reports))

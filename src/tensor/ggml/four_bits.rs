@@ -223,6 +223,34 @@ pub(super) fn encode_iq4_xs<V: Lanes>(
     }
 }
 
+/// An unsigned number of four bits of exponent and three of mantissa, halved, since the levels are
+/// doubled; the code of NaN counts as zero, as in ggml.
+#[inline(always)]
+fn half_ue4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    match (code, exponent) {
+        (0x7f, _) => 0.0,
+        (_, 0) => mantissa / 1024.0,
+        _ => (1.0 + mantissa / 8.0) * f32::from_bits(((exponent - 8 + 127) as u32) << 23),
+    }
+}
+
+/// Layout: a scale for each 16 of 64 values, then two levels a byte within each 16, as in the others.
+#[inline(always)]
+pub(super) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
+    let (blocks, _) = bytes.as_chunks::<36>();
+    for (block, out) in blocks.iter().zip(out.as_chunks_mut::<64>().0) {
+        let parts = block[4..].as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<16>().0);
+        for (scale, (packed, out)) in block[..4].iter().zip(parts) {
+            let scale = half_ue4m3(*scale);
+            for (at, byte) in packed.iter().enumerate() {
+                out[at] = f32::from(HALVES[usize::from(byte & 15)]) * scale;
+                out[at + 8] = f32::from(HALVES[usize::from(byte >> 4)]) * scale;
+            }
+        }
+    }
+}
+
 /// The scale is the power of two that puts the largest magnitude between 4 and 8 of E2M1, by the
 /// logarithm as the C library rounds it. Of two levels that are as near, the one of smaller
 /// magnitude is taken; minus zero is not used.
@@ -236,6 +264,8 @@ pub(super) fn encode_mxfp4<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
         let largest = a.replace(a.less(b), b).largest();
         let exponent =
             if largest > 0.0 { (largest.log2().floor() - 2.0 + 127.0) as i32 as u8 } else { 0 };
+        // 255 stands for NaN, and ggml refuses what it wrote: one octave below the smallest scale.
+        let exponent = if exponent == u8::MAX { 0 } else { exponent };
         let scale = half_power(exponent);
         let mut levels = [0u8; 32];
         for (levels, x) in levels.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {

@@ -45,6 +45,12 @@ pub const fn importance_use(dtype: StoredType) -> ImportanceUse {
         | StoredType::TQ2_0
         | StoredType::Q1_0
         | StoredType::Q2_0
-        | StoredType::MXFP4 => ImportanceUse::Ignored,
+        | StoredType::MXFP4
+        | StoredType::NVFP4
+        | StoredType::I8
+        | StoredType::I16
+        | StoredType::I32
+        | StoredType::I64
+        | StoredType::F64 => ImportanceUse::Ignored,
     }
 }

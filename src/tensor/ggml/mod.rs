@@ -27,6 +27,7 @@ mod lanes;
 mod legacy;
 mod legacy_weighted;
 mod plain;
+pub mod range;
 mod search;
 mod search_lanes;
 mod ternary;
@@ -96,13 +97,19 @@ fn decode_portable(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
         StoredType::IQ2_S => iq_decode::decode_iq2_s(bytes, out),
         StoredType::IQ3_XXS => iq_decode::decode_iq3_xxs(bytes, out),
         StoredType::IQ3_S => iq_decode::decode_iq3_s(bytes, out),
+        StoredType::NVFP4 => four_bits::decode_nvfp4(bytes, out),
+        StoredType::I8 => plain::decode_i8(bytes, out),
+        StoredType::I16 => plain::decode_i16(bytes, out),
+        StoredType::I32 => plain::decode_i32(bytes, out),
+        StoredType::I64 => plain::decode_i64(bytes, out),
+        StoredType::F64 => plain::decode_f64(bytes, out),
     }
 }
 
-/// Whether [`encode_row`] writes this type: so far every one.
+/// Whether [`encode_row`] writes this type: every one but those that are only copied.
 #[must_use]
-pub const fn can_encode(_dtype: StoredType) -> bool {
-    true
+pub const fn can_encode(dtype: StoredType) -> bool {
+    !dtype.is_copied()
 }
 
 /// Encodes a row of whole blocks without an importance matrix: [`encode_row`] with `None`.
@@ -205,6 +212,8 @@ fn encode_with<V: Lanes>(
         (T::IQ2_S, _) => iq_blocks::encode_iq2_s::<V>(values, importance, bytes),
         (T::IQ3_XXS, _) => iq_blocks::encode_iq3_xxs::<V>(values, importance, bytes),
         (T::IQ3_S, _) => iq_blocks::encode_iq3_s::<V>(values, importance, bytes),
+        // Refused above.
+        (T::NVFP4 | T::I8 | T::I16 | T::I32 | T::I64 | T::F64, _) => {}
     }
 }
 

@@ -39,6 +39,45 @@ pub(super) fn decode_f16(bytes: &[u8], out: &mut [f32]) {
 }
 
 #[inline(always)]
+pub(super) fn decode_i8(bytes: &[u8], out: &mut [f32]) {
+    for (out, byte) in out.iter_mut().zip(bytes) {
+        *out = f32::from(byte.cast_signed());
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_i16(bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *out = f32::from(i16::from_le_bytes(*bytes));
+    }
+}
+
+/// To the nearest f32, as for all types with more digits than that.
+#[inline(always)]
+pub(super) fn decode_i32(bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *out = i32::from_le_bytes(*bytes) as f32;
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_i64(bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *out = i64::from_le_bytes(*bytes) as f32;
+    }
+}
+
+/// What is finite stays finite: numbers beyond the range of f32 become its largest.
+#[inline(always)]
+pub(super) fn decode_f64(bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        let value = f64::from_le_bytes(*bytes);
+        let most = f64::from(f32::MAX);
+        *out = if value.is_finite() { value.clamp(-most, most) as f32 } else { value as f32 };
+    }
+}
+
+#[inline(always)]
 pub(super) fn encode_f32(values: &[f32], bytes: &mut [u8]) {
     for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
         *bytes = value.to_le_bytes();

@@ -74,12 +74,11 @@ pub(super) fn measure(
     let source_bits = source.map_or(32.0, GgmlType::bits_per_weight);
     let mut choices = Vec::new();
     for &kind in kinds.iter().filter(|&&kind| Some(kind) != source) {
-        let Some(stored) = kind.layout().stored.filter(|&stored| ggml::can_encode(stored)) else {
-            continue;
-        };
+        let stored = kind.layout().stored;
         let required = ggml::importance_use(stored) == ImportanceUse::Required
             || mix::needs_importance(&tensor.name, kind, None);
-        let impossible = !kind.fits(cols) || (required && importance.is_none());
+        let impossible =
+            !kind.fits(cols) || !ggml::can_encode(stored) || (required && importance.is_none());
         if impossible || kind.bits_per_weight() >= source_bits {
             continue;
         }

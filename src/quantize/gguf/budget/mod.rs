@@ -218,8 +218,8 @@ fn price(
             * importance_of(request.importance.as_ref(), tensor)?.map_or(1.0, |columns| {
                 weight::concentration(&tensor.name, columns, matrices(tensor))
             });
-        let lose = |choice: &Choice| match (known, choice.kind.layout().stored) {
-            (Some(known), Some(stored)) => known.divergence(stored, choice.error),
+        let lose = |choice: &Choice| match known {
+            Some(known) => known.divergence(choice.kind.layout().stored, choice.error),
             _ if head == Some(&tensor.name) => {
                 weight::loss_by_logits(choice.disturbance, choice.error)
             }
@@ -289,7 +289,7 @@ fn limit(
 fn idle(rules: &Rules, model: &GgufModel) -> Result<Vec<String>> {
     let mut used = vec![false; rules.iter().len()];
     for tensor in &model.tensors {
-        if mix::may_be_quantized(&tensor.name, &tensor.shape)
+        if tensor.may_be_quantized()
             && let Some(number) = rules.naming(&tensor.name).next()
         {
             used[number] = true;
@@ -385,7 +385,7 @@ fn measure_sensitivities(
             let mut kinds: Vec<StoredType> = Vec::new();
             if hull.len() > 1 {
                 for at in [0, lossy.len() / 2] {
-                    let stored = lossy.get(at).and_then(|choice| choice.kind.layout().stored);
+                    let stored = lossy.get(at).map(|choice| choice.kind.layout().stored);
                     kinds.extend(stored.filter(|stored| !kinds.contains(stored)));
                 }
             }

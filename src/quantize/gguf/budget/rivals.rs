@@ -75,7 +75,7 @@ pub(super) fn best(
         }
         let kind_of = |name: &str| -> Option<StoredType> {
             let at = model.tensors.iter().position(|tensor| tensor.name == name)?;
-            rival.decisions[at].kind.and_then(|kind: GgmlType| kind.layout().stored)
+            rival.decisions[at].kind.map(|kind: GgmlType| kind.layout().stored)
         };
         found.push((probe.together(&kind_of, progress)?, rival));
     }

@@ -1,8 +1,6 @@
 //! The search for ranges: values beyond a limit are cut off where the rest gains more. The error is
 //! that of the group's part of the outputs over all calibration tokens, `δᵀ G_gg δ`.
 
-use half::f16;
-
 use super::super::grid::{Grid, Scale};
 
 /// Limits that are tried, from the largest absolute value down.
@@ -28,7 +26,8 @@ pub fn blocks(gram: &[f32], inputs: usize, group: usize) -> Vec<Vec<f32>> {
 #[must_use]
 pub fn fit(grid: &Grid, values: &[f32], gram: &[f32]) -> Scale {
     let largest = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-    let mut best = (f64::INFINITY, Scale { scale: f16::ONE, zero: 0 });
+    // What the whole range gives, should every error be beyond what f32 holds.
+    let mut best = (f64::INFINITY, grid.fit(values, None));
     let mut delta = vec![0.0; values.len()];
     let mut clipped = vec![0.0; values.len()];
     for step in 0..STEPS {

@@ -72,6 +72,7 @@ impl Work<'_> {
                 let error = quadratic(matrix.0, Some(&values), gram, width);
                 let signal = quadratic(matrix.0, None, gram, width);
                 let mut report = self.report(index, linear, "awq");
+                self.check_held(&report.name, matrix.0, &levels)?;
                 report.relative_error = Some(error / signal.max(1e-300));
                 report.ratio = found[stage].ratio;
                 report.factors = Some(FactorStatistics::of(&factors[stage]));

@@ -96,6 +96,7 @@ impl Work<'_> {
                     self.round(linear, weight, settings)
                 };
                 let levels = Levels::Groups(grouped);
+                self.check_held(&report.name, weight, &levels)?;
                 weights.linears[linear] = Arc::new(levels.values());
                 done[linear] = Some((levels, report));
             }

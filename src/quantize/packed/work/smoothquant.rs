@@ -99,7 +99,9 @@ impl Work<'_> {
                 report.alpha = moved[stage].0;
                 report.factors = Some(moved[stage].1.clone());
                 report.activations = Some(inputs[stage].channels.statistics());
-                done[linear] = Some((Levels::Rows(rows), report));
+                let levels = Levels::Rows(rows);
+                self.check_held(&report.name, &weights.linears[linear], &levels)?;
+                done[linear] = Some((levels, report));
             }
         }
         let (linears, mut reports): (Vec<_>, Vec<_>) = done.into_iter().flatten().unzip();
