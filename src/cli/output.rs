@@ -153,6 +153,12 @@ impl Output {
         note_failure(written);
     }
 
+    /// Prints data for other programs: as it is, unless a person is looking at it.
+    pub(crate) fn print_data(text: &str) {
+        let terminal = std::io::stdout().is_terminal();
+        Self::print_plain(&if terminal { shown::lines(text) } else { text.into() });
+    }
+
     /// Prints a piece of text at once, without a line end: generated tokens, as they are, but for
     /// what a terminal would obey.
     pub(crate) fn print_piece(text: &str) {
@@ -169,18 +175,18 @@ impl Output {
 
     fn print_json(value: &impl Serialize) {
         match serde_json::to_string_pretty(value) {
-            Ok(text) => Self::print_plain(&text),
+            Ok(text) => Self::print_plain(&shown::json(&text)),
             Err(error) => eprintln!("error: the result cannot be written as JSON: {error}"),
         }
     }
 
     /// Reports a failure: text on stderr, and in JSON mode the error object on stdout.
     pub(crate) fn error(&self, error: &Error, result: Option<&serde_json::Value>) {
-        let message = conceal(&error.to_string()).into_owned();
+        let message = conceal(&error.to_string());
         eprintln!("{} {}", self.paint("error:", "31;1"), shown::one_line(&message));
         match self.format {
             OutputFormat::Human => {
-                let hint = conceal(&error.suggestion()).into_owned();
+                let hint = conceal(&error.suggestion());
                 eprintln!("{} {}", self.paint("hint:", "36;1"), shown::one_line(&hint));
             }
             OutputFormat::Json => Self::print_json(&ErrorDocument {

@@ -27,6 +27,24 @@ pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_hostile(c) && c != '\n' && c != '\t')
 }
 
+/// A JSON document with its hostile characters, all of which are within texts, as escapes: the
+/// same document.
+pub(crate) fn json(document: &str) -> Cow<'_, str> {
+    let hostile = |c: char| is_hostile(c) && c != '\n';
+    if !document.chars().any(hostile) {
+        return Cow::Borrowed(document);
+    }
+    let mut out = String::with_capacity(document.len() + 16);
+    for c in document.chars() {
+        if hostile(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Generated text for a terminal: what a terminal would obey is left out.
 pub(crate) fn spoken(text: &str) -> String {
     text.chars().filter(|&c| !c.is_control() || c == '\n' || c == '\t').collect()
@@ -107,6 +125,10 @@ mod tests {
         assert_eq!(one_line("a\r\n\tb\x7f\u{9b}31m"), r"a\r\n\tb\u{7f}\u{9b}31m");
         assert_eq!(one_line("a\u{202e}b\u{2066}c\u{2028}"), r"a\u{202e}b\u{2066}c\u{2028}");
         assert_eq!(lines("a\n\tb\x1bc"), "a\n\tb\\u{1b}c");
+        let document = json!({ "a": "\u{9b}\u{7f}\u{202e}é\u{1b}" });
+        let text = serde_json::to_string_pretty(&document).unwrap();
+        assert_eq!(json(&text), "{\n  \"a\": \"\\u009b\\u007f\\u202eé\\u001b\"\n}");
+        assert_eq!(serde_json::from_str::<Value>(&json(&text)).unwrap(), document);
         assert_eq!(spoken("a\n\tb\x1b[0mc\r"), "a\n\tb[0mc");
     }
 

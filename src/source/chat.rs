@@ -51,6 +51,12 @@ pub struct ChatTemplate {
 const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 impl ChatTemplate {
+    /// A template by itself, without special tokens.
+    #[must_use]
+    pub fn new(source: &str) -> Self {
+        Self { source: without_generation_marks(source), special_tokens: Vec::new() }
+    }
+
     /// The template of a `tokenizer_config.json`: one, or the one named "default" of several.
     pub(super) fn from_config(config: &Value) -> Option<Self> {
         let template = match config.get("chat_template") {

@@ -19,6 +19,7 @@
 //! - `resume`: checkpoints, kills, Ctrl-C
 //! - `streams`: stdout and stderr discipline, verbosity, help
 //! - `words`: warnings, `--format` anywhere, the last line, names that were meant
+//! - `untrusted`: templates, tokenizers, names, pipes and devices that mean no good
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -45,3 +46,5 @@ mod recovery;
 mod resume;
 mod streams;
 mod words;
+#[cfg(unix)]
+mod untrusted;

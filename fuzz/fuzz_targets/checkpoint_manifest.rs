@@ -1,0 +1,12 @@
+#![no_main]
+
+#[path = "../targets.rs"]
+mod targets;
+
+use libfuzzer_sys::fuzz_target;
+use llm_quantize::confine::WatchedAllocator;
+
+#[global_allocator]
+static ALLOCATOR: WatchedAllocator = WatchedAllocator;
+
+fuzz_target!(|bytes: &[u8]| (targets::of_name("checkpoint_manifest").expect("a target"))(bytes));
