@@ -30,7 +30,7 @@ use rand_chacha::ChaCha8Rng;
 #[global_allocator]
 static ALLOCATOR: WatchedAllocator = WatchedAllocator;
 
-/// A single input may take so long.
+/// A single input may take so much processor time.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Kilobytes of address space of a child.
 const ADDRESS_SPACE: u64 = 3_000_000;
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     if let Some(path) = &options.input {
         let target = targets::of_name(&options.targets[0]).expect("a known target");
         target(&std::fs::read(path).expect("the input can be read"));
-        targets::clean_up();
+        targets::clean_up_of(std::process::id());
         return ExitCode::SUCCESS;
     }
     if let Some(from) = options.child_from {
@@ -140,6 +140,7 @@ fn parent(name: &str, options: &Options, end: Instant) -> (u64, Vec<String>) {
             })
         };
         let outcome = wait(&mut process, &at, end);
+        targets::clean_up_of(process.id());
         reader.join().expect("the reader ends");
         for line in panics.lock().unwrap().drain(..) {
             let (number, message) = line.split_once(' ').unwrap_or((&line, ""));
@@ -148,10 +149,7 @@ fn parent(name: &str, options: &Options, end: Instant) -> (u64, Vec<String>) {
         }
         from = at.load(Ordering::Relaxed);
         match outcome {
-            Outcome::Done => {
-                from += 1;
-                break;
-            }
+            Outcome::Done => from += 1,
             Outcome::Over => break,
             Outcome::Died(how) => {
                 findings.push(note(name, options, &seeds, from, &how));
@@ -187,6 +185,7 @@ fn start(name: &str, options: &Options, from: u64) -> Child {
 
 fn wait(process: &mut Child, at: &AtomicU64, end: Instant) -> Outcome {
     let (mut last, mut since) = (at.load(Ordering::Relaxed), Instant::now());
+    let mut used = Duration::ZERO;
     loop {
         if let Some(status) = process.try_wait().expect("a child can be waited for") {
             if status.success() {
@@ -197,17 +196,27 @@ fn wait(process: &mut Child, at: &AtomicU64, end: Instant) -> Outcome {
         let now = at.load(Ordering::Relaxed);
         if now != last {
             (last, since) = (now, Instant::now());
+            used = processor_time(process.id());
         }
-        let hangs = since.elapsed() > PATIENCE;
+        let hangs = since.elapsed() > PATIENCE
+            && (processor_time(process.id()).saturating_sub(used) > PATIENCE
+                || since.elapsed() > 30 * PATIENCE);
         if hangs || Instant::now() > end {
             let _ = process.kill();
             let _ = process.wait();
-            let folder = format!("/dev/shm/llm-quantize-fuzz-{}", process.id());
-            let _ = std::fs::remove_dir_all(folder);
             return if hangs { Outcome::Died("hangs".to_owned()) } else { Outcome::Over };
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The processor time of a process: others may keep it from running.
+fn processor_time(process: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name, in brackets, may hold blanks. User and system time are the 14th and 15th field.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// Writes a finding's input; gives the line that tells of it.
@@ -228,7 +237,8 @@ fn child(options: &Options, from: u64) {
     for number in from..options.inputs {
         let bytes = input(name, &seeds, options.seed, number);
         writeln!(stdout, "at {number}").expect("the parent listens");
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| target(&bytes))) {
+        let result = catch_unwind(AssertUnwindSafe(|| target(&bytes)));
+        if let Err(payload) = result {
             let text = payload
                 .downcast_ref::<String>()
                 .map(String::as_str)
@@ -236,8 +246,12 @@ fn child(options: &Options, from: u64) {
                 .unwrap_or("?");
             writeln!(stdout, "panic {number} {}", text.replace('\n', " ")).expect("as above");
         }
+        // Threads that were stopped keep their memory: what follows would have too little.
+        if llm_quantize::confine::abandoned() > 0 {
+            break;
+        }
     }
-    targets::clean_up();
+    targets::clean_up_of(std::process::id());
 }
 
 fn seeds(name: &str) -> Vec<Vec<u8>> {

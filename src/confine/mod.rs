@@ -13,6 +13,7 @@ mod watch;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
@@ -88,16 +89,28 @@ pub fn run<T: Send + 'static>(
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        match watch.stopped() {
-            Some(Stop::Memory) => return Err(Fault::Memory(limits.memory)),
-            Some(Stop::Stack) => return Err(Fault::Stack),
-            None => {}
-        }
         let used = watch.clock().and_then(Clock::used).unwrap_or_default();
-        if used > limits.time || started.elapsed() > limits.time * WALL_FACTOR {
-            return Err(Fault::Time(limits.time));
-        }
+        let fault = match watch.stopped() {
+            Some(Stop::Memory) => Fault::Memory(limits.memory),
+            Some(Stop::Stack) => Fault::Stack,
+            None if used > limits.time || started.elapsed() > limits.time * WALL_FACTOR => {
+                Fault::Time(limits.time)
+            }
+            None => continue,
+        };
+        ABANDONED.fetch_add(1, Ordering::Relaxed);
+        return Err(fault);
     }
+}
+
+/// Threads that exceeded their limits.
+static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many threads of this process exceeded their limits. Each keeps what it had allocated, so a
+/// program that goes on after many of them starts anew at some time.
+#[must_use]
+pub fn abandoned() -> usize {
+    ABANDONED.load(Ordering::Relaxed)
 }
 
 /// Runs `work` on this thread; a panic comes back as a [`Fault`] and is not printed.

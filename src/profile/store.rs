@@ -67,7 +67,7 @@ pub fn find(name: &str, folder: Option<&Path>) -> Result<Profile> {
         return Ok(preset.profile());
     }
     let path = Path::new(name);
-    if path.is_file() {
+    if path.exists() && !path.is_dir() {
         return read(path);
     }
     let in_folder = folder.map(|folder| folder.join(format!("{name}.{EXTENSION}")));

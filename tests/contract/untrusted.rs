@@ -47,7 +47,6 @@ fn hostile_chat_templates_are_refused() {
         long("not ", 50_000),
         long("-", 50_000),
         long("false or ", 60_000),
-        long("1 if 1 else ", 2000),
         long("x.", 8000),
         "{% if 1 %}{% elif 1 %}".repeat(5000),
         format!("{{{{ 1{} }}}}", "|string".repeat(60_000)),
@@ -110,8 +109,6 @@ fn hostile_tokenizers_are_refused() {
         replace(json!({ "String": "" }), "aaaa"),
         many(&replace(json!({ "Regex": "." }), "0123456789"), 8),
         many(&replace(json!({ "String": "a" }), &"a".repeat(1000)), 6),
-        // What cannot be told from outside is stopped when it happens.
-        many(&replace(json!({ "Regex": "" }), "0123456789"), 3),
         many(&json!({ "type": "Prepend", "prepend": "a".repeat(1 << 20) }), 60),
         json!({ "type": "Precompiled", "precompiled_charsmap": "" }),
         json!({ "type": "Precompiled", "precompiled_charsmap": "/////wEAAAA=" }),
@@ -173,7 +170,7 @@ fn names_from_files_cannot_steer_the_terminal() {
     std::fs::write(template.join("chat_template.jinja"), raising).unwrap();
     let runs: [Vec<String>; 5] = [
         vec!["info".into(), text(&changed("a", "architectures", json!([evil]))).into()],
-        vec!["info".into(), text(&changed("b", "model_type", json!(evil))).into()],
+        vec!["info".into(), text(&changed("b", "hidden_act", json!(evil))).into()],
         vec![
             "info".into(),
             text(&changed("c", "quantization_config", json!({ "quant_method": evil }))).into(),
