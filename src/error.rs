@@ -293,6 +293,9 @@ impl Error {
                     "Check the permissions or choose another path".into()
                 }
                 std::io::ErrorKind::NotFound => "Check the path".into(),
+                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::IsADirectory => {
+                    "Give the path of a file".into()
+                }
                 _ => "Check the file system and try again".into(),
             },
             Self::General(_) | Self::Tensor(_) => {

@@ -13,6 +13,7 @@
 //! | [`inference`] | the decoder graph over exchangeable linear layers |
 //! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
 //! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |
+//! | [`confine`] | libraries at work on files that anyone may have made |
 //!
 //! The library never prints, never exits and never reads the environment. Shapes are written
 //! `[rows, cols]`; a linear layer's weight is `[out, in]`.
@@ -22,6 +23,7 @@ pub mod backend;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
+pub mod confine;
 pub mod convert;
 pub mod error;
 pub mod eval;

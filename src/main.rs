@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+use llm_quantize::confine::WatchedAllocator;
+
+/// Bounds the memory of work on files that anyone may have made.
+#[global_allocator]
+static ALLOCATOR: WatchedAllocator = WatchedAllocator;
+
 /// How many threads candle's own pool has.
 const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 

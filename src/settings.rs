@@ -12,6 +12,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::formats::input;
 use crate::linalg::Precision;
 use crate::{Error, Result};
 
@@ -337,7 +338,7 @@ impl Settings {
             return Ok(self.token.clone());
         }
         let Some(path) = &self.token_file else { return Ok(None) };
-        match std::fs::read_to_string(path) {
+        match input::read_to_string(path, input::MAX_SETTINGS) {
             Ok(text) => Token::parse(&text, &path.display().to_string()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(path, error)),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::formats::input;
 use crate::source::chat::ChatMessage;
 use crate::source::json as json_file;
 use crate::tensor::SharedBytes;
@@ -64,9 +65,7 @@ impl<'a> DocumentFile<'a> {
     pub fn open(path: &Path, render: Option<ChatRenderer<'a>>) -> Result<Self> {
         let refuse = |what: &str| Error::Calibration(format!("{}: {what}", path.display()));
         let metadata = std::fs::metadata(path).map_err(|error| refuse(&error.to_string()))?;
-        if !metadata.is_file() {
-            return Err(refuse("not a regular file"));
-        }
+        input::check(&metadata).map_err(|error| refuse(&error.to_string()))?;
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_lowercase();
         let format = match extension.as_str() {
             "json" => Format::Json,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fingerprint;
 use crate::formats::atomic::write_atomically;
+use crate::formats::input;
 use crate::{Error, Result};
 
 /// Name of the manifest in a run's folder.
@@ -57,7 +58,7 @@ pub(super) fn read(folder: &Path) -> Result<Option<Fingerprint>> {
     if length > MAX_BYTES {
         return Err(damaged("too large"));
     }
-    let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = input::read(&path, MAX_BYTES).map_err(|e| Error::io(&path, e))?;
     let format =
         serde_json::from_slice::<FormatOnly>(&bytes).map_err(|e| damaged(&e.to_string()))?.format;
     if format != FORMAT {

@@ -22,6 +22,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::formats::atomic::AtomicFile;
+use crate::formats::input;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"LQUNIT1\n";
@@ -201,7 +202,7 @@ fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
 /// Checks a file from its first to its last byte, in constant memory. The error says what is wrong
 /// with it.
 pub(super) fn verify(path: &Path, run: &str, unit: &str) -> Result<(), String> {
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let file = input::open(path).map_err(|e| e.to_string())?;
     let mut checked = open(file, run, unit)?;
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut left = checked.payload;
@@ -215,7 +216,7 @@ pub(super) fn verify(path: &Path, run: &str, unit: &str) -> Result<(), String> {
 
 /// Reads a file and checks it like [`verify`].
 pub(super) fn read(path: &Path, run: &str, unit: &str) -> Result<UnitData, String> {
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let file = input::open(path).map_err(|e| e.to_string())?;
     let mut checked = open(file, run, unit)?;
     // The lengths were compared with the length of the file, so no allocation exceeds it.
     let mut take = |bytes: u64| -> Result<Vec<u8>, String> {

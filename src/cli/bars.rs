@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::interrupt;
 use super::output::{Output, Verbosity, clock, human_bytes};
+use super::shown::one_line;
 use crate::progress::Progress;
 
 /// Seconds between two plain lines of a stage.
@@ -98,6 +99,7 @@ fn with_sizes(style: ProgressStyle) -> ProgressStyle {
 
 impl Progress for Bars {
     fn start(&self, name: &str, total: u64, unit: &str) {
+        let name = &*one_line(name);
         let bar = self.output.bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let counts = if unit == "bytes" { "{size}/{whole} {rate}" } else { "{pos}/{len} {msg}" };
@@ -152,26 +154,26 @@ impl Progress for Bars {
     }
 
     fn note(&self, text: &str) {
-        self.tagged(Verbosity::Normal, text);
+        self.tagged(Verbosity::Normal, &one_line(text));
     }
 
     fn detail(&self, text: &str) {
-        self.print(Verbosity::Normal, &format!("  {text}"));
+        self.print(Verbosity::Normal, &format!("  {}", one_line(text)));
     }
 
     fn verbose(&self, text: &str) {
-        self.print(Verbosity::Verbose, &format!("    {text}"));
+        self.print(Verbosity::Verbose, &format!("    {}", one_line(text)));
     }
 
     fn warn(&self, text: &str) {
         if self.output.keep_warning(text) {
             let warning = self.output.paint("Warning:", "33;1");
-            self.tagged(Verbosity::Normal, &format!("{warning} {text}"));
+            self.tagged(Verbosity::Normal, &format!("{warning} {}", one_line(text)));
         }
     }
 
     fn debug(&self, text: &str) {
-        self.tagged(Verbosity::Debug, text);
+        self.tagged(Verbosity::Debug, &one_line(text));
     }
 
     fn stop_requested(&self) -> bool {

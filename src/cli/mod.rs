@@ -13,6 +13,7 @@ mod idle;
 mod interrupt;
 mod models;
 mod output;
+mod shown;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::shown;
 use crate::redact::conceal;
 use crate::{Error, Result};
 
@@ -116,7 +117,7 @@ impl Output {
     /// Prints the result: the one thing that reaches stdout.
     pub(crate) fn result(&self, report: &impl Report) {
         match self.format {
-            OutputFormat::Human => Self::print_plain(&report.human()),
+            OutputFormat::Human => Self::print_human(report),
             OutputFormat::Json => match self.document(report) {
                 Ok(document) => Self::print_json(&document),
                 Err(error) => {
@@ -130,8 +131,14 @@ impl Output {
     /// the error document.
     pub(crate) fn human_result(&self, report: &impl Report) {
         if self.format == OutputFormat::Human {
-            Self::print_plain(&report.human());
+            Self::print_human(report);
         }
+    }
+
+    fn print_human(report: &impl Report) {
+        // A report that is no JSON has no names of files either; what can be cleaned without is.
+        let json = serde_json::to_value(report).unwrap_or_default();
+        Self::print_plain(&shown::report(&report.human(), &json));
     }
 
     /// Prints text that is the result in both formats (help, completion scripts).
@@ -146,9 +153,18 @@ impl Output {
         note_failure(written);
     }
 
-    /// Prints a piece of text at once, without a line end: generated tokens.
+    /// Prints data for other programs: as it is, unless a person is looking at it.
+    pub(crate) fn print_data(text: &str) {
+        let terminal = std::io::stdout().is_terminal();
+        Self::print_plain(&if terminal { shown::lines(text) } else { text.into() });
+    }
+
+    /// Prints a piece of text at once, without a line end: generated tokens, as they are, but for
+    /// what a terminal would obey.
     pub(crate) fn print_piece(text: &str) {
         let mut stdout = std::io::stdout().lock();
+        let spoken = stdout.is_terminal().then(|| shown::spoken(text));
+        let text = spoken.as_deref().unwrap_or(text);
         note_failure(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
     }
 
@@ -159,17 +175,19 @@ impl Output {
 
     fn print_json(value: &impl Serialize) {
         match serde_json::to_string_pretty(value) {
-            Ok(text) => Self::print_plain(&text),
+            Ok(text) => Self::print_plain(&shown::json(&text)),
             Err(error) => eprintln!("error: the result cannot be written as JSON: {error}"),
         }
     }
 
     /// Reports a failure: text on stderr, and in JSON mode the error object on stdout.
     pub(crate) fn error(&self, error: &Error, result: Option<&serde_json::Value>) {
-        eprintln!("{} {}", self.paint("error:", "31;1"), conceal(&error.to_string()));
+        let message = conceal(&error.to_string());
+        eprintln!("{} {}", self.paint("error:", "31;1"), shown::one_line(&message));
         match self.format {
             OutputFormat::Human => {
-                eprintln!("{} {}", self.paint("hint:", "36;1"), conceal(&error.suggestion()));
+                let hint = conceal(&error.suggestion());
+                eprintln!("{} {}", self.paint("hint:", "36;1"), shown::one_line(&hint));
             }
             OutputFormat::Json => Self::print_json(&ErrorDocument {
                 status: "error",
@@ -185,7 +203,7 @@ impl Output {
 
     /// Reports a command line that does not parse (`text`: clap's message with usage).
     pub(crate) fn usage_error(&self, text: &str) {
-        eprint!("{text}");
+        eprint!("{}", shown::lines(text));
         if self.format == OutputFormat::Json {
             let (message, tips) = usage_message(text);
             let error = Error::InvalidArgument(message);
@@ -206,7 +224,7 @@ impl Output {
         if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
             return false;
         }
-        eprint!("{} [y/N] ", self.paint(question, "1"));
+        eprint!("{} [y/N] ", self.paint(&shown::one_line(question), "1"));
         let mut answer = String::new();
         let read = std::io::stdin().read_line(&mut answer);
         read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")

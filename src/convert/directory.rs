@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::Written;
 use super::plan::{Plan, Request, Target, is_linear, rounded as rounded_to};
 use crate::formats::gguf::GgufFile;
+use crate::formats::input;
 use crate::formats::model_directory::{
     DirectoryWriter, SideFile, TensorSlot, companions, config_with,
 };
@@ -256,7 +257,7 @@ fn licence(model: &LocalModel) -> Option<String> {
         let file = GgufFile::open(&model.path).ok()?;
         return file.text("general.license").ok()?.map(str::to_owned);
     }
-    let card = std::fs::read_to_string(model.path.join("README.md")).ok()?;
+    let card = input::read_to_string(&model.path.join("README.md"), input::MAX_SETTINGS).ok()?;
     let front = card.strip_prefix("---\n")?.split("\n---").next()?;
     let line = front.lines().find_map(|line| line.strip_prefix("license:"))?;
     Some(line.trim().to_owned())

@@ -1,9 +1,9 @@
 //! What a path is, by its contents; the extension decides nothing.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::formats::input;
 use crate::{Error, Result};
 
 /// First bytes of a GGUF file.
@@ -47,11 +47,9 @@ pub fn path_kind(path: &Path) -> Result<PathKind> {
     if metadata.is_dir() {
         return Ok(PathKind::Directory);
     }
-    if !metadata.is_file() {
-        return Ok(PathKind::Unknown);
-    }
+    input::check(&metadata).map_err(|e| Error::io(path, e))?;
     let mut start = Vec::with_capacity(16);
-    File::open(path)
+    input::open(path)
         .and_then(|file| file.take(16).read_to_end(&mut start))
         .map_err(|e| Error::io(path, e))?;
     Ok(bytes_kind(&start, metadata.len()))

@@ -5,6 +5,7 @@ pub mod detect;
 pub mod gguf;
 pub mod gguf_ext;
 pub mod imatrix;
+pub(crate) mod input;
 pub mod littlebit;
 pub(crate) mod lock;
 pub mod model_directory;

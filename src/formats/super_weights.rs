@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::formats::atomic::write_atomically;
+use crate::formats::input;
 use crate::{Error, Result};
 
 /// Largest share of a model's parameters that may be called super weights.
@@ -48,7 +49,7 @@ impl SuperWeightMask {
     /// [`Error::Imatrix`] when it is missing, damaged, or of another version.
     pub fn read(path: &Path) -> Result<Self> {
         let wrong = |message: String| Error::imatrix(path, message);
-        let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+        let bytes = input::read(path, input::MAX_DATA).map_err(|e| wrong(e.to_string()))?;
         let document: Document =
             serde_json::from_slice(&bytes).map_err(|e| wrong(format!("no mask: {e}")))?;
         if document.version != VERSION {

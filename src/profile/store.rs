@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::format::Profile;
 use super::presets::{PRESETS, Preset};
 use crate::formats::atomic::write_atomically;
+use crate::formats::input;
 use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
@@ -66,7 +67,7 @@ pub fn find(name: &str, folder: Option<&Path>) -> Result<Profile> {
         return Ok(preset.profile());
     }
     let path = Path::new(name);
-    if path.is_file() {
+    if path.exists() && !path.is_dir() {
         return read(path);
     }
     let in_folder = folder.map(|folder| folder.join(format!("{name}.{EXTENSION}")));
@@ -90,7 +91,7 @@ pub fn find(name: &str, folder: Option<&Path>) -> Result<Profile> {
 }
 
 fn read(path: &Path) -> Result<Profile> {
-    let text = std::fs::read_to_string(path)
+    let text = input::read_to_string(path, input::MAX_SETTINGS)
         .map_err(|error| Error::Profile(format!("{}: {error}", path.display())))?;
     Profile::parse(&text, &path.display().to_string())
 }

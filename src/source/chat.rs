@@ -3,7 +3,7 @@
 //! Templates are Jinja as transformers renders it: `trim_blocks` and `lstrip_blocks`, Python's
 //! string methods, `raise_exception`, `strftime_now` (in UTC), `tojson` as `json.dumps` writes it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::{Environment, ErrorKind, context};
@@ -11,11 +11,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::chat_functions::{format_time, python_json};
+use super::chat_size;
 use super::tokenizer::special_token;
+use crate::confine::{self, Limits};
 use crate::{Error, Result};
 
-/// Steps after which a template is stopped: far more than a long conversation takes.
-const FUEL: u64 = 10_000_000;
+/// Steps after which a template is stopped: far more than a long conversation takes. Each can put a
+/// value into another one; taking the last value apart takes 150 bytes of stack for each.
+const FUEL: u64 = 2_000_000;
+
+/// What a template may use, beside what the conversation itself takes. Real ones need about a
+/// megabyte and a millisecond.
+const LIMITS: Limits = Limits { memory: 256 << 20, stack: 512 << 20, time: Duration::from_secs(5) };
 
 /// One turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +51,12 @@ pub struct ChatTemplate {
 const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 impl ChatTemplate {
+    /// A template by itself, without special tokens.
+    #[must_use]
+    pub fn new(source: &str) -> Self {
+        Self { source: without_generation_marks(source), special_tokens: Vec::new() }
+    }
+
     /// The template of a `tokenizer_config.json`: one, or the one named "default" of several.
     pub(super) fn from_config(config: &Value) -> Option<Self> {
         let template = match config.get("chat_template") {
@@ -65,7 +78,7 @@ impl ChatTemplate {
     /// answer begins.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the template refuses the messages, [`Error::General`] if it
+    /// [`Error::InvalidArgument`] if the template refuses the messages, [`Error::Unsupported`] if it
     /// cannot be rendered.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         self.render_at(messages, add_generation_prompt, SystemTime::now())
@@ -73,6 +86,22 @@ impl ChatTemplate {
 
     /// As [`Self::render`] at another time than now.
     pub fn render_at(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        now: SystemTime,
+    ) -> Result<String> {
+        chat_size::check(&self.source).map_err(|e| unusable(&e))?;
+        let length: usize = messages.iter().map(|message| message.content.len()).sum();
+        let limits =
+            Limits { memory: LIMITS.memory.saturating_add(length.saturating_mul(64)), ..LIMITS };
+        let (template, messages) = (self.clone(), messages.to_vec());
+        confine::run(limits, move || template.render_here(&messages, add_generation_prompt, now))
+            .unwrap_or_else(|fault| Err(unusable(&fault.to_string())))
+    }
+
+    /// Renders on the current thread.
+    fn render_here(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
@@ -133,7 +162,15 @@ fn failure(error: &minijinja::Error) -> Error {
         }
         source = cause.source();
     }
-    Error::General(format!("the model's chat template cannot be rendered: {error}"))
+    unusable(&error.to_string())
+}
+
+fn unusable(why: &str) -> Error {
+    Error::Unsupported {
+        message: format!("the model's chat template cannot be rendered: {why}"),
+        suggestion: "Use plain text instead of a conversation, or repair the model's chat template"
+            .to_owned(),
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands filters their arguments so")]

@@ -4,6 +4,7 @@
 //! names and shapes of all tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use super::catalog::{keep_expected, some_of};
 use super::packed::{self, Entry};
 use super::{LocalModel, ModelFormat, Weight, config_json};
+use crate::formats::input;
 use crate::source::json as json_file;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
@@ -93,19 +95,14 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
 
 /// The text of a file, `None` if there is no such file.
 pub(crate) fn read_text(path: &Path, most: u64) -> Result<Option<String>> {
-    use std::io::Read;
-
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+    let text = match input::read_to_string(path, most) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            return Err(Error::damaged(path, error.to_string()));
+        }
         Err(error) => return Err(Error::io(path, error)),
     };
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > most {
-        return Err(Error::damaged(path, format!("larger than {} MB", most >> 20)));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| Error::damaged(path, "not UTF-8 text"))?;
     Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
 }
 

@@ -2,8 +2,10 @@
 //! opened into one [`LocalModel`].
 
 pub mod catalog;
+mod charsmap;
 pub mod chat;
 mod chat_functions;
+mod chat_size;
 pub mod config;
 pub mod config_json;
 mod config_rope;
@@ -18,6 +20,8 @@ pub(crate) mod pre_tokenizers;
 pub mod survey;
 mod text_pieces;
 pub mod tokenizer;
+pub(crate) mod tokenizer_library;
+mod tokenizer_rules;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

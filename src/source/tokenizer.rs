@@ -1,8 +1,7 @@
 //! Text to token ids and back, with the model's own `tokenizer.json`.
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -10,16 +9,17 @@ use serde_json::Value;
 use super::LocalModel;
 use super::chat::{ChatMessage, ChatTemplate};
 use super::text_pieces::Cutter;
+use super::tokenizer_library::Library;
 use crate::source::json;
 use crate::{Error, Result};
 
 /// The tokenizer of a model.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Library,
     /// How long texts may be cut, and the tokenizer of the later pieces where that differs (it
     /// puts no blank in front).
-    cutter: Cutter,
-    continuation: Option<tokenizers::Tokenizer>,
+    cutter: Arc<Cutter>,
+    continuation: Option<Library>,
     /// What the model wants around a text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
@@ -68,34 +68,31 @@ impl Tokenizer {
     /// `tokenizer_config.json` (special tokens, chat template). `path` is for messages.
     pub fn from_json(json: &str, config: Option<&str>, path: &Path) -> Result<Self> {
         let damaged = |e: String| Error::damaged(path, format!("tokenizer.json: {e}"));
-        let load = |text: &str| -> Result<tokenizers::Tokenizer> {
-            let mut inner =
-                tokenizers::Tokenizer::from_bytes(text).map_err(|e| damaged(e.to_string()))?;
-            // Some checkpoints keep the settings of their last training run.
-            inner.with_truncation(None).map_err(|e| damaged(e.to_string()))?;
-            inner.with_padding(None);
-            Ok(inner)
-        };
         let root: Value = json::read(json).map_err(|e| damaged(e.to_string()))?;
-        check_references(&root).map_err(damaged)?;
-        let inner = load(json)?;
+        let inner = Library::load(json, &root, path)?;
         let (cutter, continued) = Cutter::of(&root);
-        let continuation = continued.map(|root| load(&root.to_string())).transpose()?;
-        let (prefix, suffix) = frame(&inner).map_err(|e| damaged(e.to_string()))?;
+        let continuation =
+            continued.map(|root| Library::load(&root.to_string(), &root, path)).transpose()?;
+        let framed = frame(&inner).map_err(|error| match error {
+            Error::General(message) => damaged(message),
+            other => other,
+        })?;
+        let (prefix, suffix) = framed
+            .ok_or_else(|| damaged("the post-processor changes the tokens of a text".to_owned()))?;
         let config: Value = match config {
             None => Value::Null,
             Some(text) => json::read(text)
                 .map_err(|e| Error::damaged(path, format!("tokenizer_config.json: {e}")))?,
         };
         let special = |name: &str| special_token(&config, name);
-        let id = |name: &str| special(name).and_then(|text| inner.token_to_id(&text));
+        let id = |name: &str| special(name).and_then(|text| inner.vocabulary().token_to_id(&text));
         let (bos, eos) = (id("bos_token"), id("eos_token"));
         let template = ChatTemplate::from_config(&config);
         Ok(Self {
             bos,
             end_tokens: eos.into_iter().collect(),
             inner,
-            cutter,
+            cutter: Arc::new(cutter),
             continuation,
             prefix,
             suffix,
@@ -118,7 +115,7 @@ impl Tokenizer {
                     Some(continuation) if i > 0 => continuation,
                     _ => &self.inner,
                 };
-                encode_words(tokenizer, self.cutter.words(piece))
+                tokenizer.encode_words(&self.cutter, piece)
             })
             .collect::<Result<_>>()?;
         let (prefix, suffix): (&[u32], &[u32]) =
@@ -135,9 +132,7 @@ impl Tokenizer {
 
     /// The text of token ids, without special tokens if `skip_special`.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| Error::General(format!("token ids cannot be decoded: {e}")))
+        self.inner.decode(ids, skip_special)
     }
 
     /// Text of tokens as they are generated.
@@ -149,7 +144,7 @@ impl Tokenizer {
     /// Number of token ids, added tokens included. The model's embedding may have more rows.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.inner.vocabulary().get_vocab_size(true)
     }
 
     /// The token that begins a text, if the model has one.
@@ -179,13 +174,13 @@ impl Tokenizer {
     /// The id of a token by its text.
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.inner.vocabulary().token_to_id(token)
     }
 
     /// The text of one token as it stands in the vocabulary.
     #[must_use]
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.inner.vocabulary().id_to_token(id)
     }
 
     /// The chat template, if the model has one.
@@ -209,70 +204,17 @@ impl Tokenizer {
     }
 }
 
-/// The ids of words that follow each other; each different word is encoded once.
-fn encode_words(tokenizer: &tokenizers::Tokenizer, words: Vec<&str>) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    // Where the ids of a word were put first.
-    let mut known: HashMap<&str, Range<usize>> = HashMap::new();
-    for word in words {
-        if let Some(range) = known.get(word) {
-            ids.extend_from_within(range.clone());
-            continue;
-        }
-        let encoding = tokenizer
-            .encode_fast(word, false)
-            .map_err(|e| Error::General(format!("text cannot be tokenized: {e}")))?;
-        let start = ids.len();
-        ids.extend_from_slice(encoding.get_ids());
-        known.insert(word, start..ids.len());
-    }
-    Ok(ids)
-}
-
-/// Checks what the library takes for granted: templates name only special tokens that they define,
-/// and the right parts of merges begin with the prefix of continued words, if there is one.
-fn check_references(root: &Value) -> std::result::Result<(), String> {
-    check_templates(&root["post_processor"])?;
-    let prefix = root["model"]["continuing_subword_prefix"].as_str().unwrap_or_default();
-    let merges = root["model"]["merges"].as_array().into_iter().flatten();
-    for merge in merges.filter(|_| !prefix.is_empty()) {
-        let right = match merge {
-            Value::String(text) => text.split(' ').nth(1),
-            pair => pair[1].as_str(),
-        };
-        if !right.is_some_and(|right| right.starts_with(prefix)) {
-            return Err(format!("the merge {merge} does not continue a word with {prefix:?}"));
-        }
-    }
-    Ok(())
-}
-
-fn check_templates(processor: &Value) -> std::result::Result<(), String> {
-    for inner in processor["processors"].as_array().into_iter().flatten() {
-        check_templates(inner)?;
-    }
-    let pieces = ["single", "pair"].into_iter().filter_map(|key| processor[key].as_array());
-    for piece in pieces.flatten() {
-        let Some(id) = piece["SpecialToken"]["id"].as_str() else { continue };
-        if processor["special_tokens"].get(id).is_none() {
-            return Err(format!("the template names {id:?} without defining it"));
-        }
-    }
-    Ok(())
-}
-
-/// What the post-processor puts around a text, seen on a short one.
-fn frame(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
-    let bare = tokenizer.encode_fast("a", false)?;
-    let framed = tokenizer.encode_fast("a", true)?;
-    let (bare, framed) = (bare.get_ids(), framed.get_ids());
+/// What the post-processor puts around a text, seen on a short one; `None` if it changes the text.
+fn frame(tokenizer: &Library) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
+    let bare = tokenizer.encode("a", false)?;
+    let framed = tokenizer.encode("a", true)?;
     let at = framed.windows(bare.len().max(1)).position(|window| window == bare);
-    match at {
-        Some(at) => Ok((framed[..at].to_vec(), framed[at + bare.len()..].to_vec())),
+    Ok(match at {
+        Some(at) => Some((framed[..at].to_vec(), framed[at + bare.len()..].to_vec())),
         // A vocabulary without "a" gives no tokens to look for.
-        None if bare.is_empty() => Ok((framed.to_vec(), Vec::new())),
-        None => Err("the post-processor changes the tokens of a text".into()),
-    }
+        None if bare.is_empty() => Some((framed, Vec::new())),
+        None => None,
+    })
 }
 
 /// A special token of `tokenizer_config.json`: a text, or an object with `content`.

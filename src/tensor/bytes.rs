@@ -2,11 +2,11 @@
 
 #![allow(unsafe_code, reason = "mapping a file needs it; every block says why it is sound")]
 
-use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::formats::input;
 use crate::{Error, Result};
 
 enum Owner {
@@ -24,7 +24,7 @@ pub struct SharedBytes {
 impl SharedBytes {
     /// Maps a whole file. An empty file gives empty bytes.
     pub fn map(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = input::open(path).map_err(|e| Error::io(path, e))?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if length == 0 {
             return Ok(Self::from_vec(Vec::new()));

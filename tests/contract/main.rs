@@ -20,6 +20,7 @@
 //! - `resume`: checkpoints, kills, Ctrl-C
 //! - `streams`: stdout and stderr discipline, verbosity, help
 //! - `words`: warnings, `--format` anywhere, the last line, names that were meant
+//! - `untrusted`: templates, tokenizers, names, pipes and devices that mean no good
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -47,3 +48,5 @@ mod recovery;
 mod resume;
 mod streams;
 mod words;
+#[cfg(unix)]
+mod untrusted;

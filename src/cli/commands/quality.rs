@@ -140,7 +140,7 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
     }
     complete(&args.output, &progress)?;
     if args.format == Some(TableFormat::Csv) {
-        Output::print_plain(&csv::table(&report));
+        Output::print_data(&csv::table(&report));
     } else {
         output.result(&report);
     }

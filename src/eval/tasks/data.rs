@@ -12,6 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::choices::Question;
+use crate::formats::input;
 use crate::source::json as json_file;
 use crate::{Error, Result};
 
@@ -24,7 +25,7 @@ const MOST_CHOICES: u32 = 64;
 /// [`Error::Calibration`] naming the file and the line or question that cannot be understood.
 pub fn read(path: &Path) -> Result<Vec<Question>> {
     let refuse = |what: String| Error::Calibration(format!("{}: {what}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+    let bytes = input::read(path, input::MAX_DATA).map_err(|error| refuse(error.to_string()))?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_lowercase();
     let questions = if extension == "bin" {
         binary(&bytes)

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{LanguageModel, Perplexity};
 use crate::calibration::{EvaluationWindows, Protocol, TextCodec, wikitext};
+use crate::formats::input;
 use crate::progress::Progress;
 use crate::source::hub::{self, HubOptions};
 use crate::{Error, Result};
@@ -198,7 +199,7 @@ pub fn load(request: &BenchmarkRequest, progress: &dyn Progress) -> Result<Vec<L
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
+    input::read_to_string(path, input::MAX_DATA)
         .map_err(|error| Error::Calibration(format!("{}: {error}", path.display())))
 }
 

@@ -19,6 +19,7 @@ use super::layout::{FileLayout, LayoutFile};
 use super::writer::{WrittenFile, check};
 use crate::checkpoint::hexadecimal;
 use crate::formats::atomic::sync_folder;
+use crate::formats::input;
 use crate::formats::lock::{Attempt, FileLock};
 use crate::{Error, Result};
 
@@ -208,7 +209,7 @@ fn so_far(hash: &Sha256) -> String {
 
 /// The hashes of the journal, in the order of the tensors. A last line that was cut off is no line.
 fn read_journal(path: &Path) -> Vec<String> {
-    let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
+    let Ok(text) = input::read_to_string(path, input::MAX_DATA) else { return Vec::new() };
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let mut hashes = Vec::new();
     for line in whole.lines() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::formats::gguf::{GgufFile, Value as GgufValue};
+use crate::formats::input;
 use crate::source::hf::{self, MAX_CONFIG, MAX_TOKENIZER};
 use crate::source::json as json_file;
 use crate::source::{LocalModel, ModelFormat};
@@ -65,14 +66,14 @@ pub fn companions(model: &LocalModel) -> Result<Vec<SideFile>> {
     if model.format == ModelFormat::HuggingFace {
         for name in COPIED {
             let path = model.path.join(name);
-            let bytes = match std::fs::read(&path) {
+            let bytes = match input::read(&path, MAX_TOKENIZER) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    return Err(Error::damaged(&path, error.to_string()));
+                }
                 Err(error) => return Err(Error::io(&path, error)),
             };
-            if bytes.len() as u64 > MAX_TOKENIZER {
-                return Err(Error::damaged(&path, "too large"));
-            }
             files.push(SideFile { name: name.to_owned(), bytes });
         }
         return Ok(files);

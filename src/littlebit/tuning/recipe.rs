@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::adam::Estimator;
 use super::knobs;
+use crate::formats::input;
 use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
@@ -340,13 +341,15 @@ impl Recipe {
     /// [`Error::ModelNotFound`] if it is not there, [`Error::InvalidArgument`] with the file, the
     /// key and what is allowed.
     pub fn open(path: &Path, effort: Option<Effort>) -> Result<(Effort, Option<Self>)> {
-        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        let text = input::read_to_string(path, input::MAX_SETTINGS).map_err(|error| match error
+            .kind()
+        {
             std::io::ErrorKind::NotFound => Error::ModelNotFound {
                 message: format!("{} does not exist", path.display()),
                 suggestion: "Check the path given to --recipe".into(),
             },
             std::io::ErrorKind::InvalidData => {
-                Error::InvalidArgument(format!("{}: not UTF-8 text", path.display()))
+                Error::InvalidArgument(format!("{}: {error}", path.display()))
             }
             _ => Error::io(path, error),
         })?;

@@ -21,6 +21,7 @@ use super::patience::sleep;
 use super::spec::is_commit;
 use super::{RepoKind, Target};
 use crate::formats::atomic::write_atomically;
+use crate::formats::input;
 use crate::formats::lock::{Attempt, FileLock};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -50,7 +51,8 @@ impl RepoCache {
         if is_commit(revision) {
             return self.snapshot(revision).is_dir().then(|| revision.to_owned());
         }
-        let commit = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        let commit =
+            input::read_to_string(&self.folder.join("refs").join(revision), 1 << 10).ok()?;
         let commit = commit.trim();
         let plain = !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_alphanumeric());
         plain.then(|| commit.to_owned())

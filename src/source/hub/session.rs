@@ -12,6 +12,7 @@ use super::{
     CONFIG, HubOptions, MAX_DATASET_BYTES, MAX_INDEX_BYTES, MAX_SHARDS, RepoKind, SINGLE_WEIGHTS,
     TOKENIZER, Target, WEIGHTS_INDEX, address, download, outline,
 };
+use crate::formats::input;
 use crate::formats::space::check_free_space;
 use crate::progress::Progress;
 use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
@@ -318,7 +319,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
     if length > MAX_INDEX_BYTES {
         return Err(Error::damaged(index, format!("{length} bytes are too many for an index")));
     }
-    let bytes = fs::read(index).map_err(|e| Error::io(index, e))?;
+    let bytes = input::read(index, MAX_INDEX_BYTES).map_err(|e| Error::io(index, e))?;
     let parsed: Index = json::read_bytes_as(&bytes)
         .map_err(|error| Error::damaged(index, format!("no weight index: {error}")))?;
     let files: BTreeSet<String> = parsed.weight_map.into_values().collect();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::formats::input;
 use crate::quantize::gguf::hf::Texts;
 use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
 use crate::source::json;
@@ -57,7 +58,7 @@ impl TokenizerFiles {
         let config = object("tokenizer_config.json")?;
         let special = object("special_tokens_map.json")?;
         let path = texts.folder().map(|folder| folder.join("tokenizer.model"));
-        let model = match path.as_ref().map(|path| (path, std::fs::read(path))) {
+        let model = match path.as_ref().map(|path| (path, input::read(path, MAX_TOKENIZER))) {
             Some((_, Ok(bytes))) => Some(bytes),
             Some((path, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io(path, error));

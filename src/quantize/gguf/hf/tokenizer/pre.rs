@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::files::TokenizerFiles;
 use super::pre_hashes::{PROBE, by_hash, has_name};
 use crate::source::pre_tokenizers::{self, GPT2};
+use crate::source::tokenizer_library::Library;
 use crate::{Error, Result};
 
 /// Names to try by structure; the first of several that do the same is the one most used.
@@ -60,9 +61,10 @@ pub(super) fn name(
         return Ok(asked.to_owned());
     }
     let path = files.directory.join("tokenizer.json");
-    let tokenizer = tokenizers::Tokenizer::from_bytes(text)
-        .map_err(|e| Error::damaged(&path, e.to_string()))?;
-    let hash = probe_hash(&tokenizer).map_err(|e| Error::damaged(&path, e.to_string()))?;
+    let hash = probe_hash(&Library::load(text, root, &path)?).map_err(|error| match error {
+        Error::General(message) => Error::damaged(&path, message),
+        other => other,
+    })?;
     if let Some(name) = by_hash(&hash) {
         return Ok(name.to_owned());
     }
@@ -79,12 +81,9 @@ pub(super) fn name(
 }
 
 /// The hash of the probe's token ids, special tokens included.
-fn probe_hash(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<String> {
-    let mut tokenizer = tokenizer.clone();
-    tokenizer.with_truncation(None)?;
-    tokenizer.with_padding(None);
-    let encoding = tokenizer.encode_fast(PROBE, true)?;
-    let ids: Vec<String> = encoding.get_ids().iter().map(u32::to_string).collect();
+fn probe_hash(tokenizer: &Library) -> Result<String> {
+    let ids = tokenizer.encode(PROBE, true)?;
+    let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
     Ok(format!("{:x}", Sha256::digest(format!("[{}]", ids.join(", ")))))
 }
 

@@ -9,6 +9,8 @@ use super::byte_level::{entries, merges};
 use super::files::TokenizerFiles;
 use super::protobuf::{self, SentencePieceModel};
 use super::vocabulary::{Vocabulary, kind};
+use crate::formats::input;
+use crate::source::hf::MAX_CONFIG;
 use crate::source::json;
 use crate::{Error, Result};
 
@@ -61,7 +63,7 @@ pub(super) fn from_model(
 
 /// Adds the tokens of `added_tokens.json`, which older checkpoints have beside `tokenizer.model`.
 fn add_from_list(files: &TokenizerFiles, vocabulary: &mut Vocabulary) {
-    let text = std::fs::read_to_string(files.directory.join("added_tokens.json"));
+    let text = input::read_to_string(&files.directory.join("added_tokens.json"), MAX_CONFIG);
     let map = text.ok().and_then(|text| json::read(&text).ok());
     for (token, id) in map.as_ref().and_then(Json::as_object).into_iter().flatten() {
         if let Some(id) = id.as_u64().and_then(|id| usize::try_from(id).ok()) {

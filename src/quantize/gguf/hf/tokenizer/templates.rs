@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 
 use super::files::TokenizerFiles;
 use crate::formats::gguf::{Array, Value};
+use crate::formats::input;
 use crate::source::hf::{MAX_CONFIG, optional_text};
 use crate::source::json;
 use crate::{Error, Result};
@@ -75,7 +76,7 @@ fn from_files(files: &TokenizerFiles, warnings: &mut Vec<String>) -> Result<Json
             .collect();
         paths.sort();
         for path in paths {
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+            let text = input::read_to_string(&path, MAX_CONFIG).map_err(|e| Error::io(&path, e))?;
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             list.push(serde_json::json!({ "name": name, "template": text }));
         }
