@@ -16,6 +16,7 @@
 //! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
 //! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
 //! - `recovery`: tuning and distillation after factorization
+//! - `outlives`: terminals, signals, threads and folders that fail a run
 //! - `resume`: checkpoints, kills, Ctrl-C
 //! - `streams`: stdout and stderr discipline, verbosity, help
 //! - `words`: warnings, `--format` anywhere, the last line, names that were meant
@@ -35,6 +36,7 @@ mod errors;
 mod handmade;
 mod inspect;
 mod options;
+mod outlives;
 mod packed;
 mod profile;
 mod quality;
