@@ -70,9 +70,17 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
-    /// A checkpoint cannot be used.
+    /// A part of a checkpoint does not hold what it should, or cannot be written.
     #[error("{0}")]
     Checkpoint(String),
+    /// A checkpoint is not there, belongs to another run, or is in use.
+    #[error("{message}")]
+    CheckpointRefused {
+        /// Which one, and why it is not used.
+        message: String,
+        /// What to do instead.
+        suggestion: String,
+    },
     /// No conversion between these two formats.
     #[error("{0}")]
     UnsupportedConversion(String),
@@ -220,7 +228,7 @@ impl Error {
             Self::AuthRequired(_) => 4,
             Self::OutOfMemory { .. } => 5,
             Self::ValidationFailed { .. } => 6,
-            Self::Checkpoint(_) => 7,
+            Self::Checkpoint(_) | Self::CheckpointRefused { .. } => 7,
             Self::UnsupportedConversion(_) | Self::OutOfRange { .. } => 8,
             Self::Cancelled(_) => 9,
             Self::Imatrix { .. } | Self::ImatrixRequired(_) => 10,
@@ -252,7 +260,7 @@ impl Error {
             Self::Network { .. } => "NetworkError",
             Self::OutOfMemory { .. } => "OutOfMemoryError",
             Self::ValidationFailed { .. } => "ValidationFailedError",
-            Self::Checkpoint(_) => "CheckpointError",
+            Self::Checkpoint(_) | Self::CheckpointRefused { .. } => "CheckpointError",
             Self::UnsupportedConversion(_) | Self::OutOfRange { .. } => {
                 "UnsupportedConversionError"
             }
@@ -282,6 +290,7 @@ impl Error {
             | Self::ModelNotFound { suggestion, .. }
             | Self::Network { suggestion, .. }
             | Self::OutOfMemory { suggestion, .. }
+            | Self::CheckpointRefused { suggestion, .. }
             | Self::RankSelection { suggestion, .. } => suggestion.clone(),
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull
@@ -311,7 +320,7 @@ impl Error {
                 "Download or write the file again; it is truncated or damaged".into()
             }
             Self::Checkpoint(_) => {
-                "Run with the options of the interrupted run, or start over without --resume".into()
+                "Run the same command again: what is damaged in the checkpoint is done again".into()
             }
             Self::UnsupportedConversion(_) => {
                 "See the `--help` of the command for what can be written from what".into()

@@ -7,6 +7,11 @@ pub trait Progress: Send + Sync {
     fn start(&self, stage: &str, total: u64, unit: &str);
     /// `units` more of the current stage are done.
     fn advance(&self, units: u64);
+    /// `units` more of the current stage are done because an interrupted run had finished them. They
+    /// say nothing about how long the others take.
+    fn resumed(&self, units: u64) {
+        self.advance(units);
+    }
     /// The current stage is over.
     fn finish(&self);
     /// A message for everybody ("[llm-quantize] …").

@@ -95,6 +95,9 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Where checkpoints are kept unless somebody says otherwise.
+pub const CHECKPOINT_DIR: &str = "./.checkpoint";
+
 /// What the environment asks for.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one switch of the environment")]
@@ -173,7 +176,7 @@ impl Settings {
         variable(
             names::LLM_QUANTIZE_CHECKPOINT_DIR,
             "Folder for the checkpoints of interrupted runs",
-            "./.checkpoint",
+            CHECKPOINT_DIR,
         ),
         variable(
             names::LLM_QUANTIZE_PROFILE_DIR,
@@ -287,7 +290,7 @@ impl Settings {
             offline: reader.flag(names::HF_HUB_OFFLINE)?,
             progress_bars_disabled: reader.flag(names::HF_HUB_DISABLE_PROGRESS_BARS)?,
             checkpoint_dir: path(names::LLM_QUANTIZE_CHECKPOINT_DIR)
-                .unwrap_or_else(|| PathBuf::from("./.checkpoint")),
+                .unwrap_or_else(|| PathBuf::from(CHECKPOINT_DIR)),
             profile_dir: path(names::LLM_QUANTIZE_PROFILE_DIR)
                 .or_else(|| home.as_ref().map(|home| home.join(".config/llm-quantize/profiles"))),
             imatrix_cache: path(names::LLM_QUANTIZE_IMATRIX_CACHE).or_else(|| {

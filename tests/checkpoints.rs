@@ -357,13 +357,93 @@ fn a_damaged_manifest_is_said_to_be_damaged() {
     let error = CheckpointStore::open(dir.path(), &fingerprint(), &NullProgress).unwrap_err();
     assert!(error.to_string().contains("format 2"), "{error}");
 
-    // Who did not ask to resume starts over, and is told.
+    // Who did not ask to resume goes on with the units, which say whose they are, and is told.
     let messages = Messages::default();
     let store = CheckpointStore::create(dir.path(), &fingerprint(), &messages).unwrap();
-    assert!(store.done().is_empty());
-    assert!(messages.warnings().contains("starting over"), "{}", messages.warnings());
+    assert_eq!(store.done(), names([0, 1, 2]));
+    assert!(messages.warnings().contains("written anew"), "{}", messages.warnings());
     drop(store);
     assert!(CheckpointStore::open(dir.path(), &fingerprint(), &NullProgress).is_ok());
+}
+
+/// Every file of a checkpoint is replaced by a folder, by nothing, by an empty file; the store is
+/// opened as without `--resume`.
+#[test]
+fn whatever_happens_to_a_file_the_rest_is_used() {
+    type Damage = fn(&Path);
+    let folder_instead: Damage = |path| {
+        fs::remove_file(path).unwrap();
+        fs::create_dir_all(path.join("inside")).unwrap();
+    };
+    let damages: [(&str, Damage); 3] = [
+        ("a folder", folder_instead),
+        ("missing", |path| fs::remove_file(path).unwrap()),
+        ("empty", |path| fs::write(path, "").unwrap()),
+    ];
+    for (what, damage) in damages {
+        for file in ["manifest.json", "lock", "unit"] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = three_units(dir.path());
+            let path = if file == "unit" { unit_file(&folder, 1) } else { folder.join(file) };
+            damage(&path);
+            let expected = if file == "unit" { names([0, 2]) } else { names([0, 1, 2]) };
+            let store = CheckpointStore::create(dir.path(), &fingerprint(), &NullProgress).unwrap();
+            assert_eq!(store.done(), expected, "{file}: {what}");
+            store.save(&name(1), &unit(1)).unwrap();
+            drop(store);
+            let store = CheckpointStore::open(dir.path(), &fingerprint(), &NullProgress).unwrap();
+            assert_eq!(store.load(&name(1)).unwrap().unwrap(), unit(1), "{file}: {what}");
+        }
+    }
+    // A file where a folder belongs.
+    let dir = tempfile::tempdir().unwrap();
+    let folder = three_units(dir.path());
+    fs::remove_dir_all(folder.join("units")).unwrap();
+    fs::write(folder.join("units"), "x").unwrap();
+    let store = CheckpointStore::create(dir.path(), &fingerprint(), &NullProgress).unwrap();
+    store.save(&name(1), &unit(1)).unwrap();
+    drop(store);
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, "x").unwrap();
+    let store = CheckpointStore::create(dir.path(), &fingerprint(), &NullProgress).unwrap();
+    assert!(store.done().is_empty());
+    store.save(&name(1), &unit(1)).unwrap();
+}
+
+#[test]
+fn a_refusal_is_short_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let many = |command: &str, from: u32| {
+        (0..60).fold(Fingerprint::new("org/tiny").with("command", command), |run, knob| {
+            run.with(format!("recipe knob {knob}"), knob + from)
+        })
+    };
+    let refusal = |wanted: &Fingerprint| {
+        let error = CheckpointStore::open(dir.path(), wanted, &NullProgress).unwrap_err();
+        assert_eq!(error.exit_code(), 7);
+        (error.to_string(), error.suggestion())
+    };
+    let (nothing, hint) = refusal(&many("a", 0));
+    assert!(nothing.starts_with("no checkpoint in") && hint.contains("Check the path"), "{hint}");
+    let kept = CheckpointStore::create(dir.path(), &many("littlebit compress", 0), &NullProgress);
+    kept.unwrap().save("unit", &unit(1)).unwrap();
+    let (other, hint) = refusal(&Fingerprint::new("org/tiny").with("command", "quantize gguf"));
+    assert!(
+        other.ends_with("belongs to another command: littlebit compress, not quantize gguf"),
+        "{other}"
+    );
+    assert!(hint.contains("without") || hint.contains("leave out --resume"), "{hint}");
+    let (knobs, _) = refusal(&many("littlebit compress", 1));
+    assert!(knobs.contains("recipe knob 0 is `0` there, `1` here"), "{knobs}");
+    assert!(knobs.ends_with("; and 54 more") && knobs.len() < 500, "{knobs}");
+    // In use: waiting helps, starting over does not.
+    let run = many("littlebit compress", 0);
+    let _held = CheckpointStore::create(dir.path(), &run, &NullProgress).unwrap();
+    let (busy, hint) = refusal(&run);
+    assert!(
+        busy.contains("in use") && hint.contains("Wait") && !hint.contains("--resume"),
+        "{hint}"
+    );
 }
 
 #[test]
@@ -374,7 +454,11 @@ fn creating_the_same_run_goes_on_with_it() {
     let store = CheckpointStore::create(dir.path(), &fingerprint(), &messages).unwrap();
     assert_eq!(store.done(), names([0, 1, 2]));
     let notes = messages.notes.lock().unwrap().join("\n");
-    assert!(notes.contains("3 finished units"), "{notes}");
+    assert_eq!(notes, "");
+    store.announce(1, 4, false, &messages);
+    let notes = messages.notes.lock().unwrap().join("\n");
+    let folder = store.folder().display();
+    assert_eq!(notes, format!("Resuming from checkpoint: {folder}\nCompleted layers: 1/4"));
 }
 
 #[test]

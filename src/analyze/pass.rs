@@ -39,6 +39,8 @@ pub(super) struct Pass<'a> {
     pub(super) process_output: bool,
     pub(super) store: Option<&'a CheckpointStore>,
     pub(super) resume_command: Option<&'a str>,
+    /// Whether the user asked to go on with an interrupted run.
+    pub(super) asked: bool,
     pub(super) progress: &'a dyn Progress,
 }
 
@@ -63,11 +65,10 @@ impl Pass<'_> {
             None => Sums::default(),
         };
         let resumed = sums.samples;
-        if resumed > 0 {
-            self.progress.note(&format!(
-                "{resumed} of {} samples were finished by an interrupted run",
-                self.chunks.count()
-            ));
+        let layers = self.model.config.num_layers;
+        if let Some(store) = self.store {
+            let completed = resumed * layers / self.chunks.count().max(1);
+            store.announce(completed, layers, self.asked, self.progress);
         }
         if resumed == self.chunks.count() {
             return Ok((sums, resumed));
@@ -77,7 +78,6 @@ impl Pass<'_> {
             Method::Activation => None,
             Method::Gradient | Method::Fisher => Some(Gradients::new(self.model, self.method)?),
         };
-        let layers = self.model.config.num_layers;
         let mut work = Work::new(self.progress, layers, self.chunks.count(), resumed);
         let batch = batch(self.chunks.length);
         let mut batches = 1;
@@ -240,13 +240,19 @@ impl<'a> Work<'a> {
         progress.start("Analyzing", layers as u64, "layers");
         let mut work =
             Self { progress, layers: layers as u64, samples: samples as f64, done: 0.0, told: 0 };
-        work.advance(resumed as f64);
+        work.done = resumed as f64;
+        work.told = work.layers_done();
+        progress.resumed(work.told);
         work
+    }
+
+    fn layers_done(&self) -> u64 {
+        (self.done / self.samples * self.layers as f64 + 1e-6) as u64
     }
 
     fn advance(&mut self, samples: f64) {
         self.done += samples;
-        let layers = (self.done / self.samples * self.layers as f64 + 1e-6) as u64;
+        let layers = self.layers_done();
         if layers > self.told {
             self.progress.advance(layers - self.told);
             self.told = layers;

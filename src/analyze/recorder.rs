@@ -32,6 +32,9 @@ impl Progress for Recorder<'_> {
     fn advance(&self, units: u64) {
         self.inner.advance(units);
     }
+    fn resumed(&self, units: u64) {
+        self.inner.resumed(units);
+    }
     fn finish(&self) {
         self.inner.finish();
     }

@@ -36,6 +36,8 @@ pub struct AnalyzeReport {
     pub cached: bool,
     /// Samples that an interrupted run had finished.
     pub resumed_samples: usize,
+    /// The same as layers of the model's work.
+    pub resumed_layers: usize,
     /// The picture, if one was drawn.
     pub plot_path: Option<String>,
     /// Wall time.

@@ -14,7 +14,7 @@ use super::report::{AnalyzeReport, CalibrationReport, SuperWeightReport};
 use super::request::{AnalyzeRequest, Checkpoints, MatrixFormat, Samples};
 use super::spikes::{self, Found};
 use super::text::{self, Chunks};
-use super::weights::{content_hash, stored};
+use super::weights::stored;
 use super::{plot, scores, statistics};
 use crate::backend::{Backend, memory};
 use crate::checkpoint::{CheckpointStore, Fingerprint};
@@ -24,6 +24,7 @@ use crate::formats::super_weights::{MOST_COVERAGE, mask_path};
 use crate::inference::Decoder;
 use crate::progress::Progress;
 use crate::source::config::BLOCK_LINEARS;
+use crate::source::identity::identity;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, ModelConfig, names};
 use crate::{Error, Result};
@@ -58,7 +59,8 @@ pub fn analyze(
     let chunks = text::read(request, &tokenizer, length, progress)?;
     memory::return_free_memory();
     progress.note(&format!("Computing importance matrix ({})", request.method.name()));
-    let fingerprint = fingerprint(model, request, backend, &chunks)?;
+    let source = identity(&model.path, progress)?;
+    let fingerprint = fingerprint(model, source, request, backend, &chunks);
     let entry = request.cache.as_deref().map(|folder| Entry::new(folder, &fingerprint));
     let kept = match &request.checkpoints {
         // Who resumes a run wants that one.
@@ -97,6 +99,7 @@ pub fn analyze(
         merged: request.merge.iter().map(|path| path.display().to_string()).collect(),
         cached,
         resumed_samples: resumed,
+        resumed_layers: resumed * model.config.num_layers / chunks.count().max(1),
         ..AnalyzeReport::of(&sums)
     };
     if let Some(path) = &request.plot {
@@ -252,14 +255,15 @@ fn check_output(path: &Path) -> Result<()> {
 /// Everything that decides the sums. The tokens stand for text, tokenizer and cutting.
 fn fingerprint(
     model: &LocalModel,
+    source: String,
     request: &AnalyzeRequest,
     backend: &Backend,
     chunks: &Chunks,
-) -> Result<Fingerprint> {
-    Ok(Fingerprint::new(&model.name)
+) -> Fingerprint {
+    Fingerprint::new(&model.name)
         .with("tool", concat!("llm-quantize ", env!("CARGO_PKG_VERSION")))
-        .with("job", "analyze")
-        .with("weights sha256", content_hash(model)?)
+        .with("command", "analyze")
+        .with("source", source)
         .with("method", request.method.name())
         .with("calibration text", &chunks.dataset)
         .with("calibration tokens sha256", chunks.token_hash())
@@ -267,7 +271,7 @@ fn fingerprint(
         .with("tokens of a sample", chunks.length)
         .with("output matrix", request.process_output)
         .with("device", backend.describe())
-        .with("arithmetic", pass::arithmetic(backend)))
+        .with("arithmetic", pass::arithmetic(backend))
 }
 
 /// Runs over the text; gives the sums and the samples that an interrupted run had finished.
@@ -293,6 +297,7 @@ fn measure(
         process_output: request.process_output,
         store: store.as_ref(),
         resume_command: request.resume_command.as_deref(),
+        asked: matches!(request.checkpoints, Checkpoints::Resume(_)),
         progress,
     };
     let (sums, resumed) = pass.run()?;
@@ -448,6 +453,7 @@ impl AnalyzeReport {
             merged: Vec::new(),
             cached: false,
             resumed_samples: 0,
+            resumed_layers: 0,
             plot_path: None,
             duration_seconds: 0.0,
             peak_memory_bytes: 0,

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod memory;
+pub mod threads;
 
 use candle_core::Device;
 

@@ -2,8 +2,11 @@
 
 use sha2::{Digest, Sha256};
 
+/// Name of the field that says which command a run belongs to.
+const COMMAND: &str = "command";
+
 /// An ordered list of (field, value): the version of the tool, the model and its contents, every
-/// option that changes the result. Two runs may share their work exactly if these are equal.
+/// option that changes the result, and `command`, the one that runs. Two runs may share their work exactly if these are equal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
     model: String,
@@ -32,6 +35,13 @@ impl Fingerprint {
         );
         self.fields.push((field, value.to_string()));
         self
+    }
+
+    /// The command that the run belongs to: the field `command`.
+    #[must_use]
+    pub fn command(&self) -> Option<&str> {
+        let found = self.fields.iter().find(|(field, _)| field == COMMAND);
+        found.map(|(_, command)| command.as_str())
     }
 
     /// The fields in order.

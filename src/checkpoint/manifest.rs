@@ -1,7 +1,7 @@
 //! `manifest.json`: which run a checkpoint folder belongs to.
 
 use std::fs;
-use std::io;
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -49,20 +49,30 @@ pub(super) fn write(folder: &Path, fingerprint: &Fingerprint) -> Result<()> {
 /// another format.
 pub(super) fn read(folder: &Path) -> Result<Option<Fingerprint>> {
     let path = folder.join(MANIFEST);
-    let length = match fs::metadata(&path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(&path, error)),
+    let refused = |message: String| Error::CheckpointRefused {
+        message,
+        suggestion:
+            "Leave out --resume: what is whole in the checkpoint is then used, and the rest \
+                     is done again"
+                .into(),
     };
-    let damaged = |what: &str| Error::Checkpoint(format!("{} is damaged ({what})", path.display()));
-    if length > MAX_BYTES {
+    let damaged = |what: &str| refused(format!("{} is damaged ({what})", path.display()));
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(None),
+        Err(error) => return Err(damaged(&error.to_string())),
+    };
+    if !metadata.is_file() {
+        return Err(damaged("not a file"));
+    }
+    if metadata.len() > MAX_BYTES {
         return Err(damaged("too large"));
     }
-    let bytes = input::read(&path, MAX_BYTES).map_err(|e| Error::io(&path, e))?;
+    let bytes = input::read(&path, MAX_BYTES).map_err(|e| damaged(&e.to_string()))?;
     let format =
         serde_json::from_slice::<FormatOnly>(&bytes).map_err(|e| damaged(&e.to_string()))?.format;
     if format != FORMAT {
-        return Err(Error::Checkpoint(format!(
+        return Err(refused(format!(
             "{} was written in checkpoint format {format}, this version reads {FORMAT}",
             path.display()
         )));

@@ -40,6 +40,8 @@ use manifest::MANIFEST;
 const UNITS: &str = "units";
 const LOCK: &str = "lock";
 const EXTENSION: &str = ".unit";
+/// Differences between two runs that are listed.
+const SHOWN_DIFFERENCES: usize = 6;
 
 /// The store of one run, locked against other processes for as long as the value lives.
 ///
@@ -57,43 +59,49 @@ impl CheckpointStore {
     /// this fingerprint has finished there, or begins. The result is the same either way, so nobody
     /// loses hours for having forgotten to ask for it; the number of finished units is noted.
     ///
-    /// A damaged manifest means a new beginning, with a warning. Fails with [`Error::Checkpoint`]
-    /// when another process works on the same run.
+    /// A manifest that is damaged or missing is written anew, with a warning: units say themselves which
+    /// run they belong to. Fails with [`Error::CheckpointRefused`] when another process works on the
+    /// same run.
     pub fn create(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> Result<Self> {
         let folder = dir.join(fingerprint.folder_name());
+        if folder.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+            remove(&folder)?;
+        }
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         let lock = lock(&folder)?;
         match manifest::read(&folder) {
             Ok(Some(stored)) if stored == *fingerprint => {
-                let store = Self::continued(folder, lock, fingerprint, progress)?;
-                let finished = store.lock_done().len();
-                if finished > 0 {
-                    progress.note(&format!(
-                        "{finished} finished units of an interrupted run are used: {}",
-                        store.folder.display()
-                    ));
-                }
-                return Ok(store);
+                return Self::continued(folder, lock, fingerprint, progress);
             }
-            Ok(_) => {}
-            Err(error @ Error::Checkpoint(_)) => progress.warn(&format!("{error}; starting over")),
+            // Another run whose name begins alike.
+            Ok(Some(_)) => remove(&folder.join(UNITS))?,
+            Ok(None) => {}
+            Err(error @ Error::CheckpointRefused { .. }) => {
+                progress.warn(&format!("{error}; it is written anew"));
+                remove(&folder.join(MANIFEST))?;
+            }
             Err(error) => return Err(error),
         }
-        let units = folder.join(UNITS);
-        // The manifest goes first and comes last: a folder without one is nobody's run.
-        remove_if_there(&folder.join(MANIFEST), |path| fs::remove_file(path))?;
-        remove_if_there(&units, |path| fs::remove_dir_all(path))?;
-        fs::create_dir(&units).map_err(|e| Error::io(&units, e))?;
         manifest::write(&folder, fingerprint)?;
         sync_folder(dir)?;
         Self::continued(folder, lock, fingerprint, progress)
+    }
+
+    /// Says that this run goes on where another has stopped, in the words of the command line's
+    /// contract: `completed` of `layers` layers are finished. Nothing is said of a run that begins,
+    /// unless somebody `asked` for a resumption.
+    pub fn announce(&self, completed: usize, layers: usize, asked: bool, progress: &dyn Progress) {
+        if asked || completed > 0 || !self.lock_done().is_empty() {
+            progress.note(&format!("Resuming from checkpoint: {}", self.folder.display()));
+            progress.note(&format!("Completed layers: {completed}/{layers}"));
+        }
     }
 
     /// Continues the run that `dir` holds: either the run's own folder, or a folder of several
     /// runs, of which the one with exactly this fingerprint is taken.
     ///
     /// Every unit is verified; those that do not pass are reported to `progress` and are not done.
-    /// Fails with [`Error::Checkpoint`] when there is no such run (saying what differs from the
+    /// Fails with [`Error::CheckpointRefused`] when there is no such run (saying what differs from the
     /// most similar one), when the manifest is damaged, or when another process works on the run.
     pub fn open(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> Result<Self> {
         let folder = find_run(dir, fingerprint, progress)?;
@@ -109,6 +117,9 @@ impl CheckpointStore {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let units = folder.join(UNITS);
+        if units.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+            remove(&units)?;
+        }
         fs::create_dir_all(&units).map_err(|e| Error::io(&units, e))?;
         remove_abandoned(&units, |name| is_temporary_of(name, None));
         remove_abandoned(&folder, |name| is_temporary_of(name, None));
@@ -127,10 +138,14 @@ impl CheckpointStore {
                 Ok(()) => {
                     done.insert(unit);
                 }
-                Err(reason) => progress.warn(&format!(
-                    "checkpoint {} cannot be used: {reason}; `{unit}` will be done again",
-                    path.display()
-                )),
+                Err(reason) => {
+                    progress.warn(&format!(
+                        "checkpoint {} cannot be used: {reason}; `{unit}` will be done again",
+                        path.display()
+                    ));
+                    // It may be a folder, in whose place no file could be put.
+                    remove(&path)?;
+                }
             }
         }
         Ok(Self { folder, run, done: Mutex::new(done), _lock: lock })
@@ -183,8 +198,8 @@ impl CheckpointStore {
     /// is empty.
     pub fn finish(self) -> Result<()> {
         // Units first: whatever is left when this is interrupted is still a valid, shorter run.
-        remove_if_there(&self.folder.join(UNITS), |path| fs::remove_dir_all(path))?;
-        remove_if_there(&self.folder.join(MANIFEST), |path| fs::remove_file(path))?;
+        remove(&self.folder.join(UNITS))?;
+        remove(&self.folder.join(MANIFEST))?;
         fs::remove_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
         if let Some(parent) = self.folder.parent() {
             // Fails, as it should, when other runs are in it.
@@ -225,7 +240,10 @@ pub fn require_any(dir: &Path) -> Result<()> {
 }
 
 fn no_checkpoint(dir: &Path) -> Error {
-    Error::Checkpoint(format!("no checkpoint in {}", dir.display()))
+    Error::CheckpointRefused {
+        message: format!("no checkpoint in {}", dir.display()),
+        suggestion: "Check the path, or leave out --resume: the run then begins anew".into(),
+    }
 }
 
 /// Finds the folder of the run, or says why there is none.
@@ -234,7 +252,7 @@ fn find_run(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> R
         return if stored == *fingerprint {
             Ok(dir.to_path_buf())
         } else {
-            Err(mismatch(dir, &fingerprint.differences(&stored)))
+            Err(mismatch(dir, fingerprint, &stored))
         };
     }
     // The run's own folder decides, so that its damage is not hidden by other runs.
@@ -243,15 +261,17 @@ fn find_run(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> R
         return Ok(own);
     }
 
-    let mut closest: Option<(PathBuf, Vec<String>)> = None;
+    let mut closest: Option<(PathBuf, Fingerprint, (bool, usize))> = None;
     let mut damaged = None;
     for folder in subfolders(dir)? {
         match manifest::read(&folder) {
             Ok(Some(stored)) if stored == *fingerprint => return Ok(folder),
             Ok(Some(stored)) => {
-                let differences = fingerprint.differences(&stored);
-                if closest.as_ref().is_none_or(|(_, fewest)| differences.len() < fewest.len()) {
-                    closest = Some((folder, differences));
+                // Another command's run is farther away than any of this one.
+                let far = fingerprint.command() != stored.command();
+                let distance = (far, fingerprint.differences(&stored).len());
+                if closest.as_ref().is_none_or(|(_, _, least)| distance < *least) {
+                    closest = Some((folder, stored, distance));
                 }
             }
             Ok(None) => {}
@@ -262,18 +282,41 @@ fn find_run(dir: &Path, fingerprint: &Fingerprint, progress: &dyn Progress) -> R
         }
     }
     match (closest, damaged) {
-        (Some((folder, differences)), _) => Err(mismatch(&folder, &differences)),
+        (Some((folder, stored, _)), _) => Err(mismatch(&folder, fingerprint, &stored)),
         (None, Some(error)) => Err(error),
         (None, None) => Err(no_checkpoint(dir)),
     }
 }
 
-fn mismatch(folder: &Path, differences: &[String]) -> Error {
-    Error::Checkpoint(format!(
-        "the checkpoint in {} belongs to another run: {}",
-        folder.display(),
-        differences.join("; ")
-    ))
+/// Why the run in `folder` is not this one, in one line.
+fn mismatch(folder: &Path, ours: &Fingerprint, stored: &Fingerprint) -> Error {
+    let folder = folder.display();
+    let (mine, theirs) = (ours.command(), stored.command());
+    if mine != theirs {
+        let theirs = theirs.unwrap_or("another version of this program");
+        return Error::CheckpointRefused {
+            message: format!(
+                "the checkpoint in {folder} belongs to another command: {theirs}, not {}",
+                mine.unwrap_or("this one")
+            ),
+            suggestion:
+                "Continue with the command that was interrupted, or leave out --resume: the \
+                         run then begins anew"
+                    .into(),
+        };
+    }
+    let differences = ours.differences(stored);
+    let more = differences.len().saturating_sub(SHOWN_DIFFERENCES);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Error::CheckpointRefused {
+        message: format!(
+            "the checkpoint in {folder} belongs to another run: {}{more}",
+            differences[..differences.len().min(SHOWN_DIFFERENCES)].join("; ")
+        ),
+        suggestion: "Run with the model and the options of the interrupted run, or leave out \
+                     --resume: the run then begins anew"
+            .into(),
+    }
 }
 
 /// In name order, so that ties between equally similar runs are always decided alike.
@@ -301,8 +344,16 @@ fn subfolders(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Takes the run for this process.
 fn lock(folder: &Path) -> Result<FileLock> {
     let path = folder.join(LOCK);
+    if path.is_dir() {
+        remove(&path)?;
+    }
     let busy = |who: &str| {
-        Err(Error::Checkpoint(format!("{} is in use by another process{who}", folder.display())))
+        Err(Error::CheckpointRefused {
+            message: format!("{} is in use by another process{who}", folder.display()),
+            suggestion: "Wait until that process is done, or give this run another \
+                         --checkpoint-dir and another output"
+                .into(),
+        })
     };
     match FileLock::attempt(&path)? {
         Attempt::Locked(lock) => {
@@ -377,8 +428,14 @@ fn unit_name(file: &str) -> Option<String> {
     (file_name(&unit) == file).then_some(unit)
 }
 
-fn remove_if_there(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<()> {
-    match remove(path) {
+/// Removes a file, or a folder with what is in it, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
         _ => Ok(()),
     }

@@ -12,15 +12,30 @@ use crate::progress::Progress;
 
 /// Seconds between two plain lines of a stage.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+/// Behind the counts of a stage that goes on where an interrupted run has stopped.
+const RESUMED: &str = " [resumed]";
+/// Between two drawings of a bar that does not move.
+const TICK: Duration = Duration::from_millis(250);
 
 struct Stage {
     name: String,
     total: u64,
     unit: String,
     done: u64,
+    /// How many of them an interrupted run had done.
+    resumed: u64,
     began: Instant,
+    /// When the first unit began that was not done before.
+    worked: Instant,
     reported: Instant,
     bar: Option<ProgressBar>,
+}
+
+impl Stage {
+    /// Units that this run has done itself.
+    fn fresh(&self) -> f64 {
+        self.done.saturating_sub(self.resumed) as f64
+    }
 }
 
 /// [`Progress`] for people at a terminal and for logs.
@@ -62,7 +77,7 @@ impl Bars {
         let elapsed = stage.began.elapsed().as_secs();
         let percent = (stage.done * 100).checked_div(stage.total).unwrap_or(100).min(100);
         let counts = if stage.unit == "bytes" {
-            let rate = stage.done as f64 / stage.began.elapsed().as_secs_f64().max(1e-3);
+            let rate = stage.fresh() / stage.worked.elapsed().as_secs_f64().max(1e-3);
             format!(
                 "{}/{} {}/s",
                 human_bytes(stage.done),
@@ -72,9 +87,11 @@ impl Bars {
         } else {
             format!("{}/{} {}", stage.done, stage.total, stage.unit)
         };
-        let mut text = format!("{} {percent:3}% {counts} [{} elapsed", stage.name, clock(elapsed));
-        if stage.done > 0 && stage.done < stage.total {
-            let left = stage.began.elapsed().as_secs_f64() / stage.done as f64
+        let resumed = if stage.resumed > 0 { RESUMED } else { "" };
+        let name = &stage.name;
+        let mut text = format!("{name} {percent:3}% {counts}{resumed} [{} elapsed", clock(elapsed));
+        if stage.fresh() > 0.0 && stage.done < stage.total {
+            let left = stage.worked.elapsed().as_secs_f64() / stage.fresh()
                 * (stage.total - stage.done) as f64;
             text.push_str(&format!(", {} left", clock(left.round() as u64)));
         }
@@ -97,20 +114,38 @@ fn with_sizes(style: ProgressStyle) -> ProgressStyle {
         .with_key("rate", key(|state| state.per_sec() as u64, "/s"))
 }
 
+/// Draws the bar again until it is finished, so that its clock runs in long steps as well. Where no
+/// thread can be had, the bar moves with the work alone.
+fn keep_ticking(bar: &ProgressBar) {
+    let weak = bar.downgrade();
+    let tick = move || {
+        loop {
+            std::thread::sleep(TICK);
+            match weak.upgrade() {
+                Some(bar) if !bar.is_finished() => bar.tick(),
+                _ => break,
+            }
+        }
+    };
+    drop(std::thread::Builder::new().name("ticker".to_owned()).spawn(tick));
+}
+
 impl Progress for Bars {
     fn start(&self, name: &str, total: u64, unit: &str) {
         let name = &*one_line(name);
         let bar = self.output.bars().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let counts = if unit == "bytes" { "{size}/{whole} {rate}" } else { "{pos}/{len} {msg}" };
+            let counts = if unit == "bytes" { "{size}/{whole} {rate}{msg}" } else { "{pos}/{len} {msg}" };
             let template =
                 format!("{{prefix}} {{bar:20}} {{percent:>3}}% {counts} [{{elapsed_precise}} elapsed, {{eta_precise}} left]");
             if let Ok(style) = ProgressStyle::with_template(&template) {
                 bar.set_style(with_sizes(style).progress_chars("━╸ "));
             }
             bar.set_prefix(name.to_owned());
-            bar.set_message(unit.to_owned());
-            bar.enable_steady_tick(Duration::from_millis(250));
+            if unit != "bytes" {
+                bar.set_message(unit.to_owned());
+            }
+            keep_ticking(&bar);
             bar
         });
         let now = Instant::now();
@@ -119,7 +154,9 @@ impl Progress for Bars {
             total,
             unit: unit.into(),
             done: 0,
+            resumed: 0,
             began: now,
+            worked: now,
             reported: now,
             bar,
         });
@@ -132,6 +169,35 @@ impl Progress for Bars {
             match &stage.bar {
                 Some(bar) => bar.inc(units),
                 None if stage.reported.elapsed() >= PLAIN_INTERVAL => {
+                    stage.reported = Instant::now();
+                    line = Some(Self::plain_line(stage));
+                }
+                None => {}
+            }
+        }
+        if let Some(line) = line {
+            self.output.line(Verbosity::Normal, &line);
+        }
+    }
+
+    fn resumed(&self, units: u64) {
+        if units == 0 {
+            return;
+        }
+        let mut line = None;
+        if let Some(stage) = self.stage().as_mut() {
+            let first = stage.resumed == 0;
+            stage.done += units;
+            stage.resumed += units;
+            stage.worked = Instant::now();
+            match &stage.bar {
+                Some(bar) => {
+                    let unit = if stage.unit == "bytes" { "" } else { &stage.unit };
+                    bar.set_message(format!("{unit}{RESUMED}"));
+                    bar.inc(units);
+                    bar.reset_eta();
+                }
+                None if first || stage.reported.elapsed() >= PLAIN_INTERVAL => {
                     stage.reported = Instant::now();
                     line = Some(Self::plain_line(stage));
                 }

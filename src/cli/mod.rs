@@ -20,9 +20,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
+use crate::backend::threads;
+use crate::progress::Progress;
 use crate::settings::Settings;
 use crate::{Error, Result};
 use args::{Cli, Command};
+use bars::Bars;
 use idle::Given;
 use output::{Output, OutputFormat, Verbosity};
 
@@ -49,12 +52,12 @@ pub(crate) struct Context {
 /// Parses the process's arguments, runs the command and returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
+    interrupt::install();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let (cli, given) = match parse(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => return usage(&error, &arguments),
     };
-    interrupt::survive_file_size_limit();
     let format = cli.command.output_format().unwrap_or(cli.output_format);
     let output = Output::new(format, cli.verbosity, &|name| std::env::var(name).ok());
     let status = match Settings::from_vars(|name| std::env::var(name).ok()) {
@@ -85,6 +88,15 @@ fn parse(arguments: &[OsString]) -> Result<(Cli, Given), clap::Error> {
 }
 
 fn run(command: Command, context: &Context) -> Result<(), Failure> {
+    // The pool is rayon's, and its variable holds.
+    let variable = || {
+        let text = std::env::var(crate::settings::names::RAYON_NUM_THREADS).ok()?;
+        text.parse().ok().filter(|count| *count > 0)
+    };
+    let wanted = command.threads().or_else(variable);
+    if let Some(warning) = threads::start(wanted)? {
+        Bars::new(&context.output).warn(&warning);
+    }
     match command {
         Command::Quantize(args) => commands::quantize::run(&args, context),
         Command::Analyze(args) => commands::analyze::run(&args, context),

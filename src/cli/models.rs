@@ -168,25 +168,12 @@ pub(crate) fn text_options(args: &HubArgs, context: &Context) -> TextOptions {
     TextOptions { hub: hub_options(args, context).ok(), ..TextOptions::default() }
 }
 
-/// Picks the device and limits the threads.
+/// Picks the device.
 pub(crate) fn backend(args: &ComputeArgs, context: &Context) -> Result<Backend> {
-    limit_threads(args.threads)?;
     let choice = match args.device {
         None => DeviceChoice::Auto,
         Some(DeviceArg::Cpu) => DeviceChoice::Cpu,
         Some(DeviceArg::Cuda) => DeviceChoice::Cuda,
     };
     Backend::choose(choice, context.settings.gpus_hidden())
-}
-
-/// Works with that many threads from now on.
-pub(crate) fn limit_threads(threads: Option<usize>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    if threads == 0 {
-        return Err(Error::InvalidArgument("--threads must be at least 1".into()));
-    }
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| Error::General(format!("cannot start {threads} threads: {e}")))
 }

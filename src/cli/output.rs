@@ -1,7 +1,5 @@
 //! The two streams. Everything the tool prints goes through [`Output`].
 
-#![expect(clippy::print_stderr, reason = "this is the one place that prints")]
-
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -176,18 +174,20 @@ impl Output {
     fn print_json(value: &impl Serialize) {
         match serde_json::to_string_pretty(value) {
             Ok(text) => Self::print_plain(&shown::json(&text)),
-            Err(error) => eprintln!("error: the result cannot be written as JSON: {error}"),
+            Err(error) => say(&format!("error: the result cannot be written as JSON: {error}\n")),
         }
     }
 
     /// Reports a failure: text on stderr, and in JSON mode the error object on stdout.
     pub(crate) fn error(&self, error: &Error, result: Option<&serde_json::Value>) {
         let message = conceal(&error.to_string());
-        eprintln!("{} {}", self.paint("error:", "31;1"), shown::one_line(&message));
+        let message = shown::one_line(&message);
+        say(&format!("{} {message}\n", self.paint("error:", "31;1")));
         match self.format {
             OutputFormat::Human => {
                 let hint = conceal(&error.suggestion());
-                eprintln!("{} {}", self.paint("hint:", "36;1"), shown::one_line(&hint));
+                let hint = shown::one_line(&hint);
+                say(&format!("{} {hint}\n", self.paint("hint:", "36;1")));
             }
             OutputFormat::Json => Self::print_json(&ErrorDocument {
                 status: "error",
@@ -203,7 +203,7 @@ impl Output {
 
     /// Reports a command line that does not parse (`text`: clap's message with usage).
     pub(crate) fn usage_error(&self, text: &str) {
-        eprint!("{}", shown::lines(text));
+        say(&shown::lines(text));
         if self.format == OutputFormat::Json {
             let (message, tips) = usage_message(text);
             let error = Error::InvalidArgument(message);
@@ -224,7 +224,7 @@ impl Output {
         if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
             return false;
         }
-        eprint!("{} [y/N] ", self.paint(&shown::one_line(question), "1"));
+        say(&format!("{} [y/N] ", self.paint(&shown::one_line(question), "1")));
         let mut answer = String::new();
         let read = std::io::stdin().read_line(&mut answer);
         read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
@@ -233,7 +233,7 @@ impl Output {
     /// A line on stderr, if the verbosity reaches `level`.
     pub(crate) fn line(&self, level: Verbosity, text: &str) {
         if self.verbosity >= level {
-            eprintln!("{}", conceal(text));
+            say(&format!("{}\n", conceal(text)));
         }
     }
 
@@ -252,8 +252,15 @@ fn note_failure(written: std::io::Result<()>) {
         && error.kind() != std::io::ErrorKind::BrokenPipe
         && !STDOUT_FAILED.swap(true, Ordering::Relaxed)
     {
-        eprintln!("error: standard output: {error}");
+        say(&format!("error: standard output: {error}\n"));
     }
+}
+
+/// Everything that reaches stderr. What cannot be written is lost: a full disk, a reader that went
+/// away or a terminal that was closed are no reason to lose the work as well.
+fn say(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes());
 }
 
 pub(crate) use crate::formats::size::human_bytes;

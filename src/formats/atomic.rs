@@ -123,7 +123,7 @@ impl Drop for AtomicFile {
 
 /// Writes a small file in one go, atomically.
 pub fn write_atomically(target: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = AtomicFile::create_beside_others(target)?;
+    let mut file = AtomicFile::create(target)?;
     file.write_all(bytes).map_err(|e| Error::io(target, e))?;
     file.commit()
 }

@@ -30,8 +30,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let file = open(path)?;
     let length = file.metadata()?.len();
-    let too_large =
-        || Error::new(ErrorKind::InvalidData, format!("larger than {} MB", most >> 20));
+    let too_large = || Error::new(ErrorKind::InvalidData, format!("larger than {} MB", most >> 20));
     if length > most {
         return Err(too_large());
     }

@@ -10,6 +10,7 @@ pub mod littlebit;
 pub(crate) mod lock;
 pub mod model_directory;
 pub mod packed;
+pub(crate) mod pieces;
 pub mod scratch;
 pub mod size;
 pub mod space;

@@ -8,21 +8,26 @@ use memmap2::MmapMut;
 
 use crate::{Error, Result};
 
-/// `bytes` zero bytes in a new file of `folder` whose name is removed at once: it disappears with
-/// the process, whatever ends it.
+/// `bytes` zero bytes in a new file of `folder` that has no name: it disappears with the process,
+/// whatever ends it.
 ///
 /// # Errors
 /// If there is no room, or the folder cannot be written.
 pub fn map(folder: &Path, bytes: usize) -> Result<MmapMut> {
     super::space::check_free_space(folder, bytes as u64)?;
     let path = folder.join(format!(".scratch-{}-{:p}", std::process::id(), &raw const bytes));
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .map_err(|e| Error::io(&path, e))?;
-    std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+    let file = if let Some(file) = super::space::nameless(folder) {
+        file
+    } else {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|e| Error::io(&path, e))?;
+        std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        file
+    };
     file.set_len(bytes.max(1) as u64).map_err(|e| Error::io(&path, e))?;
     // SAFETY: the file was created by this call and has no name any more, so nothing but this
     // mapping changes it.

@@ -47,19 +47,40 @@ pub fn free_bytes(directory: &Path) -> Result<u64> {
 /// Nothing is left behind and no folder is made, so a dry run may ask as well.
 pub fn check_writable(directory: &Path) -> Result<()> {
     let existing = nearest_existing(directory);
+    // The folder by its whole name: `.` tells nobody which one it is.
+    let named = std::path::absolute(&existing).unwrap_or_else(|_| existing.clone());
+    let refused = |error: io::Error| {
+        let message = format!("no file can be made here: {error}");
+        Error::io(&named, io::Error::new(error.kind(), message))
+    };
     let metadata = fs::metadata(&existing).map_err(|e| Error::io(&existing, e))?;
     if !metadata.is_dir() {
         let error = io::Error::new(io::ErrorKind::NotADirectory, "not a folder");
         return Err(Error::io(&existing, error));
     }
-    if existing.as_path() == normalized(directory) {
-        // Only making a file tells the truth on read-only mounts, quotas and network shares.
-        let probe = existing.join(format!(".llm-quantize-write-test-{}", std::process::id()));
-        fs::File::create(&probe).map_err(|e| Error::io(directory, e))?;
-        return fs::remove_file(&probe).map_err(|e| Error::io(directory, e));
+    // Only making a file tells the truth on read-only mounts, quotas and network shares. One without a
+    // name leaves nothing behind, whatever happens.
+    if nameless(&existing).is_some() {
+        return Ok(());
     }
-    rustix::fs::access(&existing, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-        .map_err(|errno| Error::io(&existing, errno.into()))
+    let probe = existing.join(format!(".llm-quantize-write-test-{}", std::process::id()));
+    fs::File::create(&probe).map_err(refused)?;
+    fs::remove_file(&probe).map_err(|e| Error::io(directory, e))
+}
+
+/// A new file in `folder` that has no name and goes when it is closed, where the system has such.
+pub(crate) fn nameless(folder: &Path) -> Option<fs::File> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).ok().map(fs::File::from)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = folder;
+        None
+    }
 }
 
 /// The empty path means the current folder.

@@ -52,6 +52,8 @@ pub struct CompressionReport {
     /// Every target tried for `--quality-threshold`, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub iterations: Vec<Iteration>,
+    /// Layers of the model that an interrupted run had finished.
+    pub resumed_layers: usize,
     /// Every factorized layer.
     pub layers: Vec<LayerReport>,
     /// What the user should know, in the order in which it came up.

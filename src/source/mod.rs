@@ -13,6 +13,7 @@ pub mod gguf;
 mod gguf_tokenizer;
 pub mod hf;
 pub mod hub;
+pub(crate) mod identity;
 pub(crate) mod json;
 pub mod names;
 pub(crate) mod packed;

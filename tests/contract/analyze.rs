@@ -27,6 +27,7 @@ struct Document {
     merged: Vec<String>,
     cached: bool,
     resumed_samples: usize,
+    resumed_layers: usize,
     plot_path: Option<String>,
     duration_seconds: f64,
     peak_memory_bytes: u64,
@@ -140,7 +141,12 @@ fn the_document_and_the_files_are_those_of_the_contract() {
     let global = &document.global_statistics;
     assert!(0.0 < global.min && global.min < global.mean && global.mean < global.max);
     assert!(global.std > 0.0 && document.duration_seconds > 0.0);
-    assert!(document.peak_memory_bytes > 0 && !document.cached && document.resumed_samples == 0);
+    assert!(
+        document.peak_memory_bytes > 0
+            && !document.cached
+            && document.resumed_samples == 0
+            && document.resumed_layers == 0
+    );
     assert!(document.merged.is_empty() && document.plot_path.is_none());
     assert_eq!(document.warnings, Vec::<String>::new());
     assert_eq!(document.tensor_statistics.len(), 28);
@@ -343,8 +349,7 @@ fn killed_runs_resume_to_the_same_bytes() {
             child.kill().unwrap();
         }
         let output = child.wait_with_output().unwrap();
-        resumed +=
-            usize::from(stderr(&output).contains("samples were finished by an interrupted run"));
+        resumed += usize::from(stderr(&output).contains("Resuming from checkpoint"));
         if workspace.path("k.imatrix").exists() {
             assert!(std::fs::read(workspace.path("k.imatrix")).unwrap() == expected);
             std::fs::remove_file(workspace.path("k.imatrix")).unwrap();

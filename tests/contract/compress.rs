@@ -30,6 +30,7 @@ pub(crate) struct CompressionDocument {
     calibration: Option<CalibrationDocument>,
     #[serde(default)]
     pub(crate) iterations: Vec<IterationDocument>,
+    pub(crate) resumed_layers: usize,
     pub(crate) layers: Vec<LayerDocument>,
     pub(crate) warnings: Vec<String>,
 }
@@ -190,7 +191,7 @@ fn compressing_the_tiny_model_writes_a_measured_file() {
     assert!(quality.perplexity_delta_stderr_pct > 0.0);
     assert!(quality.kl_divergence.is_none() && quality.same_top_token_pct.is_none());
     assert!((0.0..=1.0).contains(&quality.coherence_score.unwrap()));
-    assert!(report.iterations.is_empty());
+    assert!(report.iterations.is_empty() && report.resumed_layers == 0);
     assert!(
         report.warnings.iter().any(|w| w.contains("expected for 1 BPW")),
         "{:?}",

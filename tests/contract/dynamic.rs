@@ -36,6 +36,7 @@ struct Document {
     tensors: serde_json::Value,
     imatrix: Option<serde_json::Value>,
     resumed_tensors: usize,
+    resumed_layers: usize,
     warnings: Vec<String>,
 }
 
@@ -106,6 +107,7 @@ fn the_contract_s_command_gives_the_contract_s_document() {
     assert!(document.super_weights.is_none() && document.imatrix.is_none());
     assert!(document.quality_report.is_none());
     assert_eq!((document.validation_status.as_str(), document.resumed_tensors), ("valid", 0));
+    assert_eq!(document.resumed_layers, 0);
     assert!(document.duration_seconds > 0.0 && document.peak_memory_bytes > 0);
     assert!(document.sha256.is_some() && document.files[0]["bytes"] == document.file_size);
     assert!(document.tensors.is_null() && document.tensor_types.is_array());

@@ -17,6 +17,7 @@
 //! - `quantize`, `quantize_resume`: `quantize MODEL gguf`, and what becomes of it when it is interrupted
 //! - `recipe`: `--effort` and `--recipe`, and where a recipe is written down
 //! - `recovery`: tuning and distillation after factorization
+//! - `outlives`: terminals, signals, threads and folders that fail a run
 //! - `resume`: checkpoints, kills, Ctrl-C
 //! - `streams`: stdout and stderr discipline, verbosity, help
 //! - `words`: warnings, `--format` anywhere, the last line, names that were meant
@@ -38,6 +39,7 @@ mod extremes;
 mod handmade;
 mod inspect;
 mod options;
+mod outlives;
 mod packed;
 mod profile;
 mod quality;
@@ -47,6 +49,6 @@ mod recipe;
 mod recovery;
 mod resume;
 mod streams;
-mod words;
 #[cfg(unix)]
 mod untrusted;
+mod words;

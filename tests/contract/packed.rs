@@ -36,7 +36,7 @@ struct Document {
     layers: Vec<Layer>,
     #[serde(default)]
     tensors: Vec<Tensor>,
-    resumed_blocks: usize,
+    resumed_layers: usize,
     warnings: Vec<String>,
 }
 
@@ -192,7 +192,7 @@ fn gptq_writes_what_its_readers_expect() {
     assert!(document.metadata.parameter_count > 500_000);
     let mean = document.mean_relative_error.unwrap();
     assert!(mean > 0.0 && mean < 0.05, "{mean}");
-    assert_eq!((document.fallbacks, document.resumed_blocks), (0, 0));
+    assert_eq!((document.fallbacks, document.resumed_layers), (0, 0));
     assert!(document.duration_seconds > 0.0 && document.peak_memory_bytes > 0);
     for layer in &document.layers {
         assert_eq!(layer.method, "gptq");

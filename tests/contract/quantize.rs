@@ -30,6 +30,7 @@ struct Document {
     sensitivity: Option<String>,
     imatrix: Option<Importance>,
     resumed_tensors: usize,
+    resumed_layers: usize,
     warnings: Vec<String>,
 }
 
@@ -118,7 +119,7 @@ fn the_plan_is_what_is_written() {
         assert!((done.compression_ratio - ratio).abs() < 1e-12);
         let bits = done.file_size as f64 * 8.0 / done.metadata.parameter_count as f64;
         assert!((done.bits_per_weight - bits).abs() < 1e-12);
-        assert!(done.imatrix.is_none() && done.resumed_tensors == 0);
+        assert!(done.imatrix.is_none() && done.resumed_tensors == 0 && done.resumed_layers == 0);
 
         let file = GgufFile::open(&target).unwrap();
         assert_eq!(file.tensors.len(), plan.tensors.len());

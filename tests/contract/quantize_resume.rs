@@ -45,7 +45,7 @@ fn killed_runs_resume_to_the_same_bytes() {
             killed += 1;
         }
         let output = child.wait_with_output().unwrap();
-        taken_up += usize::from(stderr(&output).contains("of an interrupted run are used"));
+        taken_up += usize::from(stderr(&output).contains("Resuming from checkpoint"));
         if workspace.path("out.gguf").exists() {
             // It got through in small steps: what has the name must be whole; then start over.
             assert!(std::fs::read(workspace.path("out.gguf")).unwrap() == expected);
@@ -111,7 +111,7 @@ fn ctrl_c_keeps_the_work_and_damage_is_noticed() {
     damaged.extend([7; 100]);
     std::fs::write(&part, &damaged).unwrap();
     let output = workspace.succeed(&[&RUN[..], &["--resume", ".checkpoint"]].concat());
-    assert!(stderr(&output).contains("tensors of an interrupted run are used"));
+    assert!(stderr(&output).contains("Resuming from checkpoint"));
     assert!(std::fs::read(workspace.path("out.gguf")).unwrap() == expected);
     assert!(!workspace.path(".checkpoint").exists() && parts(&workspace).is_empty());
 }

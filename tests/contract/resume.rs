@@ -183,3 +183,160 @@ fn threads_do_not_change_the_bytes() {
         .collect();
     assert!(bytes[0] == bytes[1] && bytes[1] == bytes[2]);
 }
+
+/// The weights between kill and resumption are others: same size, same times, only the middles of
+/// the matrices differ.
+#[test]
+fn replaced_weights_are_another_model() {
+    let workspace = Workspace::new();
+    copy_folder(&tiny_model(), &workspace.path("m"));
+    unfinished(&workspace, "m");
+    let weights = workspace.path("m/model.safetensors");
+    let time = std::fs::metadata(&weights).unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    for (name, tensor) in tensors.as_object().unwrap() {
+        if name.contains("_proj") {
+            let at =
+                |end: usize| tensor["data_offsets"][end].as_u64().unwrap() as usize + 8 + header;
+            // The sign bits of little-endian numbers.
+            for byte in bytes[at(0) + 4096..at(1) - 4096].iter_mut().skip(3).step_by(4) {
+                *byte ^= 0x80;
+            }
+        }
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    std::fs::File::options().write(true).open(&weights).unwrap().set_modified(time).unwrap();
+
+    let run = ["--iterations", "400"];
+    let resume = arguments("m", &[&run[..], &["--resume", ".checkpoint"]].concat());
+    let error = fails(&workspace, &resume, 7, "CheckpointError");
+    assert!(error.message.contains("source is `files-sha256:"), "{error:?}");
+    let output = workspace.succeed(&arguments("m", &run));
+    assert!(!stderr(&output).contains("Resuming"), "{}", stderr(&output));
+    let bytes = std::fs::read(workspace.path("m.littlebit")).unwrap();
+    let reference = Workspace::new();
+    copy_folder(&workspace.path("m"), &reference.path("m"));
+    reference.succeed(&arguments("m", &run));
+    assert!(std::fs::read(reference.path("m.littlebit")).unwrap() == bytes);
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Killed while the whole model is distilled; then files of the checkpoint are damaged. Whatever it
+/// is, the run goes through, to the bytes of an undisturbed one.
+#[test]
+fn a_damaged_distillation_is_done_again() {
+    const RECIPE: &str = "
+[text]
+sequences = 8
+held-out = 2
+length = 64
+[blocks]
+steps = 4
+[distillation]
+steps = 150
+sequences = 8
+batch = 2
+";
+    let workspace = Workspace::new();
+    std::fs::write(workspace.path("r.toml"), RECIPE).unwrap();
+    let model = tiny_model();
+    let arguments = |name: &'static str| -> Vec<String> {
+        let mut words = compress_arguments(model.to_str().unwrap(), name, &[]);
+        words.truncate(words.len() - 2);
+        words.extend(["--recipe", "r.toml", "--skip-validation"]);
+        words.into_iter().map(str::to_owned).collect()
+    };
+    let run = |name: &'static str| {
+        let words = arguments(name);
+        workspace.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let output = run("expected");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let expected = std::fs::read(workspace.path("expected.littlebit")).unwrap();
+
+    // Two saves at least: then both slots hold a state.
+    let units = || {
+        let mut found = walk(&workspace.path(".checkpoint"));
+        found.retain(|path| path.ends_with(".unit"));
+        found.sort();
+        found
+    };
+    let slot = |number: char| {
+        let mut found = units();
+        found.retain(|path| {
+            let name = path.rsplit('/').next().unwrap();
+            let mut parts = name.splitn(4, '-');
+            parts.next() == Some("distilled") && parts.nth(1).is_some_and(|n| n.starts_with(number))
+        });
+        found
+    };
+    let words = arguments("m");
+    let mut child = workspace
+        .command(&words.iter().map(String::as_str).collect::<Vec<_>>())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = std::time::Instant::now();
+    while slot('1').len() < 28 && began.elapsed() < Duration::from_secs(300) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(slot('0').len() == 28 && slot('1').len() == 28, "{:?}", units());
+    copy_folder(&workspace.path(".checkpoint"), &workspace.path("kept"));
+
+    let cut = |path: &String| {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::write(path, &bytes[..100]).unwrap();
+    };
+    let pointer = || {
+        let mut found = units();
+        found.retain(|path| path.rsplit('/').next().unwrap().matches('-').count() == 1);
+        found.retain(|path| path.contains("distilled-"));
+        found
+    };
+    let damages: [(&str, Box<dyn Fn()>); 6] = [
+        ("a layer of the first slot", Box::new(|| cut(slot('0').last().unwrap()))),
+        ("a layer of the second slot", Box::new(|| cut(slot('1').last().unwrap()))),
+        ("a layer of both", Box::new(|| [slot('0'), slot('1')].iter().for_each(|s| cut(&s[3])))),
+        ("what says which is whole", Box::new(|| pointer().iter().for_each(cut))),
+        (
+            "everything is missing",
+            Box::new(|| {
+                [slot('0'), slot('1')]
+                    .concat()
+                    .iter()
+                    .for_each(|path| std::fs::remove_file(path).unwrap());
+            }),
+        ),
+        (
+            "a block",
+            Box::new(|| cut(units().iter().find(|unit| unit.contains("tuned-1")).unwrap())),
+        ),
+    ];
+    for (what, damage) in damages {
+        let _ = std::fs::remove_dir_all(workspace.path(".checkpoint"));
+        copy_folder(&workspace.path("kept"), &workspace.path(".checkpoint"));
+        damage();
+        let output = run("m");
+        assert!(output.status.success(), "{what}: {}", stderr(&output));
+        assert!(stderr(&output).contains("Completed layers: "), "{what}: {}", stderr(&output));
+        let same = std::fs::read(workspace.path("m.littlebit")).unwrap() == expected;
+        assert!(same, "{what}: {}", stderr(&output));
+        assert!(!workspace.path(".checkpoint").exists(), "{what}");
+    }
+}

@@ -97,6 +97,22 @@ impl Command {
             _ => None,
         }
     }
+
+    /// How many threads it was told to use.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        match self {
+            Self::Quantize(args) => args.threads,
+            Self::Analyze(args) => args.compute.threads,
+            Self::Littlebit { command: LittlebitCommand::Compress(args) } => args.compute.threads,
+            Self::Littlebit { command: LittlebitCommand::Validate(args) } => args.compute.threads,
+            Self::Profile { command: ProfileCommand::Create(args) } => args.threads,
+            Self::Quality { command: QualityCommand::Report(args) } => args.compute.threads,
+            Self::Quality { command: QualityCommand::Compare(args) } => args.compute.threads,
+            Self::Convert(args) => args.threads,
+            Self::Generate(args) => args.compute.threads,
+            _ => None,
+        }
+    }
 }
 
 /// Where a model comes from.

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{complete, resume_command};
+use super::complete;
+use super::kept::{Asked, Kept};
 use crate::analyze::{
-    self, AnalyzeReport, AnalyzeRequest, Checkpoints, FileRequest, MatrixFormat, Method, Samples,
+    self, AnalyzeReport, AnalyzeRequest, FileRequest, MatrixFormat, Method, Samples,
 };
 use crate::cli::args::analyze::{AnalyzeArgs, MatrixFormatArg, MethodArg};
 use crate::cli::bars::Bars;
@@ -68,8 +69,11 @@ fn of_model(
         analyze::refuse_early(model, &request(args, samples, context, model), &backend)
     };
     let model = models::open_if(name, &args.hub, context, &judge, progress)?;
-    let request = request(args, samples, context, &model);
-    interrupt::install();
+    let mut request = request(args, samples, context, &model);
+    let kept = Kept::new(&asked(args), &request.output, context, progress)?;
+    request.resume_command = kept.resume_command();
+    request.checkpoints = kept.into();
+    interrupt::watch();
     let mut report = analyze::analyze(&model, &request, &backend, progress)?;
     report.model_path = Some(name.to_owned());
     Ok(report)
@@ -161,12 +165,11 @@ fn request(
     context: &Context,
     model: &LocalModel,
 ) -> AnalyzeRequest {
-    let kept = &args.kept;
-    let checkpoint_dir =
-        kept.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
     let stem = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
+    let output = args.output.clone().unwrap_or_else(|| format!("./{stem}.imatrix").into());
+    let kept = Kept::stated(&asked(args), context);
     AnalyzeRequest {
-        output: args.output.clone().unwrap_or_else(|| format!("./{stem}.imatrix").into()),
+        output,
         format: format(args),
         method: match args.method {
             MethodArg::Activation => Method::Activation,
@@ -187,16 +190,18 @@ fn request(
             .identify_super_weights
             .then(|| args.super_weights.coverage.unwrap_or(COVERAGE)),
         plot: args.plot.clone(),
-        checkpoints: if kept.no_checkpoints {
-            Checkpoints::Off
-        } else if let Some(folder) = &kept.resume {
-            Checkpoints::Resume(folder.clone())
-        } else {
-            Checkpoints::Under(checkpoint_dir.clone())
-        },
-        cache: context.settings.imatrix_cache.clone().filter(|_| !kept.no_cache),
-        resume_command: (!kept.no_checkpoints)
-            .then(|| resume_command(kept.resume.as_deref().unwrap_or(&checkpoint_dir))),
+        cache: context.settings.imatrix_cache.clone().filter(|_| !args.kept.no_cache),
+        resume_command: kept.resume_command(),
+        checkpoints: kept.into(),
+    }
+}
+
+/// What the command line says about checkpoints.
+fn asked(args: &AnalyzeArgs) -> Asked<'_> {
+    Asked {
+        none: args.kept.no_checkpoints,
+        directory: args.kept.checkpoint_dir.as_deref(),
+        resume: args.kept.resume.as_deref(),
     }
 }
 

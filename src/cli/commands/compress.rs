@@ -1,6 +1,7 @@
 //! `littlebit compress`.
 
-use super::{littlebit_convert, resume_command};
+use super::kept::{Asked, Kept};
+use super::littlebit_convert;
 use crate::cli::args::littlebit::{
     CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
 };
@@ -8,7 +9,7 @@ use crate::cli::bars::Bars;
 use crate::cli::output::{Report, clock, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::littlebit::{LittleBitFile, metadata_export};
-use crate::littlebit::compress::{self, Checkpoints, CompressRequest, Weighting};
+use crate::littlebit::compress::{self, CompressRequest, Weighting};
 use crate::littlebit::convert::{self, Target};
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::plan::PlanRequest;
@@ -58,8 +59,11 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
         compress::refuse_early(model, &request(args, recovery.clone(), context, model), &backend)
     };
     let model = models::open_if(&args.model, &args.hub, context, &judge, &progress)?;
-    let request = request(args, recovery, context, &model);
-    interrupt::install();
+    let mut request = request(args, recovery, context, &model);
+    let kept = Kept::new(&asked(args), &request.output, context, &progress)?;
+    request.resume_command = kept.resume_command();
+    request.checkpoints = kept.into();
+    interrupt::watch();
     let mut report = match compress::compress(&model, &request, &backend, &progress) {
         Ok(report) => report,
         Err(failure) => {
@@ -249,8 +253,7 @@ fn request(
     let solver = &args.solver;
     let init = init(solver.init);
     let defaults = SolverConfig::for_init(init);
-    let checkpoint_dir =
-        args.checkpoint_dir.clone().unwrap_or_else(|| settings.checkpoint_dir.clone());
+    let kept = Kept::stated(&asked(args), context);
     CompressRequest {
         plan: plan_request(args, context),
         solver: SolverConfig {
@@ -281,16 +284,18 @@ fn request(
         search_iterations: settings.rank_search as usize,
         skip_validation: args.skip_validation,
         output: args.output_dir.join(output_name(args, &model.name)),
-        checkpoints: if args.no_checkpoints {
-            Checkpoints::Off
-        } else if let Some(directory) = &args.resume {
-            Checkpoints::Resume(directory.clone())
-        } else {
-            Checkpoints::Under(checkpoint_dir.clone())
-        },
         max_memory: args.max_memory,
-        resume_command: (!args.no_checkpoints)
-            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
+        resume_command: kept.resume_command(),
+        checkpoints: kept.into(),
+    }
+}
+
+/// What the command line says about checkpoints.
+fn asked(args: &CompressArgs) -> Asked<'_> {
+    Asked {
+        none: args.no_checkpoints,
+        directory: args.checkpoint_dir.as_deref(),
+        resume: args.resume.as_deref(),
     }
 }
 

@@ -19,7 +19,6 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         .into());
     }
     refuse_idle(args, context)?;
-    models::limit_threads(args.threads)?;
     early::output_folder(&args.output_dir)?;
     early::model(&args.input_model)?;
     let progress = Bars::new(&context.output);
@@ -39,7 +38,7 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
     request.check()?;
     let judge = |model: &LocalModel| convert::plan::refuse_early(model, &request);
     let model = models::open_if(&args.input_model, &args.hub, context, &judge, &progress)?;
-    interrupt::install();
+    interrupt::watch();
     let plan = convert::plan(&model, &request, &progress)?;
     request.output = args.output_dir.join(output_name(args, &model, &plan));
     if args.dry_run {

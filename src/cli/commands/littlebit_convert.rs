@@ -53,7 +53,7 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
             return Err(Error::Cancelled("the lossy conversion was not confirmed".into()).into());
         }
     }
-    interrupt::install();
+    interrupt::watch();
     let report = convert::convert(&file, from, target, &output, &progress)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));
     progress.complete(&report.output_path, report.file_size, "");

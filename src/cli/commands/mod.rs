@@ -5,6 +5,7 @@ mod compress;
 pub(super) mod convert;
 pub(super) mod generate;
 pub(super) mod info;
+mod kept;
 mod littlebit_convert;
 mod littlebit_info;
 pub(super) mod profile;

@@ -142,7 +142,6 @@ fn create_profile(args: &CreateArgs, context: &Context) -> Result<(), Failure> {
         }
     };
     early::output_file(&path)?;
-    models::limit_threads(args.threads)?;
     let progress = Bars::new(&context.output);
     let importance = ImportanceMatrix::open(&args.imatrix)?;
     let mut report = CreateReport {
@@ -224,7 +223,7 @@ fn with_model(
     };
     let text = Text { data: args.calibration_data.as_deref(), samples: args.calibration_samples };
     let measure = args.sensitivity == SensitivityArg::Measured;
-    interrupt::install();
+    interrupt::watch();
     let dynamic = if measure {
         report.sensitivity = "measured";
         let measured = measured(&path, &text, &args.hub, context, progress)?;

@@ -66,7 +66,7 @@ fn report(args: &QualityReportArgs, context: &Context, output: &Output) -> Resul
     let (Some(quantized), Some(original)) = (opened.pop(), opened.pop()) else {
         return Err(Error::General("two models were to be opened".into()).into());
     };
-    interrupt::install();
+    interrupt::watch();
     let report = quality::measure(&original, &quantized, &request, &backend, &progress)?;
     for (path, kind) in args.output.iter().zip(kinds) {
         let contents = match kind {
@@ -128,7 +128,7 @@ fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(),
         metrics,
         layers: args.include_layers,
     };
-    interrupt::install();
+    interrupt::watch();
     let report = quality::compare(&original, &quantized, &request, &backend, &progress)?;
     for (path, kind) in args.output.iter().zip(kinds) {
         let contents = match kind {

@@ -47,7 +47,7 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
         threshold_is_demanded: args.quality_threshold.is_some(),
         benchmarks,
     };
-    interrupt::install();
+    interrupt::watch();
     let (report, failure) = validate::validate(&original, &request, &backend, &progress)?;
     match failure {
         None => {

@@ -10,8 +10,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
@@ -21,6 +19,7 @@ use crate::checkpoint::hexadecimal;
 use crate::formats::atomic::sync_folder;
 use crate::formats::input;
 use crate::formats::lock::{Attempt, FileLock};
+use crate::formats::pieces::{Pieces, Sink};
 use crate::{Error, Result};
 
 /// Pieces of output that may wait for the disk.
@@ -34,8 +33,7 @@ pub struct PartialGguf {
     layout: FileLayout,
     /// Tensors that are complete in the files.
     finished: usize,
-    sender: Option<SyncSender<Vec<u8>>>,
-    worker: Option<JoinHandle<Result<Vec<OpenPart>>>>,
+    pieces: Pieces<OpenParts>,
     /// Bytes of the current tensor that were handed over.
     handed: u64,
     journal: Option<PathBuf>,
@@ -58,7 +56,7 @@ impl PartialGguf {
     /// `journal` vouches for. Without a journal everything begins anew and nothing is kept.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Checkpoint`] when another process writes the same files.
+    /// [`Error::Io`]; [`Error::CheckpointRefused`] when another process writes the same files.
     pub fn open(
         target: &Path,
         layout: &FileLayout,
@@ -69,13 +67,16 @@ impl PartialGguf {
         let mut parts = Vec::new();
         for file in layout.files() {
             let path = part_path(&file.path(target), run);
+            make_room(&path)?;
             match FileLock::attempt(&path)? {
                 Attempt::Locked(lock) => locks.push(lock),
                 Attempt::Busy(_) | Attempt::Gone => {
-                    return Err(Error::Checkpoint(format!(
-                        "another process is writing {}",
-                        path.display()
-                    )));
+                    return Err(Error::CheckpointRefused {
+                        message: format!("another process is writing {}", path.display()),
+                        suggestion: "Wait until that process is done, or give this run another \
+                                     --output-dir or --output-name"
+                            .into(),
+                    });
                 }
             }
             parts.push(path);
@@ -84,17 +85,17 @@ impl PartialGguf {
         let (open, finished) = take_over(layout, &parts, &recorded)?;
         let log = journal.as_deref().map(|path| start_journal(path, &recorded[..finished]));
         let log = log.transpose()?;
-        let (sender, receiver) = sync_channel(WAITING);
-        let plan = layout.clone();
-        let worker = std::thread::Builder::new()
-            .name("gguf-writer".to_owned())
-            .spawn(move || write_parts(&plan, open, finished, &receiver, log))
-            .map_err(|e| Error::io(target, e))?;
+        let open = OpenParts {
+            missing: layout.lengths.get(finished).copied().unwrap_or(0),
+            layout: layout.clone(),
+            parts: open,
+            tensor: finished,
+            journal: log,
+        };
         Ok(Self {
             layout: layout.clone(),
             finished,
-            sender: Some(sender),
-            worker: Some(worker),
+            pieces: Pieces::to(open, "gguf-writer", WAITING),
             handed: 0,
             journal,
             parts,
@@ -122,24 +123,7 @@ impl PartialGguf {
             self.handed = 0;
             self.finished += 1;
         }
-        let sent = self.sender.as_ref().is_some_and(|sender| sender.send(bytes).is_ok());
-        if sent { Ok(()) } else { Err(self.failure()) }
-    }
-
-    /// Why the thread has stopped.
-    fn failure(&mut self) -> Error {
-        match self.join() {
-            Err(error) => error,
-            Ok(_) => Error::General("the file is already finished".to_owned()),
-        }
-    }
-
-    fn join(&mut self) -> Result<Vec<OpenPart>> {
-        self.sender = None;
-        match self.worker.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            _ => Err(Error::General("the thread that writes the file has stopped".to_owned())),
-        }
+        self.pieces.send(bytes)
     }
 
     /// Waits until everything that was handed over is written, so that it can be taken up later.
@@ -147,7 +131,7 @@ impl PartialGguf {
     /// # Errors
     /// [`Error::Io`].
     pub fn pause(mut self) -> Result<()> {
-        self.join().map(|_| ())
+        self.pieces.finish().map(|_| ())
     }
 
     /// Flushes the files to the disk, opens and checks each one, and gives them their names, the
@@ -160,7 +144,7 @@ impl PartialGguf {
         if self.finished < self.layout.tensor_bytes().len() {
             return Err(Error::General("the file lacks tensors".to_owned()));
         }
-        let parts = self.join()?;
+        let OpenParts { parts, .. } = self.pieces.finish()?;
         for (part, file) in parts.iter().zip(self.layout.files()) {
             part.file.get_ref().sync_all().map_err(|e| Error::io(&part.path, e))?;
             check(&part.path, &self.layout, file)
@@ -183,10 +167,7 @@ impl PartialGguf {
 
 impl Drop for PartialGguf {
     fn drop(&mut self) {
-        self.sender = None;
-        if let Some(worker) = self.worker.take() {
-            drop(worker.join());
-        }
+        drop(self.pieces.finish());
         if self.journal.is_none() {
             for path in &self.parts {
                 let _ = fs::remove_file(path);
@@ -221,12 +202,19 @@ fn read_journal(path: &Path) -> Vec<String> {
     hashes
 }
 
+/// Removes a folder where a file of this run belongs.
+fn make_room(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { Ok(()) };
+    removed.map_err(|e| Error::io(path, e))
+}
+
 /// Begins the journal anew with the lines that hold.
 fn start_journal(path: &Path, hashes: &[String]) -> Result<File> {
     let mut text = String::new();
     for (number, hash) in hashes.iter().enumerate() {
         text.push_str(&format!("{number} {hash}\n"));
     }
+    make_room(path)?;
     crate::formats::atomic::write_atomically(path, text.as_bytes())?;
     OpenOptions::new().append(true).open(path).map_err(|e| Error::io(path, e))
 }
@@ -314,38 +302,43 @@ fn verify(
     Ok((length, hash, finished))
 }
 
-/// Writes pieces until the other side hangs up. A piece belongs to one tensor.
-fn write_parts(
-    layout: &FileLayout,
-    mut parts: Vec<OpenPart>,
-    mut tensor: usize,
-    pieces: &Receiver<Vec<u8>>,
-    mut journal: Option<File>,
-) -> Result<Vec<OpenPart>> {
-    let mut missing = layout.lengths.get(tensor).copied().unwrap_or(0);
-    for piece in pieces {
-        let number = layout.files().iter().position(|file| file.tensors.contains(&tensor));
-        let Some(part) = number.and_then(|number| parts.get_mut(number)) else {
+/// All files of a layout, and how far they are.
+#[derive(Debug)]
+struct OpenParts {
+    layout: FileLayout,
+    parts: Vec<OpenPart>,
+    /// The tensor that is being written, and what is missing of it.
+    tensor: usize,
+    missing: u64,
+    journal: Option<File>,
+}
+
+impl Sink for OpenParts {
+    /// A piece belongs to one tensor.
+    fn take(&mut self, piece: &[u8]) -> Result<()> {
+        let tensor = self.tensor;
+        let number = self.layout.files().iter().position(|file| file.tensors.contains(&tensor));
+        let Some(part) = number.and_then(|number| self.parts.get_mut(number)) else {
             return Err(Error::General("more bytes than the files have".to_owned()));
         };
-        part.hash.update(&piece);
-        part.file.write_all(&piece).map_err(|e| Error::io(&part.path, e))?;
-        missing = missing.saturating_sub(piece.len() as u64);
-        if missing > 0 {
-            continue;
+        part.hash.update(piece);
+        part.file.write_all(piece).map_err(|e| Error::io(&part.path, e))?;
+        self.missing = self.missing.saturating_sub(piece.len() as u64);
+        if self.missing > 0 {
+            return Ok(());
         }
-        let padding = vec![0; layout.padding(tensor)];
+        let padding = vec![0; self.layout.padding(tensor)];
         part.hash.update(&padding);
         part.file
             .write_all(&padding)
             .and_then(|()| part.file.flush())
             .map_err(|e| Error::io(&part.path, e))?;
-        if let Some(journal) = &mut journal {
+        if let Some(journal) = &mut self.journal {
             let line = format!("{tensor} {}\n", so_far(&part.hash));
             journal.write_all(line.as_bytes()).map_err(|e| Error::io(&part.path, e))?;
         }
-        tensor += 1;
-        missing = layout.lengths.get(tensor).copied().unwrap_or(0);
+        self.tensor += 1;
+        self.missing = self.layout.lengths.get(self.tensor).copied().unwrap_or(0);
+        Ok(())
     }
-    Ok(parts)
 }

@@ -2,14 +2,13 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
 use super::layout::{FileLayout, LayoutFile, counted, tensor_type};
 use super::reader::GgufFile;
 use crate::formats::atomic::AtomicFile;
+use crate::formats::pieces::{Pieces, Sink};
 use crate::{Error, Result};
 
 /// Bytes that are handed to the disk at once, and how many such pieces may wait.
@@ -35,9 +34,7 @@ pub struct WrittenFile {
 #[derive(Debug)]
 pub struct GgufWriter {
     layout: FileLayout,
-    /// Where to hand the bytes; `None` once everything is handed over or the thread has failed.
-    sender: Option<SyncSender<Vec<u8>>>,
-    worker: Option<JoinHandle<Result<Vec<OpenFile>>>>,
+    pieces: Pieces<OpenFiles>,
     piece: Vec<u8>,
     /// The tensor that is being written, the file it is in, and what is missing of it.
     tensor: usize,
@@ -56,15 +53,9 @@ impl GgufWriter {
             .iter()
             .map(|file| OpenFile::create(&file.path(target), file.bytes))
             .collect::<Result<Vec<_>>>()?;
-        let (sender, receiver) = sync_channel(WAITING);
-        let worker = std::thread::Builder::new()
-            .name("gguf-writer".to_owned())
-            .spawn(move || write_files(files, &receiver))
-            .map_err(|e| Error::io(target, e))?;
         let mut writer = Self {
             layout: layout.clone(),
-            sender: Some(sender),
-            worker: Some(worker),
+            pieces: Pieces::to(OpenFiles { files, current: 0 }, "gguf-writer", WAITING),
             piece: Vec::with_capacity(PIECE_BYTES),
             tensor: 0,
             file: 0,
@@ -129,22 +120,7 @@ impl GgufWriter {
 
     fn send(&mut self) -> Result<()> {
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
-        let sent = self.sender.as_ref().is_some_and(|sender| sender.send(piece).is_ok());
-        if sent {
-            return Ok(());
-        }
-        self.sender = None;
-        match self.join() {
-            Err(error) => Err(error),
-            Ok(_) => Err(Error::General("the file is already finished".to_owned())),
-        }
-    }
-
-    fn join(&mut self) -> Result<Vec<OpenFile>> {
-        match self.worker.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            _ => Err(Error::General("the thread that writes the file has stopped".to_owned())),
-        }
+        self.pieces.send(piece)
     }
 
     /// Flushes the files to the disk, opens and checks each one, and gives them their names, the
@@ -172,8 +148,7 @@ impl GgufWriter {
             )));
         }
         self.send()?;
-        self.sender = None;
-        let mut files = self.join()?;
+        let OpenFiles { mut files, .. } = self.pieces.finish()?;
         for (file, planned) in files.iter_mut().zip(self.layout.files()) {
             let path = file.file.sync()?.to_path_buf();
             check(&path, &self.layout, planned)
@@ -194,11 +169,8 @@ impl GgufWriter {
 
 impl Drop for GgufWriter {
     fn drop(&mut self) {
-        self.sender = None;
-        if let Some(worker) = self.worker.take() {
-            // Its files, dropped with its result, remove themselves.
-            drop(worker.join());
-        }
+        // The files remove themselves.
+        drop(self.pieces.finish());
     }
 }
 
@@ -219,13 +191,17 @@ impl OpenFile {
     }
 }
 
-/// Writes pieces until the other side hangs up.
-fn write_files(mut files: Vec<OpenFile>, pieces: &Receiver<Vec<u8>>) -> Result<Vec<OpenFile>> {
-    let mut current = 0;
-    for piece in pieces {
-        let mut bytes = piece.as_slice();
+/// All files of a layout, and the one that is being written.
+#[derive(Debug)]
+struct OpenFiles {
+    files: Vec<OpenFile>,
+    current: usize,
+}
+
+impl Sink for OpenFiles {
+    fn take(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            let Some(open) = files.get_mut(current) else {
+            let Some(open) = self.files.get_mut(self.current) else {
                 return Err(Error::General("more bytes than the files have".to_owned()));
             };
             let take = bytes.len().min(usize::try_from(open.missing).unwrap_or(usize::MAX));
@@ -236,11 +212,11 @@ fn write_files(mut files: Vec<OpenFile>, pieces: &Receiver<Vec<u8>>) -> Result<V
             open.missing -= take as u64;
             bytes = later;
             if open.missing == 0 {
-                current += 1;
+                self.current += 1;
             }
         }
+        Ok(())
     }
-    Ok(files)
 }
 
 /// Reads a file back and compares it with its plan.

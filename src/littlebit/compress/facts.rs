@@ -8,15 +8,14 @@ use crate::backend::Backend;
 use crate::calibration::TextSource;
 use crate::checkpoint::Fingerprint;
 use crate::formats::littlebit::Calibration;
-use crate::source::{LocalModel, Weight};
-
-/// Bytes at the beginning and at the end of each tensor that its identity is taken from.
-const SAMPLE: usize = 4096;
+use crate::progress::Progress;
+use crate::source::LocalModel;
+use crate::source::identity::{KIND, identity};
 
 /// What is recorded in the file about source and text.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
-    /// `sample-sha256:…`, see [`identity`].
+    /// `files-sha256:…`, see [`identity`].
     pub(super) identity: String,
     /// Name and SHA-256 of the calibration text, if there is a calibration.
     pub(super) calibration: Option<Calibration>,
@@ -27,7 +26,7 @@ impl Facts {
     pub(super) fn planned(request: &CompressRequest) -> Self {
         let zeros = "0".repeat(64);
         Self {
-            identity: format!("sample-sha256:{zeros}"),
+            identity: format!("{KIND}:{zeros}"),
             calibration: reads_text(request).then_some(Calibration { name: None, sha256: zeros }),
         }
     }
@@ -36,12 +35,13 @@ impl Facts {
         model: &LocalModel,
         request: &CompressRequest,
         text: &TextSource,
-    ) -> Self {
-        Self {
-            identity: identity(model),
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        Ok(Self {
+            identity: identity(&model.path, progress)?,
             calibration: reads_text(request)
                 .then(|| Calibration { name: None, sha256: text_hash(&text.calibration) }),
-        }
+        })
     }
 
     /// Everything that decides the bits of the result, and what the store is asked for besides. Each
@@ -57,6 +57,7 @@ impl Facts {
         let threshold = request.quality_threshold;
         let fingerprint = Fingerprint::new(&model.name)
             .with("tool", TOOL)
+            .with("command", "littlebit compress")
             .with("source", &self.identity)
             .with("target bpw", plan.target_bpw)
             .with("rank", plan.rank.map_or("auto".into(), |r| r.to_string()))
@@ -90,26 +91,6 @@ impl Facts {
 /// Whether the calibration text has a part in the result.
 fn reads_text(request: &CompressRequest) -> bool {
     request.weighting == Weighting::Activation || request.recipe.is_some()
-}
-
-/// Tells models apart without reading all of their weights: the SHA-256 of `config.json` and of
-/// every tensor's name, type, shape, first and last 4 KiB.
-fn identity(model: &LocalModel) -> String {
-    let mut hash = Sha256::new();
-    hash.update(&model.config_json);
-    for (name, weight) in &model.weights {
-        hash.update(name);
-        if let Weight::Stored(tensor) = weight {
-            hash.update(tensor.dtype.name());
-            for &dimension in &tensor.shape {
-                hash.update((dimension as u64).to_le_bytes());
-            }
-            let bytes: &[u8] = &tensor.bytes;
-            hash.update(&bytes[..bytes.len().min(SAMPLE)]);
-            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
-        }
-    }
-    format!("sample-sha256:{}", hex(&hash.finalize()))
 }
 
 /// SHA-256 of the documents, each preceded by its length.

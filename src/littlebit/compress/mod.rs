@@ -151,9 +151,15 @@ pub fn compress(
         (request.eval_tokens > 0).then_some(request.eval_tokens),
         progress,
     )?;
-    let facts = Facts::measured(model, request, &text);
+    let facts = Facts::measured(model, request, &text, progress)?;
     let fingerprint = facts.fingerprint(model, request, backend, &text)?;
     let store = UnitStore::open(&request.checkpoints, &fingerprint, progress)?;
+    let resumed_layers = store.announce(
+        model.config.num_layers,
+        request.recipe.is_some(),
+        matches!(request.checkpoints, Checkpoints::Resume(_)),
+        progress,
+    );
     let run = Run {
         model,
         request,
@@ -179,6 +185,7 @@ pub fn compress(
     report.layers = outcome.layers;
     report.quality_metrics = outcome.quality;
     report.recovery = outcome.recovery;
+    report.resumed_layers = resumed_layers;
     report.iterations = outcome.iterations;
     report.calibration = outcome.calibration.or_else(|| {
         report.recovery.as_ref().map(|recovery| CalibrationReport {
@@ -286,6 +293,7 @@ fn skeleton(
         recovery: None,
         calibration: None,
         iterations: Vec::new(),
+        resumed_layers: 0,
         layers: Vec::new(),
         warnings: Vec::new(),
     })

@@ -2,13 +2,14 @@
 //! would have if bits were spread evenly, and what the model loses by it is measured. Signs are
 //! found in a few iterations: what matters is how one matrix compares with another.
 
-use std::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 
-use super::work::Run;
+use super::work::{Run, lock};
 use super::{Weighting, pack, statistics};
-use crate::backend::Backend;
+use crate::backend::{Backend, threads};
 use crate::calibration::{CalibrationWindows, InputStatistics};
 use crate::checkpoint::UnitData;
 use crate::eval::original::Original;
@@ -93,6 +94,7 @@ impl Run<'_> {
             }
             let layers = layers_of(plan, block)?;
             let id = format!("sensitivity-{block}");
+            let restored = self.store.has(&id);
             let found = if let Some(unit) = self.store.load(&id)? {
                 measured(&unit, block)?
             } else {
@@ -113,7 +115,11 @@ impl Run<'_> {
                 ));
                 losses.insert(layer.name.clone(), Loss { divergence, bits_per_weight });
             }
-            self.progress.advance(1);
+            if restored {
+                self.progress.resumed(1);
+            } else {
+                self.progress.advance(1);
+            }
         }
         self.progress.finish();
         Ok(Some(losses))
@@ -146,15 +152,19 @@ impl Run<'_> {
         let workers = self.workers(layers);
         let mut losses = Vec::new();
         for group in layers.chunks(workers) {
-            let solved: Vec<_> = thread::scope(|scope| {
-                let inputs = &inputs;
-                let solve = |layer| scope.spawn(move || self.rebuilt(layer, inputs));
-                let threads: Vec<_> = group.iter().map(|&layer| solve(layer)).collect();
-                threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
+            let next = AtomicUsize::new(0);
+            let solved: Vec<_> = group.iter().map(|_| Mutex::new(None)).collect();
+            threads::on_several(workers, || {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&layer) = group.get(at) else { break };
+                    *lock(&solved[at]) = Some(self.rebuilt(layer, &inputs));
+                }
             });
             for rebuilt in solved {
+                let rebuilt = rebuilt.into_inner().unwrap_or_else(PoisonError::into_inner);
                 let rebuilt = rebuilt
-                    .unwrap_or_else(|_| Err(Error::General("a matrix was left unsolved".into())))?;
+                    .unwrap_or_else(|| Err(Error::General("a matrix was left unsolved".into())))?;
                 let hidden = walk.original.exchanged(block, losses.len(), &input, rebuilt)?;
                 losses.push(walk.original.divergence(&hidden, None)?);
             }

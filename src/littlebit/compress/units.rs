@@ -7,6 +7,8 @@ use super::Checkpoints;
 use crate::Result;
 use crate::checkpoint::{CheckpointStore, Fingerprint, UnitData};
 use crate::progress::Progress;
+use crate::source::ModelConfig;
+use crate::source::config::BLOCK_LINEARS;
 
 /// Keeps units of work by name.
 pub(super) enum UnitStore {
@@ -30,6 +32,42 @@ impl UnitStore {
             }
         };
         Ok(Self::Disk(store))
+    }
+
+    /// Says that a run goes on where another has stopped, and gives the blocks of the model that are
+    /// finished: tuned, or factorized where nothing is tuned.
+    pub(super) fn announce(
+        &self,
+        layers: usize,
+        tuned: bool,
+        asked: bool,
+        progress: &dyn Progress,
+    ) -> usize {
+        let Self::Disk(store) = self else { return 0 };
+        let done = store.done();
+        let begins = |front: &str| {
+            done.range(front.to_owned()..).next().is_some_and(|unit| unit.starts_with(front))
+        };
+        let finished = |&block: &usize| {
+            let mut names =
+                BLOCK_LINEARS.iter().map(|linear| ModelConfig::linear_name(block, linear));
+            if tuned {
+                begins(&format!("tuned-{block}-"))
+            } else {
+                names.all(|name| begins(&format!("{name}@")))
+            }
+        };
+        let completed = (0..layers).filter(finished).count();
+        store.announce(completed, layers, asked, progress);
+        completed
+    }
+
+    /// Whether a unit is there.
+    pub(super) fn has(&self, id: &str) -> bool {
+        match self {
+            Self::Disk(store) => store.is_done(id),
+            Self::Memory(units) => lock(units).contains_key(id),
+        }
     }
 
     /// Whether units outlive the process.

@@ -11,7 +11,7 @@ use super::quality::Reference;
 use super::statistics::Calibration;
 use super::units::UnitStore;
 use super::{CompressRequest, pack};
-use crate::backend::{Backend, memory};
+use crate::backend::{Backend, memory, threads};
 use crate::calibration::TextSource;
 use crate::littlebit::engine::{Engine, HostEngine};
 use crate::littlebit::engine_candle::CandleEngine;
@@ -135,29 +135,25 @@ impl Run<'_> {
         let workers = self.workers(&layers);
         self.progress.debug(&format!("{workers} matrices are factorized at a time"));
         self.progress.start("Factorizing", blocks as u64, "layers");
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(&layer) = layers.get(index) else { break };
-                        let outcome = if self.progress.stop_requested() {
-                            Err(self.interrupted())
-                        } else {
-                            self.layer(layer, calibration)
-                        };
-                        match outcome {
-                            Ok(report) => {
-                                tally.add(layer, &report, self.progress);
-                                *lock(&reports[index]) = Some(report);
-                            }
-                            Err(error) => {
-                                stop.store(true, Ordering::Relaxed);
-                                lock(&failure).get_or_insert(error);
-                            }
-                        }
+        threads::on_several(workers, || {
+            while !stop.load(Ordering::Relaxed) {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(&layer) = layers.get(index) else { break };
+                let outcome = if self.progress.stop_requested() {
+                    Err(self.interrupted())
+                } else {
+                    self.layer(layer, calibration)
+                };
+                match outcome {
+                    Ok((report, restored)) => {
+                        tally.add(layer, &report, restored, self.progress);
+                        *lock(&reports[index]) = Some(report);
                     }
-                });
+                    Err(error) => {
+                        stop.store(true, Ordering::Relaxed);
+                        lock(&failure).get_or_insert(error);
+                    }
+                }
             }
         });
         self.progress.finish();
@@ -187,11 +183,15 @@ impl Run<'_> {
         rayon::current_num_threads().min(by_memory).clamp(1, layers.len().max(1))
     }
 
-    /// One matrix: from the store if it is there, else solved and saved.
-    fn layer(&self, layer: &LayerPlan, calibration: Option<&Calibration>) -> Result<LayerReport> {
+    /// One matrix: from the store if it is there, else solved and saved. Also says whether it was there.
+    fn layer(
+        &self,
+        layer: &LayerPlan,
+        calibration: Option<&Calibration>,
+    ) -> Result<(LayerReport, bool)> {
         let id = unit_id(layer);
         if let Some(unit) = self.store.load(&id)? {
-            return Ok(pack::report_of(layer, Some(&unit)));
+            return Ok((pack::report_of(layer, Some(&unit)), true));
         }
         let weight_name = format!("{}.weight", layer.name);
         let Some(Weight::Stored(tensor)) = self.model.weights.get(&weight_name) else {
@@ -213,7 +213,7 @@ impl Run<'_> {
         let unit = pack::to_unit(layer, &solution, columns.is_some());
         let report = pack::report_of(layer, Some(&unit));
         self.store.save(&id, unit)?;
-        Ok(report)
+        Ok((report, false))
     }
 
     /// Where the large products of the solver run.
@@ -252,6 +252,8 @@ struct Block {
     bits: f64,
     weights: f64,
     error: f64,
+    /// Matrices that were solved now.
+    solved: usize,
 }
 
 impl Tally {
@@ -263,7 +265,13 @@ impl Tally {
         Self { blocks: Mutex::new(blocks) }
     }
 
-    fn add(&self, layer: &LayerPlan, report: &LayerReport, progress: &dyn Progress) {
+    fn add(
+        &self,
+        layer: &LayerPlan,
+        report: &LayerReport,
+        restored: bool,
+        progress: &dyn Progress,
+    ) {
         let error = report.weighted_error.or(report.relative_error).unwrap_or(f64::NAN);
         progress.verbose(&format!(
             "{}: rank={}, bpw={:.3}, error={error:.4}",
@@ -274,6 +282,7 @@ impl Tally {
         let weights = (report.shape[0] * report.shape[1]) as f64;
         block.missing -= 1;
         block.matrices += 1;
+        block.solved += usize::from(!restored);
         block.ranks += report.rank;
         block.weights += weights;
         block.bits += report.bpw * weights;
@@ -286,7 +295,11 @@ impl Tally {
                 block.bits / block.weights,
                 block.error / block.matrices as f64
             ));
-            progress.advance(1);
+            if block.solved == 0 {
+                progress.resumed(1);
+            } else {
+                progress.advance(1);
+            }
         }
     }
 }

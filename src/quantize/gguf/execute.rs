@@ -1,10 +1,10 @@
 //! The work: checks everything that could fail, then streams tensor after tensor into the files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use super::finite::{self, Fault, Target};
 use super::integers;
@@ -12,10 +12,12 @@ use super::model::GgufModel;
 use super::plan::{self, QuantizePlan, importance_of, lacking, matrices};
 use super::request::{Checkpoints, QuantizeRequest};
 use super::tensor::GgufTensor;
-use crate::checkpoint::{CheckpointStore, Fingerprint, hexadecimal};
+use crate::checkpoint::{CheckpointStore, Fingerprint};
 use crate::formats::gguf::{PartialGguf, WrittenFile, part_path};
+use crate::formats::lock::{Attempt, FileLock};
 use crate::formats::space;
 use crate::progress::{NullProgress, Progress};
+use crate::source::identity::identity;
 use crate::tensor::{StoredType, ggml};
 use crate::{Error, Result};
 
@@ -34,6 +36,8 @@ pub struct Outcome {
     pub files: Vec<WrittenFile>,
     /// Tensors that an interrupted run had finished.
     pub resumed: usize,
+    /// Blocks of the model that it had finished.
+    pub resumed_layers: usize,
     /// Seconds from the first tensor to the last.
     pub seconds: f64,
 }
@@ -51,19 +55,16 @@ pub fn refuse(
     progress: &dyn Progress,
 ) -> Result<()> {
     refuse_plan(model, plan, source, request)?;
-    refuse_size(plan, request, unfinished(model, plan, request)?)?;
+    refuse_size(plan, request, unfinished(plan, request))?;
     let folder = folder_of(&request.output);
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let run = run_name(&fingerprint(model, plan, request)?);
-    for file in plan.layout.files() {
-        let own = part_path(&file.path(&request.output), &run);
-        for part in other_parts(&file.path(&request.output), &own) {
-            progress.note(&format!(
-                "{} belongs to an interrupted run with other options; delete it unless you mean to go \
-                 on with that run",
-                part.display()
-            ));
-        }
+    let run = run_name(&fingerprint(model, plan, request, progress)?);
+    for part in abandoned(plan, request, &run) {
+        progress.note(&format!(
+            "{} belongs to an interrupted run of another model or with other options; it is removed \
+             when this run is complete",
+            part.display()
+        ));
     }
     check_finite(model, plan, request, progress)
 }
@@ -99,23 +100,18 @@ pub fn refuse_plan(
             )));
         }
     }
-    let fingerprint = fingerprint(model, plan, request)?;
-    match &request.checkpoints {
-        Checkpoints::Off => {}
-        Checkpoints::Under(parent) => space::check_writable(parent)?,
-        Checkpoints::Resume(parent) => {
-            drop(CheckpointStore::open(parent, &fingerprint, &NullProgress)?);
-        }
+    if let Checkpoints::Resume(parent) = &request.checkpoints {
+        let fingerprint = fingerprint(model, plan, request, &NullProgress)?;
+        drop(CheckpointStore::open(parent, &fingerprint, &NullProgress)?);
     }
     Ok(())
 }
 
-/// Bytes that an interrupted run of the same kind has written.
-fn unfinished(model: &GgufModel, plan: &QuantizePlan, request: &QuantizeRequest) -> Result<u64> {
-    let run = run_name(&fingerprint(model, plan, request)?);
-    let files = plan.layout.files().iter();
-    let parts = files.filter_map(|f| part_path(&f.path(&request.output), &run).metadata().ok());
-    Ok(parts.map(|metadata| metadata.len()).sum())
+/// Bytes of unfinished files for the same targets. Which run they belong to takes reading the model, so
+/// any counts as this run's.
+fn unfinished(plan: &QuantizePlan, request: &QuantizeRequest) -> u64 {
+    let parts = abandoned(plan, request, "");
+    parts.iter().filter_map(|part| part.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
 /// Refuses a disk that is too small for what is still to be written.
@@ -133,7 +129,21 @@ pub fn shortage(plan: &QuantizePlan, request: &QuantizeRequest) -> Option<String
     space::shortage(folder_of(&request.output), plan.layout.total_bytes())
 }
 
-/// Unfinished files of other runs for the same target.
+/// Unfinished files of other runs than `run` for the same targets.
+fn abandoned(plan: &QuantizePlan, request: &QuantizeRequest, run: &str) -> Vec<PathBuf> {
+    let targets = plan.layout.files().iter().map(|file| file.path(&request.output));
+    targets.flat_map(|target| other_parts(&target, &part_path(&target, run))).collect()
+}
+
+/// Removes unfinished files of other runs whose target is there now, unless somebody writes them.
+fn remove_abandoned(plan: &QuantizePlan, request: &QuantizeRequest, run: &str) {
+    for part in abandoned(plan, request, run) {
+        if let Ok(Attempt::Locked(_lock)) = FileLock::attempt(&part) {
+            let _ = std::fs::remove_file(&part);
+        }
+    }
+}
+
 fn other_parts(target: &Path, own: &Path) -> Vec<PathBuf> {
     let front = part_path(target, "");
     let front = front.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -201,55 +211,31 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Everything that decides the bytes of the files. The contents of the source are sampled: a few
-/// kilobytes of every tensor.
+/// Everything that decides the bytes of the files. Without checkpoints nothing is taken up again, so
+/// the model need not be read for it.
 fn fingerprint(
     model: &GgufModel,
     plan: &QuantizePlan,
     request: &QuantizeRequest,
+    progress: &dyn Progress,
 ) -> Result<Fingerprint> {
     let target = std::path::absolute(&request.output).unwrap_or_else(|_| request.output.clone());
     let importance =
         request.importance.as_ref().map_or("none", |importance| importance.sha256.as_str());
+    let source = match request.checkpoints {
+        Checkpoints::Off => "not kept".to_owned(),
+        Checkpoints::Under(_) | Checkpoints::Resume(_) => identity(&model.path, progress)?,
+    };
     Ok(Fingerprint::new(&model.name)
         .with("version", env!("CARGO_PKG_VERSION"))
-        .with("format", "gguf")
-        .with("contents", sample(model)?)
-        .with("source files", stamp(model)?)
+        .with("command", "quantize gguf")
+        .with("source", source)
         .with("level", &plan.level_name)
         .with("overrides", request.overrides.describe())
         .with("imatrix", importance)
         .with("split", request.split_max.map_or("none".to_owned(), |bytes| bytes.to_string()))
         .with("output", target.display())
         .with("header", plan.header_hash()))
-}
-
-/// Sizes and times of modification of the source's files: a sample of the contents can miss a change.
-fn stamp(model: &GgufModel) -> Result<String> {
-    let mut hash = Sha256::new();
-    for path in &model.source_files {
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        let modified = metadata.modified().ok();
-        let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        hash.update(format!("{} {since:?}", metadata.len()));
-    }
-    Ok(hexadecimal(&hash.finalize()))
-}
-
-/// A hash over names, shapes and types, and the first and last row of each tensor.
-fn sample(model: &GgufModel) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut values = Vec::new();
-    for tensor in &model.tensors {
-        hash.update(format!("{} {:?} {}", tensor.name, tensor.shape, tensor.source_type.name()));
-        let rows = tensor.rows();
-        values.resize(tensor.cols(), 0.0f32);
-        for row in [0, rows / 2, rows.saturating_sub(1)] {
-            tensor.read_rows(row..row + 1, &mut values)?;
-            values.iter().for_each(|value| hash.update(value.to_le_bytes()));
-        }
-    }
-    Ok(hexadecimal(&hash.finalize()))
 }
 
 /// A short name of the run, which its temporary files carry.
@@ -268,7 +254,7 @@ pub fn execute(
     request: &QuantizeRequest,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
-    let fingerprint = fingerprint(model, plan, request)?;
+    let fingerprint = fingerprint(model, plan, request, progress)?;
     let store = match &request.checkpoints {
         Checkpoints::Off => None,
         Checkpoints::Under(folder) => {
@@ -280,15 +266,15 @@ pub fn execute(
     let run = run_name(&fingerprint);
     let mut file = PartialGguf::open(&request.output, &plan.layout, &run, journal)?;
     let resumed = file.finished();
-    if resumed > 0 {
-        progress.note(&format!(
-            "{resumed} of {} tensors of an interrupted run are used",
-            model.tensors.len()
-        ));
+    let (resumed_layers, layers) = layers(&model.tensors, resumed);
+    if let Some(store) = &store {
+        let asked = matches!(request.checkpoints, Checkpoints::Resume(_));
+        store.announce(resumed_layers, layers, asked || resumed > 0, progress);
     }
     let began = Instant::now();
     let bytes = |tensors: &[GgufTensor]| tensors.iter().map(GgufTensor::source_bytes).sum::<u64>();
-    progress.start("Quantizing", bytes(&model.tensors[resumed..]), "bytes");
+    progress.start("Quantizing", bytes(&model.tensors), "bytes");
+    progress.resumed(bytes(&model.tensors[..resumed]));
     for number in resumed..model.tensors.len() {
         let tensor = &model.tensors[number];
         let kind = plan.tensors[number].kind;
@@ -312,7 +298,19 @@ pub fn execute(
     if let Some(store) = store {
         store.finish()?;
     }
-    Ok(Outcome { files, resumed, seconds })
+    remove_abandoned(plan, request, &run);
+    Ok(Outcome { files, resumed, resumed_layers, seconds })
+}
+
+/// Blocks of the model whose tensors are all among the first `finished`, and all blocks.
+fn layers(tensors: &[GgufTensor], finished: usize) -> (usize, usize) {
+    let block = |tensor: &GgufTensor| {
+        let (number, _) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
+        number.parse::<usize>().ok()
+    };
+    let all: BTreeSet<usize> = tensors.iter().filter_map(block).collect();
+    let missing: BTreeSet<usize> = tensors[finished..].iter().filter_map(block).collect();
+    (all.len() - missing.len(), all.len())
 }
 
 /// Streams a tensor; `false` when the user asked to stop before its end.

@@ -60,7 +60,7 @@ pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
         warnings,
         source_dtype,
         source_bytes,
-        source_files: parts.iter().map(|part| part.path.clone()).collect(),
+        path: path.to_path_buf(),
     })
 }
 

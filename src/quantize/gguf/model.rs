@@ -31,8 +31,8 @@ pub struct GgufModel {
     pub source_dtype: String,
     /// Bytes of all tensors as the source stores them.
     pub source_bytes: u64,
-    /// The files that hold the tensors.
-    pub source_files: Vec<PathBuf>,
+    /// The directory or file.
+    pub path: PathBuf,
 }
 
 /// Counts of a model.

@@ -67,6 +67,8 @@ pub struct QuantizeReport {
     pub imatrix: Option<ImportanceReport>,
     /// Tensors that an interrupted run had finished.
     pub resumed_tensors: usize,
+    /// Layers of the model that were complete then.
+    pub resumed_layers: usize,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -227,6 +229,7 @@ impl QuantizeReport {
         report.duration_seconds = seconds;
         report.peak_memory_bytes = memory::peak_resident_bytes();
         report.resumed_tensors = outcome.resumed;
+        report.resumed_layers = outcome.resumed_layers;
         report.sha256 = report.files.first().and_then(|file| file.sha256.clone());
         report
     }
@@ -283,6 +286,7 @@ impl QuantizeReport {
                 sha256: matrix.sha256.clone(),
             }),
             resumed_tensors: 0,
+            resumed_layers: 0,
             warnings: plan.warnings.clone(),
         }
     }

@@ -15,7 +15,7 @@ use super::plan::PackedPlan;
 use super::report::{CalibrationReport, PackedReport};
 use super::request::{Gptq, Method, PackedRequest, SAMPLE_TOKENS};
 use super::store::Store;
-use super::work::{Text, Work};
+use super::work::{Text, Work, block_unit};
 use crate::backend::{Backend, memory};
 use crate::calibration::CalibrationWindows;
 use crate::calibration::documents::{ChatRenderer, Coverage, DocumentFile};
@@ -31,8 +31,10 @@ use crate::formats::space;
 use crate::inference::Decoder;
 use crate::littlebit::measure;
 use crate::progress::Progress;
+use crate::quantize::gguf::Checkpoints;
 use crate::source::chat::ChatMessage;
 use crate::source::config::BLOCK_LINEARS;
+use crate::source::identity::identity;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, ModelConfig, Weight};
 use crate::tensor::StoredTensor;
@@ -47,8 +49,6 @@ const VALUES_AT_A_TIME: usize = 1 << 22;
 const BYTES_PER_TOKEN: usize = 16;
 const LEAST_TEXT: usize = 1 << 20;
 const MOST_TEXT: usize = 256 << 20;
-/// Bytes at both ends of a tensor that its identity is taken from.
-const SAMPLE_BYTES: usize = 4096;
 
 /// Refuses what would fail later: weights that are not numbers or do not fit 16 bits, too little
 /// memory.
@@ -253,9 +253,12 @@ pub fn execute(
         metadata,
     )?;
     let (windows, calibration) = windows(model, request, progress)?;
-    let fingerprint = fingerprint(model, plan, request, backend, windows.as_ref());
+    let source = identity(&model.path, progress)?;
+    let fingerprint = fingerprint(model, source, plan, request, backend, windows.as_ref());
     let store = Store::open(request, &fingerprint, progress)?;
     let resumed = store.finished();
+    let asked = matches!(request.checkpoints, Checkpoints::Resume(_));
+    store.announce(resumed, model.config.num_layers, asked, progress);
 
     let decoder = Decoder::new(model, backend)?;
     let text = match windows {
@@ -285,6 +288,7 @@ pub fn execute(
         while let Some(slot) = slots.next_if(|slot| !slot.name.starts_with("model.layers.")) {
             put_plain(&mut writer, model, plan, &slot.name)?;
         }
+        let restored = store.has(&block_unit(index));
         let finished = work.block(index)?;
         describe(index, &finished.reports, progress);
         let mut tensors = tensors(index, &finished, plan, request)?;
@@ -295,14 +299,18 @@ pub fn execute(
             }
         }
         layers.extend(finished.reports);
-        progress.advance(1);
+        if restored {
+            progress.resumed(1);
+        } else {
+            progress.advance(1);
+        }
     }
     progress.finish();
     for slot in slots {
         put_plain(&mut writer, model, plan, &slot.name)?;
     }
     let mut report = PackedReport::new(model, plan, request);
-    report.resumed_blocks = resumed;
+    report.resumed_layers = resumed;
     report.calibration = calibration;
     report.layers = layers;
     report.summarize();
@@ -380,6 +388,7 @@ fn documents(
 /// Everything that decides the bytes of the result.
 fn fingerprint(
     model: &LocalModel,
+    source: String,
     plan: &PackedPlan,
     request: &PackedRequest,
     backend: &Backend,
@@ -392,31 +401,14 @@ fn fingerprint(
     let length = windows.map_or(0, |windows| windows.length);
     Fingerprint::new(&model.name)
         .with("version", env!("CARGO_PKG_VERSION"))
-        .with("format", request.method.name())
-        .with("source", identity(model))
+        .with("command", format!("quantize {}", request.method.name()))
+        .with("source", source)
         .with("method", format!("{:?}", request.method))
         .with("group size", plan.group.map_or("row".to_owned(), |group| group.to_string()))
         .with("calibration samples", windows.map_or(0, CalibrationWindows::count))
         .with("calibration length", length)
         .with("calibration tokens sha256", hexadecimal(&hash.finalize()))
         .with("device", backend.describe())
-}
-
-/// Tells models apart without reading all of their weights.
-fn identity(model: &LocalModel) -> String {
-    let mut hash = Sha256::new();
-    hash.update(&model.config_json);
-    for (name, weight) in &model.weights {
-        hash.update(name);
-        if let Weight::Stored(tensor) = weight {
-            hash.update(format!("{} {:?}", tensor.dtype.name(), tensor.shape));
-            let bytes: &[u8] = &tensor.bytes;
-            hash.update(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
-            hash.update(&bytes[bytes.len() / 2..(bytes.len() / 2 + SAMPLE_BYTES).min(bytes.len())]);
-            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE_BYTES)..]);
-        }
-    }
-    format!("sample-sha256:{}", hexadecimal(&hash.finalize()))
 }
 
 fn describe(index: usize, reports: &[LayerReport], progress: &dyn Progress) {

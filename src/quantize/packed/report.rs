@@ -61,7 +61,7 @@ pub struct PackedReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorReport>,
     /// Blocks that an interrupted run had finished.
-    pub resumed_blocks: usize,
+    pub resumed_layers: usize,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -184,7 +184,7 @@ impl PackedReport {
             files: Vec::new(),
             layers: Vec::new(),
             tensors: Vec::new(),
-            resumed_blocks: 0,
+            resumed_layers: 0,
             warnings: plan.warnings.clone(),
         }
     }

@@ -36,6 +36,24 @@ impl Store {
         self.0.as_ref().map_or(0, |store| store.done().len())
     }
 
+    /// Whether that block is finished.
+    pub(super) fn has(&self, unit: &str) -> bool {
+        self.0.as_ref().is_some_and(|store| store.is_done(unit))
+    }
+
+    /// Says that a run goes on; see [`CheckpointStore::announce`].
+    pub(super) fn announce(
+        &self,
+        completed: usize,
+        layers: usize,
+        asked: bool,
+        progress: &dyn Progress,
+    ) {
+        if let Some(store) = &self.0 {
+            store.announce(completed, layers, asked, progress);
+        }
+    }
+
     pub(super) fn load(&self, unit: &str) -> Result<Option<UnitData>> {
         self.0.as_ref().map_or(Ok(None), |store| store.load(unit))
     }

@@ -31,6 +31,11 @@ use crate::{Error, Result};
 /// Tokens that a block reads at a time.
 const BATCH_TOKENS: usize = 2048;
 
+/// Name of a finished block among the checkpoints.
+pub(super) fn block_unit(index: usize) -> String {
+    format!("block.{index}")
+}
+
 /// Everything that the blocks share.
 pub(super) struct Work<'a> {
     pub(super) model: &'a LocalModel,
@@ -144,7 +149,7 @@ impl Work<'_> {
     /// Block `index`: from the checkpoint if it is there, else quantized and kept. Then the
     /// calibration text runs through it.
     pub(super) fn block(&mut self, index: usize) -> Result<Finished> {
-        let unit = format!("block.{index}");
+        let unit = block_unit(index);
         let bits = self.request.method.bits();
         let groups = match self.request.method {
             Method::SmoothQuant(_) => None,

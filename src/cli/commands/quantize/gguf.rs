@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{dynamic, quality};
+use super::{asked, dynamic, quality};
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
-use crate::cli::commands::resume_command;
+use crate::cli::commands::kept::Kept;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::gguf::Value;
@@ -37,7 +37,6 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     early::resume(args.resume.as_deref())?;
     early::text(args.calibration.calibration_data.as_deref(), None)?;
     early::model(&args.model)?;
-    models::limit_threads(args.threads)?;
     let progress = Bars::new(&context.output);
     if profile.is_some() {
         progress.note(&format!("Loading model: {}", args.model));
@@ -100,7 +99,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     if profile.is_some() && importance.is_none() {
         progress.note("No importance matrix: all columns count the same (see --imatrix)");
     }
-    interrupt::install();
+    interrupt::watch();
     let mut request = QuantizeRequest {
         dynamic: dynamic::request(args, profile.clone(), &path, context, &progress)?,
         overrides,
@@ -110,6 +109,10 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     if !located.has_weights() {
         // Which run it is follows from the weights.
         request.checkpoints = Checkpoints::Off;
+    } else if !args.dry_run {
+        let kept = Kept::new(&asked(args), &request.output, context, &progress)?;
+        request.resume_command = kept.resume_command();
+        request.checkpoints = kept.into();
     }
     let mut plan = plan::plan(&model, &request, &progress)?;
     refuse_idle_plan(&plan)?;
@@ -157,8 +160,7 @@ fn request(
     goal: Goal,
     dynamic: bool,
 ) -> QuantizeRequest {
-    let checkpoint_dir =
-        args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    let kept = Kept::stated(&asked(args), context);
     QuantizeRequest {
         goal,
         dynamic: None,
@@ -169,15 +171,8 @@ fn request(
         provenance: !args.file.no_provenance,
         output: args.output_dir.join(output_name(args, model, goal, dynamic)),
         split_max: args.file.split_max_size,
-        resume_command: (!args.no_checkpoints)
-            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
-        checkpoints: if args.no_checkpoints {
-            Checkpoints::Off
-        } else if let Some(folder) = &args.resume {
-            Checkpoints::Resume(folder.clone())
-        } else {
-            Checkpoints::Under(checkpoint_dir)
-        },
+        resume_command: kept.resume_command(),
+        checkpoints: kept.into(),
     }
 }
 

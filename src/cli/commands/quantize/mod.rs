@@ -6,8 +6,18 @@ mod packed;
 mod quality;
 
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
+use crate::cli::commands::kept::Asked;
 use crate::cli::{Context, Failure};
 use crate::{Error, Result};
+
+/// What the command line says about checkpoints.
+fn asked(args: &QuantizeArgs) -> Asked<'_> {
+    Asked {
+        none: args.no_checkpoints,
+        directory: args.checkpoint_dir.as_deref(),
+        resume: args.resume.as_deref(),
+    }
+}
 
 pub(crate) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
     if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {

@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::quality;
+use super::{asked, quality};
 use crate::cli::args::ComputeArgs;
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::bars::Bars;
-use crate::cli::commands::resume_command;
+use crate::cli::commands::kept::Kept;
 use crate::cli::output::{Report, clock, grouped, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::littlebit::measure::TextOptions;
 use crate::progress::Progress;
-use crate::quantize::gguf::Checkpoints;
 use crate::quantize::packed::{
     self, Alpha, Extras, Gptq, GroupSize, Method, PackedPlan, PackedReport, PackedRequest, execute,
     parse_bits, request,
@@ -44,9 +43,12 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         packed::refuse_early(model, &plan, &request)
     };
     let model = models::open_if(&args.model, &args.hub, context, &judge, &progress)?;
-    let (request, plan) = planned(args, context, &model, (method, group))?;
+    let (mut request, plan) = planned(args, context, &model, (method, group))?;
+    let kept = Kept::new(&asked(args), &request.output, context, &progress)?;
+    request.resume_command = kept.resume_command();
+    request.checkpoints = kept.into();
     plan.warnings.iter().for_each(|warning| progress.warn(warning));
-    interrupt::install();
+    interrupt::watch();
     let report = execute(&model, &plan, &request, &backend, &progress)?;
     let quality = quality::after(args, &model.path, &request.output, context, &progress)?;
     progress.complete(&report.output_path, report.file_size, "");
@@ -60,8 +62,7 @@ fn planned(
     model: &LocalModel,
     (method, group): (Method, GroupSize),
 ) -> Result<(PackedRequest, PackedPlan)> {
-    let checkpoint_dir =
-        args.checkpoint_dir.clone().unwrap_or_else(|| context.settings.checkpoint_dir.clone());
+    let kept = Kept::stated(&asked(args), context);
     let mut request = PackedRequest {
         method,
         group,
@@ -72,15 +73,8 @@ fn planned(
         },
         seed: 0,
         output: PathBuf::new(),
-        resume_command: (!args.no_checkpoints)
-            .then(|| resume_command(args.resume.as_deref().unwrap_or(&checkpoint_dir))),
-        checkpoints: if args.no_checkpoints {
-            Checkpoints::Off
-        } else if let Some(folder) = &args.resume {
-            Checkpoints::Resume(folder.clone())
-        } else {
-            Checkpoints::Under(checkpoint_dir)
-        },
+        resume_command: kept.resume_command(),
+        checkpoints: kept.into(),
     };
     let mut plan = packed::plan(model, &request)?;
     plan.warnings.extend(without_effect(&request));
@@ -287,8 +281,8 @@ impl Report for PackedReport {
         for problem in &self.problematic_layers {
             row("Problem:", format!("{}, {:.1} dB", problem.name, problem.sqnr_db));
         }
-        if self.resumed_blocks > 0 {
-            row("Resumed:", format!("{} blocks were finished already", self.resumed_blocks));
+        if self.resumed_layers > 0 {
+            row("Resumed:", format!("{} layers were finished already", self.resumed_layers));
         }
         let time = match self.duration_seconds {
             short if short < 120.0 => format!("{short:.1} s"),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::{Job, Tuned, state};
+use crate::backend::threads;
 use crate::calibration::InputStatistics;
 use crate::checkpoint::UnitData;
 use crate::inference::linear::product::ProductLinear;
@@ -38,20 +39,25 @@ impl Job<'_> {
         let (mut tuned, mut reports) = (Vec::new(), Vec::new());
         progress.start("Tuning", self.config().num_layers as u64, "layers");
         for index in 0..self.config().num_layers {
-            let (matrices, report) = self.block(index)?;
+            let (matrices, report, restored) = self.block(index)?;
             progress.detail(&format!(
                 "Layer {index}: held-out error {:.4} as factorized, {:.4} tuned",
                 report.error_before, report.error_after
             ));
             tuned.extend(matrices);
             reports.push(report);
-            progress.advance(1);
+            if restored {
+                progress.resumed(1);
+            } else {
+                progress.advance(1);
+            }
         }
         progress.finish();
         Ok((tuned, reports))
     }
 
-    fn block(&mut self, index: usize) -> Result<(Vec<Tuned>, BlockReport)> {
+    /// Its matrices, its figures, and whether they were there.
+    fn block(&mut self, index: usize) -> Result<(Vec<Tuned>, BlockReport, bool)> {
         self.run.check_stop()?;
         let plans = self.plans_of(index)?;
         let so_far = (0..=index).map(|block| self.plans_of(block)).collect::<Result<Vec<_>>>()?;
@@ -115,7 +121,7 @@ impl Job<'_> {
             learned - solved,
             began.elapsed().as_secs_f64() - learned
         ));
-        Ok((matrices, report))
+        Ok((matrices, report, saved.is_some()))
     }
 
     fn tune_block(&self, index: usize, layers: &[LearningLayer]) -> Result<BlockReport> {
@@ -246,15 +252,11 @@ impl Job<'_> {
         let next = AtomicUsize::new(0);
         let slots: Vec<Mutex<Option<Result<Solution>>>> =
             plans.iter().map(|_| Mutex::new(None)).collect();
-        std::thread::scope(|scope| {
-            for _ in 0..self.run.workers(plans) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(&plan) = plans.get(at) else { break };
-                        *lock(&slots[at]) = Some(self.solve_one(plan, &weights[at], statistics));
-                    }
-                });
+        threads::on_several(self.run.workers(plans), || {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(&plan) = plans.get(at) else { break };
+                *lock(&slots[at]) = Some(self.solve_one(plan, &weights[at], statistics));
             }
         });
         slots

@@ -6,8 +6,6 @@ use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
 use super::{Job, Tuned, short, state};
-use crate::Result;
-use crate::checkpoint::UnitData;
 use crate::inference::weights::{head_name, head_of};
 use crate::littlebit::compress::assemble::as_stored;
 use crate::littlebit::compress::work::unit_id;
@@ -17,6 +15,7 @@ use crate::littlebit::tuning::distillation::{Curriculum, Distillation, Session};
 use crate::littlebit::tuning::layer::LearningLayer;
 use crate::littlebit::tuning::loss::{Head, Opinions};
 use crate::littlebit::tuning::{place_of, rows};
+use crate::{Error, Result};
 
 /// Activations of sequences that pass the original together, bytes.
 const PASSING_BYTES: usize = 128 << 20;
@@ -65,11 +64,9 @@ impl Job<'_> {
         let id = self.distillation_id();
         let progress = run.progress;
         progress.start("Distilling", recipe.steps as u64, "steps");
-        let mut session = match run.store.load(&id)? {
-            Some(unit) => {
-                let plans = self.plans_in_order()?;
-                let session = state::resume(&distillation, &unit, &plans, &id, run.store)?;
-                progress.advance(session.step as u64);
+        let mut session = match self.resumed(&distillation, &id)? {
+            Some(session) => {
+                progress.resumed(session.step as u64);
                 session
             }
             None => distillation.begin()?,
@@ -95,6 +92,29 @@ impl Job<'_> {
         let report =
             DistillationReport { divergence_before: before, divergence_after: best.divergence };
         Ok((Some(report), recipe.steps))
+    }
+
+    /// The distillation as it was saved last; as it was saved before that, if a part of the last one
+    /// is missing or damaged; `None` if there is neither.
+    fn resumed<'d>(&self, task: &'d Distillation<'d>, id: &str) -> Result<Option<Session<'d>>> {
+        let store = self.run.store;
+        let Some(unit) = store.load(id)? else { return Ok(None) };
+        let plans = self.plans_in_order()?;
+        for saved in state::saved(&unit) {
+            match state::resume(task, &saved, &plans, id, store) {
+                Err(Error::Checkpoint(reason)) => self.run.progress.warn(&format!(
+                    "the distillation cannot go on from step {}: {reason}",
+                    saved.step
+                )),
+                session => {
+                    // The next save must not take the place of this one.
+                    store.save(id, state::only(&saved))?;
+                    return session.map(Some);
+                }
+            }
+        }
+        self.run.progress.warn("The distillation begins anew");
+        Ok(None)
     }
 
     /// A head of that weight where the models compute.
@@ -154,7 +174,9 @@ impl Job<'_> {
     /// checkpoints, which do not change the result.
     fn save(&self, id: &str, session: &mut Session<'_>, tuned: &[Tuned]) -> Result<()> {
         let survives = self.run.store.survives();
-        let slot = self.run.store.load(id)?.map_or(0, |unit: UnitData| 1 - state::slot(&unit));
+        let before = self.run.store.load(id)?;
+        let before = before.as_ref().and_then(|unit| state::saved(unit).next());
+        let slot = before.as_ref().map_or(0, |saved| 1 - saved.slot);
         let mut moments = session.adam.moments_mut();
         for (index, tuned) in tuned.iter().enumerate() {
             state::round_latents(&tuned.layer);
@@ -163,6 +185,7 @@ impl Job<'_> {
                 &mut moments,
                 &session.best.layers[index],
                 self.recipe.distillation.signs,
+                session.step,
             );
             if survives {
                 self.run.store.save(&state::slot_name(id, slot, &tuned.name), unit)?;
@@ -170,7 +193,7 @@ impl Job<'_> {
         }
         drop(moments);
         if survives {
-            self.run.store.save(id, state::session(session, slot))?;
+            self.run.store.save(id, state::session(session, slot, before.as_ref()))?;
         }
         Ok(())
     }

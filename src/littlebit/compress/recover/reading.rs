@@ -160,7 +160,7 @@ fn write(run: &Run<'_>, original: &Decoder, passages: &[&[u32]], count: usize) -
             && bytes.len() == 4 * prompts.len() * length
         {
             tokens.extend(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)));
-            progress.advance(length as u64 - 1);
+            progress.resumed(length as u64 - 1);
             continue;
         }
         let written =

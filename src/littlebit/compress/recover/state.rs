@@ -24,6 +24,10 @@ use crate::littlebit::tuning::packed::PackedPath;
 use crate::tensor::SharedBytes;
 use crate::{Error, Result};
 
+/// Keys in the metadata of a distillation's units.
+const PREVIOUS: &str = "previous";
+const STEP: &str = "step";
+
 /// Name of the unit of a tuned block. It follows from its own matrices and from all before them, whose
 /// forms are `plans`.
 pub(super) fn block_id(index: usize, plans: &[&LayerPlan]) -> String {
@@ -144,9 +148,45 @@ fn bits(unit: &UnitData, key: &str, rows: usize, cols: usize) -> Result<BitMatri
     BitMatrix::new(rows, cols, SharedBytes::from_vec(bytes.to_vec()))
 }
 
-/// The slot in which a distillation's layers lie.
-pub(super) fn slot(unit: &UnitData) -> u64 {
-    unit.meta.get("slot").and_then(Value::as_u64).unwrap_or(0) & 1
+/// A distillation that was saved: where its layers lie, and what it is besides them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Saved {
+    /// The slot of the layers, 0 or 1.
+    pub(super) slot: u64,
+    /// Steps that were done.
+    pub(super) step: usize,
+    /// Divergence before the first step, and the least one so far.
+    before: f64,
+    best: f64,
+}
+
+impl Saved {
+    fn read(meta: &Value) -> Option<Self> {
+        let number = |key: &str| meta.get(key).and_then(Value::as_f64);
+        let count = |key: &str| meta.get(key).and_then(Value::as_u64);
+        Some(Self {
+            slot: count("slot")? & 1,
+            step: usize::try_from(count("step")?).ok()?,
+            before: number("before")?,
+            best: number("best")?,
+        })
+    }
+
+    fn meta(&self) -> Value {
+        json!({
+            "slot": self.slot,
+            "step": self.step,
+            "before": self.before,
+            "best": self.best,
+        })
+    }
+}
+
+/// What a distillation's unit says was saved: last, and before that.
+pub(super) fn saved(unit: &UnitData) -> impl Iterator<Item = Saved> + use<> {
+    let last = Saved::read(&unit.meta);
+    let previous = unit.meta.get(PREVIOUS).and_then(Saved::read);
+    last.into_iter().chain(previous)
 }
 
 /// Name of a layer's unit in a slot.
@@ -154,14 +194,20 @@ pub(super) fn slot_name(id: &str, slot: u64, layer: &str) -> String {
     format!("{id}-{slot}-{layer}")
 }
 
-/// What a distillation is besides its layers.
-pub(super) fn session(session: &Session<'_>, slot: u64) -> UnitData {
-    UnitData::new(json!({
-        "slot": slot,
-        "step": session.step,
-        "before": session.before,
-        "best": session.best.divergence,
-    }))
+/// A distillation of which only this is whole.
+pub(super) fn only(saved: &Saved) -> UnitData {
+    UnitData::new(saved.meta())
+}
+
+/// What a distillation is besides its layers, which are in `slot`; the ones of `previous` are still
+/// in the other.
+pub(super) fn session(session: &Session<'_>, slot: u64, previous: Option<&Saved>) -> UnitData {
+    let (before, best) = (session.before, session.best.divergence);
+    let mut meta = Saved { slot, step: session.step, before, best }.meta();
+    if let Some(previous) = previous {
+        meta[PREVIOUS] = previous.meta();
+    }
+    UnitData::new(meta)
 }
 
 /// A layer in the middle of a distillation: its values, its moments rounded to bfloat16 (here and
@@ -171,8 +217,9 @@ pub(super) fn save_learning<'m>(
     moments: &mut impl Iterator<Item = [&'m mut Vec<f32>; 2]>,
     best: &[PackedPath],
     signs: bool,
+    step: usize,
 ) -> UnitData {
-    let mut unit = save(UnitData::default(), tuned);
+    let mut unit = save(UnitData::new(json!({ STEP: step })), tuned);
     for index in 0..arrays(&tuned.layer, signs) {
         let Some(pair) = moments.next() else { break };
         for (order, values) in pair.into_iter().enumerate() {
@@ -202,22 +249,26 @@ fn arrays(layer: &LearningLayer, signs: bool) -> usize {
     layer.paths().iter().map(|path| path.arrays().count() - fixed).sum()
 }
 
-/// A distillation as it was saved last.
+/// A distillation as it was saved. The layers are as before unless this succeeds.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when a part of it is missing, or was written by another save.
 pub(super) fn resume<'d>(
     task: &'d Distillation<'d>,
-    unit: &UnitData,
+    saved: &Saved,
     plans: &[&LayerPlan],
     id: &str,
     store: &UnitStore,
 ) -> Result<Session<'d>> {
-    let number = |key: &str| unit.meta.get(key).and_then(Value::as_f64).ok_or(damaged(key));
-    let step = unit.meta.get("step").and_then(Value::as_u64).ok_or(damaged("step"))?;
-    let mut best = Best { divergence: number("best")?, layers: Vec::new() };
-    let mut moments = Vec::new();
-    for (plan, layer) in plans.iter().zip(task.layers) {
-        let name = slot_name(id, slot(unit), &plan.name);
+    let mut best = Best { divergence: saved.best, layers: Vec::new() };
+    let (mut moments, mut paths) = (Vec::new(), Vec::new());
+    for plan in plans {
+        let name = slot_name(id, saved.slot, &plan.name);
         let unit = store.load(&name)?.ok_or_else(|| damaged(&name))?;
-        *layer.paths_mut() = paths_of(&unit, &plan.name, &plan.shape)?;
+        if unit.meta.get(STEP).and_then(Value::as_u64) != Some(saved.step as u64) {
+            return Err(Error::Checkpoint(format!("{name} is of another step")));
+        }
+        paths.push(paths_of(&unit, &plan.name, &plan.shape)?);
         for index in 0.. {
             let Some(first) = unit.bytes(&format!("moment.{index}.0")) else { break };
             let second = unit.bytes(&format!("moment.{index}.1")).ok_or(damaged("moments"))?;
@@ -225,7 +276,7 @@ pub(super) fn resume<'d>(
         }
         best.layers.push(best_of(&unit, &plan.shape)?);
     }
-    let mut session = task.resume(usize::try_from(step).unwrap_or(0), number("before")?, best);
+    let mut session = task.resume(saved.step, saved.before, best);
     let mut places = session.adam.moments_mut();
     for saved in moments {
         let place = places.next().ok_or(damaged("moments"))?;
@@ -237,6 +288,7 @@ pub(super) fn resume<'d>(
         }
     }
     drop(places);
+    task.layers.iter().zip(paths).for_each(|(layer, paths)| *layer.paths_mut() = paths);
     Ok(session)
 }
 
@@ -260,7 +312,7 @@ fn best_of(unit: &UnitData, shape: &FactorShape) -> Result<Vec<PackedPath>> {
 }
 
 fn damaged(what: &str) -> Error {
-    Error::Checkpoint(format!("the checkpoint of a tuned layer has no {what}"))
+    Error::Checkpoint(format!("{what} is missing in the checkpoint, or damaged"))
 }
 
 fn halves(values: &[f32]) -> Vec<u8> {

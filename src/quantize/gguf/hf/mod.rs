@@ -178,7 +178,7 @@ pub(super) fn open_from(
         warnings,
         source_dtype,
         source_bytes,
-        source_files: texts.weight_files(),
+        path: directory.to_path_buf(),
     })
 }
 

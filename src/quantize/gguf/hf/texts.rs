@@ -1,6 +1,6 @@
 //! Where the texts of a model lie: in a folder, or carried by a `.littlebit` file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::Result;
 use crate::formats::littlebit::LittleBitFile;
@@ -34,22 +34,6 @@ impl Texts<'_> {
         match self {
             Self::Folder(folder) => hf::optional_text(folder, name, most, warnings),
             Self::Carried(file) => file.text(name),
-        }
-    }
-
-    /// The files with the tensors.
-    pub(super) fn weight_files(&self) -> Vec<PathBuf> {
-        match self {
-            Self::Folder(folder) => {
-                let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-                let mut files: Vec<PathBuf> = entries
-                    .map(|entry| entry.path())
-                    .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-                    .collect();
-                files.sort();
-                files
-            }
-            Self::Carried(file) => vec![file.path().to_path_buf()],
         }
     }
 
