@@ -58,6 +58,7 @@ impl Given {
         models: &[&str],
         reads_text: bool,
     ) -> Result<()> {
+        // What is neither here nor a hub id is refused as such, elsewhere.
         let from_hub = |model: &&&str| !matches!(ModelSpec::parse(model), Ok(ModelSpec::Path(_)));
         let hub: Vec<&&str> = models.iter().filter(from_hub).collect();
         let place = if models.is_empty() { "without a model" } else { "for a local model" };

@@ -83,7 +83,8 @@ impl Request {
             Format::Gguf => Level::parse(level).map(drop),
             Format::Hf => plain_type(level).map(drop).ok_or_else(|| {
                 Error::InvalidArgument(format!(
-                    "{level} is no level of hf; there is F16, BF16 and F32"
+                    "{level} is no level of hf{}; there is F16, BF16 and F32",
+                    did_you_mean(level, ["F16", "BF16", "F32"])
                 ))
             }),
             Format::Awq | Format::Gptq => bits(self, std::iter::empty()).map(drop),

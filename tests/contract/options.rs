@@ -1,9 +1,9 @@
 //! Every option of every command in every mode: it does something, or it is refused. Commands name
-//! models that are not there, so that whatever is not refused ends with another status at once.
+//! an empty folder as the model, so that whatever is not refused ends with another status at once.
 
 use std::collections::BTreeSet;
 
-use super::common::{Workspace, fails, stderr};
+use super::common::{Workspace, check_failure, stderr};
 
 /// A command in one of its modes, and every option that it has.
 struct Mode {
@@ -317,6 +317,7 @@ fn options_of(command: &str) -> BTreeSet<String> {
 #[test]
 fn every_option_does_something_or_is_refused() {
     let workspace = Workspace::new();
+    std::fs::create_dir(workspace.path("none")).unwrap();
     for Mode { command, arguments, idle, works } in MODES {
         let words = |list: &'static str| list.split_whitespace();
         let known: BTreeSet<String> =
@@ -334,7 +335,9 @@ fn every_option_does_something_or_is_refused() {
         for option in words(idle) {
             let long = format!("--{option}");
             let all = [&base[..], &[long.as_str()], &typed(option)].concat();
-            let error = fails(&workspace, &all, 2, "InvalidArgumentError");
+            let output = workspace.run(&all);
+            assert_eq!(output.status.code(), Some(2), "{all:?}: {}", stderr(&output));
+            let error = check_failure(&output, 2, "InvalidArgumentError");
             // Or it lacks the option that it goes with.
             let named = [long.as_str(), "required arguments"];
             assert!(named.iter().any(|n| error.message.contains(n)), "{all:?}: {}", error.message);
