@@ -34,6 +34,10 @@ pub fn table(report: &CompareReport) -> String {
             "on_frontier",
         ]);
     }
+    let layers = report.results.iter().any(|result| result.mean_layer_error().is_some());
+    if layers {
+        columns.push("mean_layer_error");
+    }
     let mut out = line(columns.iter().map(ToString::to_string));
     let mut first = vec![report.original_model.clone()];
     if size {
@@ -48,6 +52,9 @@ pub fn table(report: &CompareReport) -> String {
         first.extend([value.to_string(), error.to_string()]);
         first.extend(["0"; 7].map(String::from));
         first.extend(["100", "0", ""].map(String::from));
+    }
+    if layers {
+        first.push("0".into());
     }
     out.push_str(&line(first.into_iter()));
     for compared in &report.results {
@@ -80,6 +87,7 @@ fn row(compared: &Compared) -> Vec<String> {
         row.extend(values.map(|value| value.to_string()));
         row.push(measured.on_frontier.to_string());
     }
+    row.extend(compared.mean_layer_error().map(|error| error.to_string()));
     row
 }
 

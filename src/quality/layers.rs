@@ -1,15 +1,15 @@
 //! How far the weights of each layer are from the original's, exactly: both models are decoded a
 //! few hundred rows at a time.
 //!
-//! Quantizers may move scales from a linear layer into the norm before it (AWQ, SmoothQuant). Then
-//! neither tensor can be compared alone; the product can. Where the norms of the two models differ,
-//! the columns of the layers that read the norm are multiplied by the ratio of the two norms first,
-//! which is the weight that the quantized model applies in terms of the original's norm.
+//! Quantizers may move scales from a linear layer into what comes before it (AWQ, `SmoothQuant`).
+//! Then neither tensor can be compared alone: the scales are moved back first (`folds`), and the
+//! error is that of the weight which the quantized model applies, in the original's terms.
 
 use indexmap::IndexMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::folds::{Factors, Folds};
 use crate::progress::Progress;
 use crate::source::{LocalModel, Weight};
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ pub struct LayerError {
     pub bit_width: f64,
     /// Parameters, biases included; norms are not counted.
     pub parameter_count: u64,
-    /// Whether scales were moved into a norm and the weights compared with them.
+    /// Whether scales had been moved between this layer's tensors and were moved back to compare.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rescaled: bool,
 }
@@ -74,13 +74,14 @@ pub fn layer_errors(
     let values: u64 = compared.iter().map(|(_, weight)| weight.elements() as u64).sum();
     progress.start("Comparing weights", values, "values");
     let mut layers: IndexMap<String, Sums> = IndexMap::new();
+    let mut folds = Folds::new(original, quantized);
     for (name, weight) in compared {
         if progress.stop_requested() {
             return Err(Error::Interrupted { resume: None });
         }
         let Some(layer) = layer_of(name) else { continue };
         let other = counterpart(quantized, name, weight)?;
-        let sums = compare(weight, other, norm_ratio(original, quantized, name)?.as_deref());
+        let sums = compare(weight, other, &folds.of(name)?);
         weight.release();
         other.release();
         layers.entry(layer.to_owned()).or_default().add(&sums);
@@ -135,7 +136,11 @@ fn order(layer: &str) -> (usize, usize, String) {
 
 /// The quantized model's tensor. A head that the original ties to its embedding may be stored
 /// apart there; it is the embedding that is compared then.
-fn counterpart<'m>(quantized: &'m LocalModel, name: &str, weight: &Weight) -> Result<&'m Weight> {
+pub(super) fn counterpart<'m>(
+    quantized: &'m LocalModel,
+    name: &str,
+    weight: &Weight,
+) -> Result<&'m Weight> {
     let tied = quantized.config.tie_word_embeddings && name == "lm_head.weight";
     let name = if tied { "model.embed_tokens.weight" } else { name };
     match quantized.weights.get(name) {
@@ -148,44 +153,7 @@ fn counterpart<'m>(quantized: &'m LocalModel, name: &str, weight: &Weight) -> Re
     }
 }
 
-/// Norm of the quantized model over that of the original, per column of a layer that reads it;
-/// none where they are the same or the layer reads no norm.
-fn norm_ratio(
-    original: &LocalModel,
-    quantized: &LocalModel,
-    tensor: &str,
-) -> Result<Option<Vec<f32>>> {
-    let Some(module) = tensor.strip_suffix(".weight") else { return Ok(None) };
-    let norm = match module.rsplit_once('.') {
-        Some((block, "q_proj" | "k_proj" | "v_proj")) => {
-            let block = block.strip_suffix(".self_attn").unwrap_or(block);
-            format!("{block}.input_layernorm.weight")
-        }
-        Some((block, "gate_proj" | "up_proj")) => {
-            let block = block.strip_suffix(".mlp").unwrap_or(block);
-            format!("{block}.post_attention_layernorm.weight")
-        }
-        None if module == "lm_head" => "model.norm.weight".to_owned(),
-        _ => return Ok(None),
-    };
-    let Some(before) = original.weights.get(&norm) else { return Ok(None) };
-    let after = counterpart(quantized, &norm, before)?;
-    let read = |weight: &Weight| {
-        let mut values = vec![0.0; weight.elements()];
-        weight.read_rows(0..1, &mut values);
-        values
-    };
-    let (before, after) = (read(before), read(after));
-    // Rounding to another type is no rescaling.
-    let same = |(x, y): (&f32, &f32)| (x - y).abs() <= 0.01 * x.abs();
-    if before.iter().zip(&after).all(same) {
-        return Ok(None);
-    }
-    let ratio = |(x, y): (&f32, &f32)| if *x == 0.0 { 1.0 } else { y / x };
-    Ok(Some(before.iter().zip(&after).map(ratio).collect()))
-}
-
-fn compare(original: &Weight, quantized: &Weight, ratio: Option<&[f32]>) -> Sums {
+fn compare(original: &Weight, quantized: &Weight, factors: &Factors) -> Sums {
     let shape = original.shape();
     let (rows, columns) = match *shape.as_slice() {
         [length] => (1, length),
@@ -195,29 +163,35 @@ fn compare(original: &Weight, quantized: &Weight, ratio: Option<&[f32]>) -> Sums
     let mut sums = Sums {
         parameters: original.elements() as u64,
         bytes: quantized.stored_bytes() as u64,
-        rescaled: ratio.is_some(),
+        rescaled: factors.any(),
         ..Sums::default()
     };
-    let step = (CHUNK_VALUES / columns.max(1)).max(1);
+    let step = row_step(columns);
     for first in (0..rows).step_by(step) {
         let range = first..rows.min(first + step);
         let mut before = vec![0.0; range.len() * columns];
         let mut after = before.clone();
         read_in_parallel(original, range.clone(), columns, &mut before);
-        read_in_parallel(quantized, range, columns, &mut after);
+        read_in_parallel(quantized, range.clone(), columns, &mut after);
         let parts: Vec<Sums> = before
             .par_chunks(columns.max(1))
             .zip(after.par_chunks(columns.max(1)))
-            .map(|(before, after)| compare_row(before, after, ratio))
+            .enumerate()
+            .map(|(row, (before, after))| compare_row(before, after, factors, range.start + row))
             .collect();
         parts.iter().for_each(|part| sums.add(part));
     }
     sums
 }
 
+/// Rows of `columns` values that are decoded at a time.
+pub(super) fn row_step(columns: usize) -> usize {
+    (CHUNK_VALUES / columns.max(1)).max(1)
+}
+
 /// Stored rows decode one by one, so they are shared out; factors multiply out a range at once, on
 /// all cores by themselves.
-fn read_in_parallel(
+pub(super) fn read_in_parallel(
     weight: &Weight,
     rows: std::ops::Range<usize>,
     columns: usize,
@@ -233,11 +207,10 @@ fn read_in_parallel(
     });
 }
 
-fn compare_row(before: &[f32], after: &[f32], ratio: Option<&[f32]>) -> Sums {
+fn compare_row(before: &[f32], after: &[f32], factors: &Factors, row: usize) -> Sums {
     let mut sums = Sums::default();
     for (column, (&before, &after)) in before.iter().zip(after).enumerate() {
-        let factor = ratio.map_or(1.0, |ratio| f64::from(ratio[column]));
-        let error = f64::from(after) * factor - f64::from(before);
+        let error = f64::from(after) * factors.at(row, column) - f64::from(before);
         sums.squared_error += error * error;
         sums.squared_weight += f64::from(before) * f64::from(before);
         sums.largest = sums.largest.max(error.abs());

@@ -6,6 +6,7 @@
 //! page to look at ([`html`]).
 
 pub mod csv;
+mod folds;
 pub mod html;
 pub mod layers;
 pub mod report;

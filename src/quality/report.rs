@@ -42,7 +42,7 @@ pub struct QualityReport {
     /// Wall time, seconds.
     pub duration_seconds: f64,
     /// Peak resident memory of the process, bytes; pages of mapped files are counted.
-    pub peak_memory_bytes: u64,
+    pub peak_memory_bytes: Option<u64>,
     /// Version of the program.
     pub tool_version: &'static str,
 }
@@ -221,7 +221,7 @@ pub struct CompareReport {
     /// Wall time, seconds.
     pub duration_seconds: f64,
     /// Peak resident memory of the process, bytes.
-    pub peak_memory_bytes: u64,
+    pub peak_memory_bytes: Option<u64>,
     /// Version of the program.
     pub tool_version: &'static str,
 }
@@ -246,6 +246,16 @@ pub struct Compared {
     /// Error of each layer's weights; empty unless asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layer_errors: Vec<LayerError>,
+}
+
+impl Compared {
+    /// Mean over the layers of the relative error of their weights, if these were compared.
+    #[must_use]
+    pub fn mean_layer_error(&self) -> Option<f64> {
+        let sum: f64 = self.layer_errors.iter().map(|layer| layer.relative_error).sum();
+        let count = self.layer_errors.len();
+        (count > 0).then(|| sum / count as f64)
+    }
 }
 
 /// The figures of one model that come from reading text.

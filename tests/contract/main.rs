@@ -7,6 +7,7 @@
 //! - `convert`: `littlebit convert`, and `compress --format`
 //! - `convert_packed`: top-level `convert`, and what `info` and `generate` make of its directories
 //! - `dynamic`, `profile`: `quantize MODEL gguf -q dynamic`, `profile`
+//! - `layer_errors`: `--include-layers` where scales were moved, and more models than styles
 //! - `errors`: every exit code, provoked by a real cause
 //! - `extremes`: values that a format cannot hold, refused or named
 //! - `handmade`: a small GGUF model, made byte by byte
@@ -38,6 +39,7 @@ mod extremes;
 #[path = "../quantize/handmade.rs"]
 mod handmade;
 mod inspect;
+mod layer_errors;
 mod options;
 mod outlives;
 mod packed;

@@ -1,6 +1,7 @@
 //! Axes and the frame of a plot, as SVG. Colours come from the page's style, so that one picture
 //! serves light, dark and paper.
 
+use super::series::numbered;
 use super::text::escape;
 
 /// How values lie on an axis.
@@ -175,6 +176,17 @@ impl Plot {
             .map(|&(x, y)| format!("{:.1},{:.1}", self.at_x(x), self.at_y(y)))
             .collect();
         self.add(&format!("<polyline class=\"stroke {class}\" points=\"{}\"/>", points.join(" ")));
+    }
+
+    /// The number of each line, at places of their own from left to right.
+    pub(super) fn number(&mut self, lines: &[Vec<(f64, f64)>]) {
+        for (index, line) in lines.iter().enumerate() {
+            let place = (index as f64 + 0.5) / lines.len() as f64 * line.len() as f64;
+            if let Some(&(x, y)) = line.get(place as usize) {
+                let mark = numbered(self.at_x(x), self.at_y(y), index);
+                self.add(&mark);
+            }
+        }
     }
 
     /// A dashed line across, with its name under its left end.

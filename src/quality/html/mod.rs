@@ -3,9 +3,11 @@
 
 mod chart;
 mod plots;
+mod series;
 mod text;
 
 use super::report::{CompareReport, MeasuredOn, QualityReport};
+pub use series::MODELS;
 use text::{escape, human_bytes, number, short_name, with_error};
 
 const STYLE: &str = include_str!("style.css");

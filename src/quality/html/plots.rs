@@ -1,13 +1,14 @@
 //! The plots: perplexity against size, distribution of the divergence, error of each layer.
 
 use super::chart::{Axis, Plot, Scale, both};
+use super::series::{
+    Picture, block_entry, colour, entry, line_entry, marker, model_entry, numbered, series,
+};
 use super::text::{escape, number, short_name};
 use crate::quality::layers::LayerError;
 use crate::quality::report::{BlockError, CompareReport, Compared, Divergence};
 use crate::quality::statistics::Bin;
 
-/// Colours that the style has.
-const COLOURS: usize = 8;
 /// Above this ratio of largest to smallest, perplexities are drawn by their logarithm.
 const LOG_FROM: f64 = 4.0;
 
@@ -19,40 +20,6 @@ fn figure(plot: &str, legend: &[String], caption: &str) -> String {
         format!("<ul class=\"legend\">{}</ul>", legend.concat())
     };
     format!("<figure>{plot}{legend}<figcaption>{}</figcaption></figure>", escape(caption))
-}
-
-/// Class of colour and dashes of a series.
-fn series(index: usize) -> String {
-    format!("c{} d{}", index % COLOURS, index % 4)
-}
-
-/// An entry of a legend with the line that it stands for.
-fn line_entry(index: usize, name: &str) -> String {
-    format!(
-        "<li><svg viewBox=\"0 0 26 16\" aria-hidden=\"true\"><line class=\"stroke {}\" x1=\"1\" \
-         x2=\"25\" y1=\"8\" y2=\"8\"/></svg>{}</li>",
-        series(index),
-        escape(name)
-    )
-}
-
-fn block_entry(colour: usize, name: &str) -> String {
-    format!(
-        "<li><svg viewBox=\"0 0 26 16\" aria-hidden=\"true\"><rect class=\"fill c{colour}\" x=\"5\" \
-         y=\"2\" width=\"16\" height=\"12\"/></svg>{}</li>",
-        escape(name)
-    )
-}
-
-/// A numbered dot.
-fn dot(x: f64, y: f64, index: usize) -> String {
-    format!(
-        "<circle class=\"fill c{}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"9\"/><text class=\"number\" \
-         x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-        index % COLOURS,
-        y + 4.0,
-        index + 1
-    )
 }
 
 /// Perplexity against size, one dot per model, and the line of those that nothing beats.
@@ -91,11 +58,13 @@ pub(super) fn frontier(report: &CompareReport) -> Option<String> {
             let (at, low, high) =
                 (plot.at_x(size), plot.at_y(perplexity - error), plot.at_y(perplexity + error));
             plot.add(&format!(
-                "<g class=\"c{}\"><line class=\"stroke\" x1=\"{at:.1}\" x2=\"{at:.1}\" \
+                "<g class=\"{}\"><line class=\"stroke\" x1=\"{at:.1}\" x2=\"{at:.1}\" \
                  y1=\"{low:.1}\" y2=\"{high:.1}\"/></g>",
-                index % COLOURS
+                colour(index)
             ));
-            let point = dot(at, plot.at_y(perplexity), index);
+        }
+        for (index, &(size, perplexity, ..)) in points.iter().enumerate() {
+            let point = numbered(plot.at_x(size), plot.at_y(perplexity), index);
             plot.add(&point);
         }
         plot
@@ -105,22 +74,19 @@ pub(super) fn frontier(report: &CompareReport) -> Option<String> {
         .iter()
         .enumerate()
         .map(|(index, result)| {
-            format!(
-                "<li><svg viewBox=\"0 -1 26 18\" aria-hidden=\"true\">{}</svg>{}</li>",
-                dot(13.0, 8.0, index),
-                escape(short_name(&result.quantized_model))
-            )
+            let picture = numbered(13.0, 8.0, index);
+            entry(Picture::Marker, &picture, short_name(&result.quantized_model))
         })
         .collect();
-    legend.push(format!(
-        "<li><svg viewBox=\"0 0 26 16\" aria-hidden=\"true\"><line class=\"stroke c0 d1\" x1=\"1\" \
-         x2=\"25\" y1=\"8\" y2=\"8\"/></svg>{}</li>",
-        "no other is both smaller and better"
+    legend.push(entry(
+        Picture::Small,
+        "<line class=\"stroke c0 d1\" x1=\"1\" x2=\"25\" y1=\"8\" y2=\"8\"/>",
+        "no other is both smaller and better",
     ));
     Some(figure(
         &plot,
         &legend,
-        "Each dot is a model; its bar is one standard error up and down. The dashed level is the \
+        "Each mark is a model; its bar is one standard error up and down. The dashed level is the \
          original.",
     ))
 }
@@ -200,13 +166,14 @@ pub(super) fn divergences(results: &[Compared]) -> Option<String> {
         for (index, line) in lines.iter().enumerate() {
             plot.line(line, &series(index));
         }
+        plot.number(&lines);
         plot
     });
     let legend: Vec<String> = models
         .iter()
         .enumerate()
         .map(|(index, (name, d))| {
-            line_entry(index, &format!("{name} (mean {})", number(d.kl_divergence.mean)))
+            model_entry(index, &format!("{name} (mean {})", number(d.kl_divergence.mean)))
         })
         .collect();
     Some(figure(
@@ -240,6 +207,7 @@ pub(super) fn layers(errors: &[LayerError], blocks: &[BlockError]) -> Option<Str
     ];
     layer_lines(
         &lines,
+        false,
         "Squared error relative to the squared original, on a logarithmic axis. Errors of hidden \
          states include what the blocks before did wrong.",
     )
@@ -258,11 +226,13 @@ pub(super) fn layers_of_models(results: &[Compared]) -> Option<String> {
         .collect();
     layer_lines(
         &lines,
+        true,
         "Mean of the relative squared errors of attention and MLP weights, on a logarithmic axis.",
     )
 }
 
-fn layer_lines(lines: &[(&str, Vec<(f64, f64)>)], caption: &str) -> Option<String> {
+/// `models`: whether each line is a model, with its number.
+fn layer_lines(lines: &[(&str, Vec<(f64, f64)>)], models: bool, caption: &str) -> Option<String> {
     let points = || lines.iter().flat_map(|(_, line)| line);
     // Nothing to see where nothing was changed.
     if !points().any(|point| point.1 > 0.0) {
@@ -277,12 +247,16 @@ fn layer_lines(lines: &[(&str, Vec<(f64, f64)>)], caption: &str) -> Option<Strin
             let line: Vec<(f64, f64)> = line.iter().copied().filter(|p| p.1 > 0.0).collect();
             plot.line(&line, &series(index));
             for &(block, error) in &line {
-                let (at_x, at_y) = (plot.at_x(block), plot.at_y(error));
-                plot.add(&format!(
-                    "<circle class=\"fill c{}\" cx=\"{at_x:.1}\" cy=\"{at_y:.1}\" r=\"2.5\"/>",
-                    index % COLOURS
-                ));
+                let point = marker(plot.at_x(block), plot.at_y(error), index, 2.5);
+                plot.add(&point);
             }
+        }
+        if models {
+            let drawn: Vec<Vec<(f64, f64)>> = lines
+                .iter()
+                .map(|(_, line)| line.iter().copied().filter(|p| p.1 > 0.0).collect())
+                .collect();
+            plot.number(&drawn);
         }
         plot
     });
@@ -290,7 +264,11 @@ fn layer_lines(lines: &[(&str, Vec<(f64, f64)>)], caption: &str) -> Option<Strin
         .iter()
         .enumerate()
         .filter(|(_, (_, line))| line.iter().any(|point| point.1 > 0.0))
-        .map(|(index, (name, _))| line_entry(index, name))
+        .map(
+            |(index, (name, _))| {
+                if models { model_entry(index, name) } else { line_entry(index, name) }
+            },
+        )
         .collect();
     Some(figure(&plot, &legend, caption))
 }
