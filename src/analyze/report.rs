@@ -43,7 +43,7 @@ pub struct AnalyzeReport {
     /// Wall time.
     pub duration_seconds: f64,
     /// Peak resident memory, mapped file pages included.
-    pub peak_memory_bytes: u64,
+    pub peak_memory_bytes: Option<u64>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }

@@ -456,7 +456,7 @@ impl AnalyzeReport {
             resumed_layers: 0,
             plot_path: None,
             duration_seconds: 0.0,
-            peak_memory_bytes: 0,
+            peak_memory_bytes: None,
             warnings: Vec::new(),
         }
     }

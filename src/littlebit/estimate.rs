@@ -10,7 +10,7 @@ use super::budget::FactorShape;
 use super::engine::HostEngine;
 use super::plan::CompressionPlan;
 use super::solve::{Init, SolverConfig};
-use crate::Result;
+use crate::{Error, Result};
 
 /// What the factorization of a model needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,12 +33,23 @@ pub fn estimate(
 ) -> Estimate {
     let threads = threads.max(1);
     let costs: Vec<f64> = plan.layers().map(|layer| flops(&layer.shape, config)).collect();
-    // Never less than the longest matrix, which one worker does alone.
-    let longest = costs.iter().copied().fold(0.0, f64::max);
-    let seconds = (costs.iter().sum::<f64>() / threads as f64).max(longest) / flops_per_second;
+    let seconds = makespan(&costs, threads) / flops_per_second;
     let mut sizes: Vec<u64> = plan.layers().map(|layer| memory(&layer.shape, config)).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     Estimate { seconds, memory_bytes: sizes.iter().take(threads).sum() }
+}
+
+/// How long `threads` workers take for pieces of work that none of them shares, each of which goes
+/// to the first one that is free.
+#[must_use]
+pub fn makespan(costs: &[f64], threads: usize) -> f64 {
+    let mut busy = vec![0.0f64; threads.max(1)];
+    for cost in costs {
+        if let Some(first) = busy.iter_mut().min_by(|a, b| a.total_cmp(b)) {
+            *first += cost;
+        }
+    }
+    busy.into_iter().fold(0.0, f64::max)
 }
 
 /// Floating-point operations of one matrix.
@@ -98,9 +109,28 @@ pub fn memory(shape: &FactorShape, config: &SolverConfig) -> u64 {
     2 * matrix + alternation.max(binarization)
 }
 
-/// Operations per second that one thread does in the solver, from up to a tenth of a second of
-/// its own work on a matrix of the size of a small model's. Larger matrices run a little faster.
-pub fn calibrate() -> Result<f64> {
+/// Operations per second that each of `threads` threads does in the solver while the others do the
+/// same, from up to a tenth of a second of its own work on a matrix of the size of a small model's.
+/// Larger matrices run a little faster.
+///
+/// # Errors
+/// What the solver can fail with.
+pub fn calibrate(threads: usize) -> Result<f64> {
+    let rates: Vec<Result<f64>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(rate)).collect();
+        workers
+            .into_iter()
+            .map(|worker| {
+                worker.join().unwrap_or_else(|_| Err(Error::General("a measurement failed".into())))
+            })
+            .collect()
+    });
+    let rates = rates.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(rates.iter().sum::<f64>() / rates.len().max(1) as f64)
+}
+
+/// Operations per second of this thread.
+fn rate() -> Result<f64> {
     const SIDE: usize = 512;
     const RANK: usize = 256;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
@@ -158,7 +188,18 @@ mod tests {
 
     #[test]
     fn calibration_measures_something_plausible() {
-        let rate = calibrate().unwrap();
-        assert!(rate > 1e7 && rate < 1e13, "{rate:e}");
+        for threads in [1, 2] {
+            let rate = calibrate(threads).unwrap();
+            assert!(rate > 1e7 && rate < 1e13, "{rate:e}");
+        }
+    }
+
+    #[test]
+    fn work_goes_to_whoever_is_free() {
+        // 3 and 1, 1; then 2 for the one that is free first.
+        assert!((makespan(&[3.0, 1.0, 1.0, 2.0], 2) - 4.0).abs() < 1e-12);
+        assert!((makespan(&[3.0, 1.0, 1.0, 2.0], 1) - 7.0).abs() < 1e-12);
+        assert!((makespan(&[3.0, 1.0], 8) - 3.0).abs() < 1e-12);
+        assert!(makespan(&[], 2).abs() < 1e-12);
     }
 }

@@ -22,6 +22,7 @@ pub mod scale_choice;
 pub mod scale_type;
 pub mod scales;
 pub mod solve;
+pub(crate) mod speed;
 pub mod svid;
 pub mod tuning;
 pub mod validate;

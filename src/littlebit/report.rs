@@ -29,7 +29,7 @@ pub struct CompressionReport {
     /// Wall time of the run, seconds (a dry run: an estimate for this machine).
     pub duration_seconds: f64,
     /// Peak resident memory of the process, bytes (a dry run: an estimate).
-    pub peak_memory_bytes: u64,
+    pub peak_memory_bytes: Option<u64>,
     /// Measured on text that calibration did not see; absent with `--skip-validation`.
     pub quality_metrics: Option<QualityMetrics>,
     /// The factorized layers in brief.
@@ -186,8 +186,8 @@ pub struct SolverReport {
 /// What a stage will take.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StageEstimate {
-    /// `calibration`, `activations`, `factorization`, `tuning`, `opinions`, `distillation` or
-    /// `evaluation`.
+    /// `calibration`, `sensitivity`, `writing`, `activations`, `factorization`, `tuning`, `opinions`,
+    /// `distillation` or `evaluation`.
     pub stage: &'static str,
     /// Wall time, seconds.
     pub seconds: f64,
@@ -284,7 +284,7 @@ pub struct ValidationReport {
     /// Wall time, seconds.
     pub duration_seconds: f64,
     /// Peak resident memory, bytes.
-    pub peak_memory_bytes: u64,
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// Result of the coherence test.

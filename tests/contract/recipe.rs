@@ -47,6 +47,22 @@ fn a_plan_has_every_knob_and_the_time_of_each_stage() {
     assert!((plan.duration_seconds - sum).abs() < 1e-9 * sum);
     assert!(plan.estimated_stages.iter().all(|s| s.seconds > 0.0));
 
+    // The built-in text is too short for all sequences of this effort.
+    let model = tiny_model();
+    let command = ["--format", "json", "littlebit", "compress", model.to_str().unwrap()];
+    let whole = [&command[..], &["--effort", "balanced", "--dry-run"]].concat();
+    let whole: CompressionDocument = json(&workspace.succeed(&whole));
+    let writing = whole.estimated_stages.iter().position(|stage| stage.stage == "writing");
+    assert_eq!(writing, Some(1), "{:?}", whole.estimated_stages);
+    assert!(whole.estimated_stages[1].seconds > 0.0);
+    // What is read first stands last, behind the recipe and the layers.
+    let human = [&command[2..], &["--effort", "balanced", "--dry-run"]].concat();
+    let human = stdout(&workspace.succeed(&human));
+    let at = |text: &str| human.find(text).unwrap_or_else(|| panic!("{text} in {human}"));
+    assert!(at("[distillation]") < at("model.layers.3.mlp.down_proj"));
+    assert!(at("model.layers.3.mlp.down_proj") < at("Compression Ratio:"));
+    assert!(at("Compression Ratio:") < at("  writing:") && at("  writing:") < at("Warning: "));
+
     let none = compress(&workspace, &["--dry-run", "--effort", "none", "--skip-validation"]);
     assert_eq!(none.effort, "none");
     assert!(none.recipe.is_none());
@@ -66,7 +82,7 @@ fn what_a_plan_prints_is_a_recipe_file() {
     let model = tiny_model();
     let options = ["--dry-run", "--recipe", "small.toml"];
     let out = stdout(&workspace.succeed(&arguments(model.to_str().unwrap(), &options)[2..]));
-    let (_, rest) = out.split_once("\nRecipe:\n").unwrap();
+    let (_, rest) = out.split_once("Recipe:\n").unwrap();
     let (printed, _) = rest.split_once("\nLayer  ").unwrap();
     let table: toml::Table = toml::from_str(printed).unwrap();
     assert_eq!(table["effort"].as_str(), Some("fast"), "{printed}");

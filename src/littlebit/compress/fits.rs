@@ -30,9 +30,7 @@ pub(super) fn needed(
         if !by_loss.goes_by_loss() {
             return learning;
         }
-        let (_, measuring) =
-            sensitivity::cost(plan, &model.config, &request.solver, (threads, RATE));
-        learning.max(measuring)
+        learning.max(sensitivity::memory(&model.config))
     });
     solver.saturating_add(recovery).saturating_add(BASE_MEMORY)
 }

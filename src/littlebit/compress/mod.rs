@@ -7,6 +7,7 @@
 
 mod assemble;
 mod bracket;
+mod cost;
 mod facts;
 mod fits;
 mod pack;
@@ -33,6 +34,7 @@ use crate::progress::Progress;
 use crate::source::LocalModel;
 use crate::source::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use cost::Amount;
 use facts::Facts;
 use units::UnitStore;
 use work::Run;
@@ -86,7 +88,7 @@ pub fn dry_run(
     report.status = "planned";
     report.duration_seconds = estimate.seconds();
     report.estimated_stages = estimate.stages;
-    report.peak_memory_bytes = estimate.peak_memory_bytes;
+    report.peak_memory_bytes = Some(estimate.peak_memory_bytes);
     Ok(report)
 }
 
@@ -160,6 +162,8 @@ pub fn compress(
         matches!(request.checkpoints, Checkpoints::Resume(_)),
         progress,
     );
+    let amount = Amount::of(&text, Some(&tokenizer));
+    preflight::announce_time(model, &plan, request, &amount, &store, progress)?;
     let run = Run {
         model,
         request,
@@ -274,7 +278,7 @@ fn skeleton(
         original_size_bytes: plan.original_bytes,
         compressed_size_bytes: size,
         duration_seconds: 0.0,
-        peak_memory_bytes: 0,
+        peak_memory_bytes: None,
         quality_metrics: None,
         per_layer_summary: LayerSummary::of(&layers, model.config.num_layers),
         solver: SolverReport {

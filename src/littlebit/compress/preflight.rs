@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::{CompressRequest, Weighting, fits, sensitivity, statistics};
+use super::cost::{self, Amount};
+use super::units::UnitStore;
+use super::{CompressRequest, fits, recover};
 use crate::formats::space;
-use crate::littlebit::estimate;
 use crate::littlebit::plan::{CompressionPlan, PlannedTensor};
 use crate::littlebit::report::StageEstimate;
-use crate::littlebit::tuning::estimate::{self as tuning, RecoveryEstimate};
 use crate::progress::Progress;
 use crate::source::{LocalModel, Weight};
 use crate::tensor::ggml;
@@ -39,46 +39,26 @@ impl Estimate {
     }
 }
 
-/// Estimates time and memory from a tenth of a second of the solver's own work and, with a recipe,
-/// as much of recovery's: factorization, recovery, and two operations per weight for each token of
-/// calibration and evaluation. A GPU is not measured; there the figures are those of the processor.
+/// Estimates time and memory from counts of operations and some tenths of a second of measured
+/// speed. A GPU is not measured; there the figures are those of the processor.
 pub(super) fn estimate(
     model: &LocalModel,
     plan: &CompressionPlan,
     request: &CompressRequest,
 ) -> Result<Estimate> {
+    estimate_with(model, plan, request, &Amount::expected(model, request))
+}
+
+/// The same where it is known how much text there is.
+pub(super) fn estimate_with(
+    model: &LocalModel,
+    plan: &CompressionPlan,
+    request: &CompressRequest,
+    text: &Amount,
+) -> Result<Estimate> {
     let threads = rayon::current_num_threads();
-    let rate = estimate::calibrate()?;
-    let solver = estimate::estimate(plan, &request.solver, threads, rate);
     let peak_memory_bytes = fits::needed(model, plan, request, request.recipe.as_ref(), threads);
-    let forward =
-        |tokens: usize| 2.0 * plan.parameters as f64 * tokens as f64 / (rate * threads as f64);
-    let factorization = StageEstimate { stage: "factorization", seconds: solver.seconds };
-    let mut stages = match &request.recipe {
-        Some(recipe) => {
-            let RecoveryEstimate { mut stages, .. } =
-                tuning::estimate(plan, &model.config, recipe, tuning::calibrate());
-            stages.insert(1.min(stages.len()), factorization);
-            if request.goes_by_loss() {
-                let machine = (threads, rate);
-                let (seconds, _) = sensitivity::cost(plan, &model.config, &request.solver, machine);
-                stages.insert(0, StageEstimate { stage: "sensitivity", seconds });
-            }
-            stages
-        }
-        None if request.weighting == Weighting::Activation => {
-            let window = statistics::window(model.config.max_positions);
-            let seconds = forward(request.calibration_samples * window);
-            vec![StageEstimate { stage: "calibration", seconds }, factorization]
-        }
-        None => vec![factorization],
-    };
-    // The coherence test costs about as much as two thousand tokens.
-    if !request.skip_validation {
-        let seconds = forward(2 * (request.eval_tokens + 2000));
-        stages.push(StageEstimate { stage: "evaluation", seconds });
-    }
-    Ok(Estimate { stages, peak_memory_bytes })
+    Ok(Estimate { stages: cost::stages(model, plan, request, text)?, peak_memory_bytes })
 }
 
 /// Refuses what would fail later: what [`refuse_early`] refuses, and weights that are not numbers.
@@ -92,9 +72,29 @@ pub(super) fn refuse(
     let folder = folder_of(request);
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     refuse_early(model, plan, size, request)?;
-    let estimate = estimate(model, plan, request)?;
-    check_finite(model, plan, progress)?;
-    progress.note(&format!("Estimated time: {}", estimate.describe()));
+    check_finite(model, plan, progress)
+}
+
+/// Says how long a run will take, or what of it is left where an earlier one was interrupted.
+pub(super) fn announce_time(
+    model: &LocalModel,
+    plan: &CompressionPlan,
+    request: &CompressRequest,
+    text: &Amount,
+    store: &UnitStore,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut estimate = estimate_with(model, plan, request, text)?;
+    let done = recover::finished(store, model.config.num_layers, request);
+    let resumed = !store.done().is_empty();
+    for stage in &mut estimate.stages {
+        stage.seconds *= 1.0 - done.share(stage.stage);
+    }
+    progress.note(&if resumed {
+        format!("Estimated time left: {}", estimate.describe())
+    } else {
+        format!("Estimated time: {}", estimate.describe())
+    });
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use crate::littlebit::estimate;
 use crate::littlebit::normalise::Importance;
 use crate::littlebit::plan::{CompressionPlan, LayerPlan, Loss, Losses};
 use crate::littlebit::solve::{SolverConfig, solve};
+use crate::littlebit::speed::Speed;
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::{ModelConfig, Weight};
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
@@ -42,22 +43,43 @@ pub(super) fn solver(full: &SolverConfig) -> SolverConfig {
     }
 }
 
-/// What the pass needs on a machine that does `rate` operations per second on each thread: seconds,
-/// and bytes besides those of the solver.
-pub(super) fn cost(
+/// Time of running blocks as they are stored over that of their products: attention and norms.
+const OVERHEAD: f64 = 1.3;
+
+/// Bytes that the pass needs besides those of the solver.
+pub(super) fn memory(config: &ModelConfig) -> u64 {
+    4 * (TOKENS * config.vocab_size) as u64
+}
+
+/// Seconds that it takes on a machine.
+pub(super) fn seconds(
     plan: &CompressionPlan,
     config: &ModelConfig,
     full: &SolverConfig,
-    (threads, rate): (usize, f64),
-) -> (f64, u64) {
+    speed: &Speed,
+) -> f64 {
     let head = config.vocab_size as f64 * config.hidden_size as f64;
     let blocks = config.num_layers as f64;
     // Behind the matrices of a block lie half of the blocks on average; the head always does.
     let behind = plan.factorized_weights() as f64 * f64::midpoint(blocks, 1.0) + head * blocks;
-    let flops = 2.0 * behind * (TOKENS * BLOCK_LINEARS.len()) as f64;
-    let solving = estimate::estimate(plan, &solver(full), threads, rate).seconds;
-    let logits = 4 * (TOKENS * config.vocab_size) as u64;
-    (solving + flops / (rate * threads as f64), logits)
+    let flops = OVERHEAD * 2.0 * behind * (TOKENS * BLOCK_LINEARS.len()) as f64;
+    let compared = (TOKENS * config.vocab_size * BLOCK_LINEARS.len()) as f64 * blocks;
+    // As many at a time as there are threads; all wait for the last one. Then they are multiplied out.
+    let solver = solver(full);
+    let costs: Vec<f64> = plan
+        .layers()
+        .map(|layer| {
+            let shape = &layer.shape;
+            let product = shape.rows as f64 * shape.cols as f64 * shape.rank as f64;
+            estimate::flops(shape, &solver) + 2.0 * product * shape.paths as f64
+        })
+        .collect();
+    let solving: f64 = costs
+        .chunks(BLOCK_LINEARS.len())
+        .flat_map(|block| block.chunks(speed.threads.max(1)))
+        .map(|group| group.iter().copied().fold(0.0, f64::max))
+        .sum();
+    solving / speed.solver + flops / speed.layers + compared / speed.logits
 }
 
 /// The original, stopped in front of a block.

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub(super) const CALIBRATION_WINDOW: usize = 256;
 
 /// Unit of the checkpoint store.
-const UNIT: &str = "statistics";
+pub(super) const UNIT: &str = "statistics";
 
 /// Tokens that the model reads at a time.
 const BATCH_TOKENS: usize = 2048;

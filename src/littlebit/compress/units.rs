@@ -1,6 +1,6 @@
 //! Finished work: on disk as checkpoints, or in memory when checkpoints are off.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 
 use super::Checkpoints;
@@ -73,6 +73,14 @@ impl UnitStore {
     /// Whether units outlive the process.
     pub(super) fn survives(&self) -> bool {
         matches!(self, Self::Disk(_))
+    }
+
+    /// Names of the units that are there.
+    pub(super) fn done(&self) -> BTreeSet<String> {
+        match self {
+            Self::Disk(store) => store.done(),
+            Self::Memory(units) => lock(units).keys().cloned().collect(),
+        }
     }
 
     pub(super) fn load(&self, id: &str) -> Result<Option<UnitData>> {

@@ -27,6 +27,14 @@ struct Meter<'a> {
 }
 
 impl Meter<'_> {
+    /// An earlier attempt left that many.
+    fn found(&mut self, bytes: u64) {
+        if bytes > self.reported {
+            self.progress.resumed(bytes - self.reported);
+            self.reported = bytes;
+        }
+    }
+
     fn reached(&mut self, bytes: u64) {
         if bytes > self.reported {
             self.progress.advance(bytes - self.reported);
@@ -128,7 +136,7 @@ pub(super) fn fetch_blob(
     if let Ok(metadata) = fs::metadata(&blob)
         && remote.size.is_none_or(|size| size == metadata.len())
     {
-        meter.reached(metadata.len());
+        meter.found(metadata.len());
         return Ok(());
     }
     file.check_size(remote.size.unwrap_or(0)).map_err(|trouble| client.give_up(trouble))?;
@@ -139,6 +147,7 @@ pub(super) fn fetch_blob(
     if partial.length > 0 {
         progress.debug(&format!("{name}: continuing at byte {}", partial.length));
     }
+    meter.found(partial.length);
     let mut continued = partial.length > 0;
     loop {
         meter.reached(partial.length);

@@ -7,8 +7,9 @@
 mod blocks;
 mod distil;
 mod finish;
+mod finished;
 mod interleave;
-mod reading;
+pub(super) mod reading;
 mod state;
 
 use std::fmt::Write;
@@ -29,6 +30,7 @@ use crate::littlebit::tuning::with_values;
 use crate::source::ModelConfig;
 use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
+pub(super) use finished::finished;
 use reading::Reading;
 
 /// The two models, their activations, and what they read.

@@ -39,6 +39,43 @@ pub(super) struct Reading {
     passes: usize,
 }
 
+/// What a text has of the sequences that are wanted.
+pub(in crate::littlebit::compress) struct Text {
+    /// Sequences that are wanted.
+    pub(in crate::littlebit::compress) wanted: usize,
+    /// Tokens of each.
+    pub(in crate::littlebit::compress) length: usize,
+    /// Sequences that it gives.
+    pub(in crate::littlebit::compress) count: usize,
+}
+
+/// How a text is read.
+pub(in crate::littlebit::compress) struct Share {
+    /// How often.
+    passes: usize,
+    /// Sequences that are read from it, those that are read again among them.
+    read: usize,
+    /// Sequences that the original writes.
+    pub(in crate::littlebit::compress) missing: usize,
+}
+
+/// How a text is read for a recipe, and what the original writes besides: a text that is too short
+/// is read several times, and the rest is written.
+pub(in crate::littlebit::compress) fn share_of(recipe: &Recipe, text: &Text) -> Share {
+    let &Text { wanted, length, count } = text;
+    let decide = recipe.text.held_out.clamp(1, (count / 2).max(1));
+    let learn = count.saturating_sub(decide);
+    let passes = if count < wanted { recipe.distillation.text_passes } else { 1 };
+    let read = passes * learn + decide;
+    if !recipe.text.written {
+        return Share { passes, read, missing: 0 };
+    }
+    let enough = ENOUGH_TOKENS / length.max(1);
+    let for_blocks = recipe.text.sequences.saturating_sub(learn);
+    let missing = wanted.min(enough).saturating_sub(read).max(for_blocks.min(enough));
+    Share { passes, read, missing }
+}
+
 impl Reading {
     /// Takes what the recipe asks for from the text; `original` writes what it lacks.
     ///
@@ -59,13 +96,8 @@ impl Reading {
         }
         let (learn, decide) = divide(count, recipe.text.held_out);
         let sequence = |index: usize| &text.tokens[index * length..(index + 1) * length];
-        let enough = if recipe.text.written { ENOUGH_TOKENS / length } else { wanted };
-        // A text that is too short is read several times, and the rest is written.
-        let passes = if count < wanted { recipe.distillation.text_passes } else { 1 };
-        let read = passes * learn.len() + decide.len();
-        let for_blocks = recipe.text.sequences.saturating_sub(learn.len());
-        let missing = wanted.min(enough).saturating_sub(read).max(for_blocks.min(enough));
-        let written = if missing > 0 && recipe.text.written {
+        let Share { passes, read, missing } = share_of(recipe, &Text { wanted, length, count });
+        let written = if missing > 0 {
             run.progress.note(&format!(
                 "{} gives {count} sequences of {length} tokens: the original writes {missing} more",
                 run.text.name

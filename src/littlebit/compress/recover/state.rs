@@ -189,6 +189,16 @@ pub(super) fn saved(unit: &UnitData) -> impl Iterator<Item = Saved> + use<> {
     last.into_iter().chain(previous)
 }
 
+/// Whether a unit of that name says how far a distillation is.
+pub(super) fn is_session(name: &str) -> bool {
+    name.strip_prefix("distilled-").is_some_and(|rest| !rest.contains('-'))
+}
+
+/// Steps that such a unit has.
+pub(super) fn steps(unit: &UnitData) -> usize {
+    unit.meta.get("step").and_then(Value::as_u64).map_or(0, |step| step as usize)
+}
+
 /// Name of a layer's unit in a slot.
 pub(super) fn slot_name(id: &str, slot: u64, layer: &str) -> String {
     format!("{id}-{slot}-{layer}")

@@ -37,7 +37,7 @@ fn recipe() -> Recipe {
     recipe
 }
 
-fn request(recipe: Recipe, output: &Path) -> CompressRequest {
+pub(super) fn request(recipe: Recipe, output: &Path) -> CompressRequest {
     CompressRequest {
         plan: PlanRequest { target_bpw: 1.0, ..PlanRequest::default() },
         solver: SolverConfig { iterations: 12, ..SolverConfig::default() },
