@@ -24,10 +24,10 @@ pub struct Memory {
 }
 
 /// The largest resident size this process has had, in bytes. Mapped files count as far as their
-/// pages are in memory. 0 where the system does not tell.
+/// pages are in memory. `None` where the system does not tell.
 #[must_use]
-pub fn peak_resident_bytes() -> u64 {
-    platform::peak_resident_bytes().unwrap_or(0)
+pub fn peak_resident_bytes() -> Option<u64> {
+    platform::peak_resident_bytes()
 }
 
 /// The resident size now, in bytes. `None` where the system does not tell.
@@ -371,20 +371,20 @@ mod tests {
     #[test]
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     fn the_peak_follows_what_is_touched() {
-        let before = peak_resident_bytes();
+        let before = peak_resident_bytes().unwrap();
         let size = 96 * MIB as usize;
         let block = vec![1_u8; size];
         let touched: u64 = block.iter().step_by(4096).map(|byte| u64::from(*byte)).sum();
         assert_eq!(touched, size as u64 / 4096);
         drop(block);
-        let after = peak_resident_bytes();
+        let after = peak_resident_bytes().unwrap();
         assert!(after >= before, "a peak never falls");
         assert!(after >= size as u64, "{after} bytes after touching {size}");
         let now = memory().unwrap();
         assert!(available_bytes() > 0 && available_bytes() < u64::MAX);
         assert!(now.available <= now.total && now.total > after);
         if let Some(resident) = resident_bytes() {
-            assert!(resident <= peak_resident_bytes());
+            assert!(resident <= peak_resident_bytes().unwrap());
         }
     }
 }

@@ -288,6 +288,18 @@ pub(crate) fn clock(seconds: u64) -> String {
     }
 }
 
+/// Seconds as people read them: `12.3 s`, from two minutes on a clock.
+pub(crate) fn duration(seconds: f64) -> String {
+    if seconds < 120.0 { format!("{seconds:.1} s") } else { clock(seconds.round() as u64) }
+}
+
+/// The rows `Time:` and `Peak memory:` of a result, as far as they were measured.
+pub(crate) fn cost_rows(seconds: Option<f64>, peak: Option<u64>) -> String {
+    let row = |label: &str, value: String| format!("{label:<20}{value}\n");
+    seconds.map_or(String::new(), |seconds| row("Time:", duration(seconds)))
+        + &peak.map_or(String::new(), |bytes| row("Peak memory:", human_bytes(bytes)))
+}
+
 /// What is wrong and the tips, without the usage lines that people get to see below it.
 fn usage_message(text: &str) -> (String, Option<String>) {
     let lines = text.lines().map(str::trim).take_while(|line| {

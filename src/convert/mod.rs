@@ -52,11 +52,11 @@ pub fn convert(
     let differences = compare::compare(model, &back, progress)?;
     plan.check(&differences, &written.path)?;
     let mut report = ConversionReport::new(model, plan, &written.path, &differences);
-    let size: u64 = written.files.iter().map(|file| file.bytes).sum();
-    report.file_size = Some(size);
+    let file_size: u64 = written.files.iter().map(|file| file.bytes).sum();
+    report.file_size = Some(file_size);
     report.files = written.files.iter().map(report::FileReport::of).collect();
-    report.compression_ratio = Some(size as f64 / model.weight_bytes().max(1) as f64);
-    report.duration_seconds = began.elapsed().as_secs_f64();
+    report.compression_ratio = Some(file_size as f64 / model.weight_bytes().max(1) as f64);
+    report.duration_seconds = Some(began.elapsed().as_secs_f64());
     report.peak_memory_bytes = memory::peak_resident_bytes();
     Ok(report)
 }

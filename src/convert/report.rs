@@ -24,25 +24,25 @@ pub struct ConversionReport {
     pub format: &'static str,
     /// `Q4_0`, `4bit-g128`, `F16`.
     pub quantization_level: String,
-    /// Bytes of all files; unknown before they are written.
+    /// Bytes of all files; `null` for a plan.
     pub file_size: Option<u64>,
-    /// `file_size` over the bytes of the source's tensors.
+    /// `file_size` over the bytes of the source's tensors; `null` for a plan.
     pub compression_ratio: Option<f64>,
-    /// Seconds from the plan to the last comparison.
-    pub duration_seconds: f64,
-    /// Largest memory of the process, bytes.
-    pub peak_memory_bytes: u64,
+    /// Seconds from the plan to the last comparison; `null` for a plan.
+    pub duration_seconds: Option<f64>,
+    /// Largest memory of the process, bytes; `null` for a plan.
+    pub peak_memory_bytes: Option<u64>,
     /// `valid` when the result was opened again and compared; `not_written`.
     pub validation_status: &'static str,
     /// Whether every value of every tensor is kept.
     pub lossless: bool,
-    /// How many tensors kept their values.
-    pub tensors: Counts,
+    /// How many tensors kept their values; `null` for a plan.
+    pub tensors: Option<Counts>,
     /// Linear layers of the blocks by what the plan found out: how many keep their values exactly.
     pub layers_kept: LayersKept,
     /// Root of the mean squared change of the requantized tensors, over that of their values; 0 if
-    /// there are none.
-    pub relative_rms_error: f64,
+    /// there are none, `null` for a plan.
+    pub relative_rms_error: Option<f64>,
     /// The tensors that changed.
     pub changed: Vec<Changed>,
     /// About the source.
@@ -128,6 +128,9 @@ impl ConversionReport {
         report.status = "planned";
         report.validation_status = "not_written";
         report.lossless = false;
+        // Nothing was compared or written.
+        (report.tensors, report.relative_rms_error) = (None, None);
+        report.compression_ratio = None;
         if plan.is_lossy() {
             report.warnings.push(plan.loss());
         }
@@ -172,13 +175,13 @@ impl ConversionReport {
             quantization_level: plan.level(),
             file_size: None,
             compression_ratio: None,
-            duration_seconds: 0.0,
-            peak_memory_bytes: 0,
+            duration_seconds: None,
+            peak_memory_bytes: None,
             validation_status: "valid",
             lossless: changed.is_empty(),
             layers_kept: LayersKept { kept: plan.kept().0, all: plan.kept().1 },
-            tensors,
-            relative_rms_error: relative(error, energy),
+            tensors: Some(tensors),
+            relative_rms_error: Some(relative(error, energy)),
             changed,
             metadata: SourceReport {
                 original_dtype: layer.map(|(_, weight)| weight.type_name()).unwrap_or_default(),

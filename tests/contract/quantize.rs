@@ -16,8 +16,8 @@ struct Document {
     quantization_level: String,
     file_size: u64,
     compression_ratio: f64,
-    duration_seconds: f64,
-    peak_memory_bytes: u64,
+    duration_seconds: Option<f64>,
+    peak_memory_bytes: Option<u64>,
     validation_status: String,
     metadata: Source,
     bits_per_weight: f64,
@@ -97,6 +97,8 @@ fn the_plan_is_what_is_written() {
             (plan.status.as_str(), plan.validation_status.as_str()),
             ("planned", "not_written")
         );
+        // Nothing ran yet.
+        assert_eq!((plan.duration_seconds, plan.peak_memory_bytes), (None, None));
         let target = workspace.path(&plan.output_path);
         assert!(!target.exists());
         let done: Document = json(&workspace.succeed(&base));
@@ -111,7 +113,7 @@ fn the_plan_is_what_is_written() {
         let hash = sha256(&bytes);
         assert_eq!(done.sha256.as_deref(), Some(hash.as_str()));
         assert_eq!(done.files[0].sha256, done.sha256);
-        assert!(done.duration_seconds > 0.0 && done.peak_memory_bytes > 0);
+        assert!(done.duration_seconds > Some(0.0) && done.peak_memory_bytes > Some(0));
         assert_eq!(done.metadata.original_dtype, "F16");
         assert_eq!(done.metadata.layers_processed, 3);
         assert_eq!(done.metadata.architecture, "llama");
@@ -456,4 +458,26 @@ fn the_tiny_model_in_human_words() {
         assert!(text.contains(label), "{label} in {text}");
     }
     assert!(workspace.path("tiny-Q8_0.gguf").exists());
+}
+
+/// What is read first stands last, behind a table that may be longer than the screen.
+#[test]
+fn a_dry_run_ends_with_its_summary() {
+    let workspace = Workspace::new();
+    SMALL.write(&workspace.path("m.gguf"));
+    let tiny = super::common::tiny_model();
+    let tiny = tiny.to_str().unwrap();
+    for (arguments, last) in [
+        (&["m.gguf", "gguf", "-q", "q8_0"][..], "blk.2.ffn_up.weight"),
+        (&[tiny, "gptq", "-q", "4bit"], "model.layers.3.mlp.up_proj.qweight"),
+    ] {
+        let plan = [&["quantize"], arguments, &["--dry-run"]].concat();
+        let human = stdout(&workspace.succeed(&plan));
+        let at = |text: &str| human.find(text).unwrap_or_else(|| panic!("{text} in {human}"));
+        assert!(human.starts_with("Tensor "), "{human}");
+        assert!(at(last) < at("Would write:") && at("Would write:") < at("Bits per weight:"));
+        assert!(human.lines().rev().take(12).any(|line| line.starts_with("Would write:")));
+    }
+    let info = stdout(&workspace.succeed(&["info", "m.gguf", "--tensors", "--skip-scan"]));
+    assert!(info.starts_with("Tensor ") && info.find("output.weight") < info.find("Model:"));
 }

@@ -9,7 +9,7 @@ use crate::analyze::{
 };
 use crate::cli::args::analyze::{AnalyzeArgs, MatrixFormatArg, MethodArg};
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::imatrix::ImportanceSums;
 use crate::source::LocalModel;
@@ -283,22 +283,15 @@ impl Report for Shown {
         if let Some(path) = &report.plot_path {
             row("Plot:", path.clone());
         }
-        let time = match report.duration_seconds {
-            short if short < 120.0 => format!("{short:.1} s"),
-            long => clock(long.round() as u64),
-        };
-        row("Time:", time);
-        row("Peak memory:", human_bytes(report.peak_memory_bytes));
-        if self.statistics {
-            out.push_str(&table(report));
-        }
-        out
+        out.push_str(&cost_rows(Some(report.duration_seconds), report.peak_memory_bytes));
+        // What is read first stands last: the table may be longer than the screen.
+        if self.statistics { format!("{}\n{out}", table(report)) } else { out }
     }
 }
 
 fn table(report: &AnalyzeReport) -> String {
     let mut out = format!(
-        "\n{:<28} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7}\n",
+        "{:<28} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7}\n",
         "Tensor",
         "Columns",
         "Sum",

@@ -6,7 +6,7 @@ use crate::cli::args::littlebit::{
     CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
 };
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, clock, human_bytes};
+use crate::cli::output::{Report, duration, grouped, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::littlebit::{LittleBitFile, metadata_export};
 use crate::littlebit::compress::{self, CompressRequest, Weighting};
@@ -344,12 +344,13 @@ impl Report for CompressionReport {
             row(
                 "Perplexity:",
                 format!(
-                    "{:.2} ± {:.2} → {:.2} ± {:.2} ({:+.1}%)",
+                    "{:.2} ± {:.2} → {:.2} ± {:.2} ({:+.1} ± {:.1} %)",
                     quality.perplexity_original,
                     quality.perplexity_original_stderr,
                     quality.perplexity_compressed,
                     quality.perplexity_compressed_stderr,
-                    quality.perplexity_delta_pct
+                    quality.perplexity_delta_pct,
+                    quality.perplexity_delta_stderr_pct
                 ),
             );
             row(
@@ -364,39 +365,49 @@ impl Report for CompressionReport {
             }
         }
         let estimated = if planned { " (estimated)" } else { "" };
-        let time = |seconds: f64| match seconds {
-            short if short < 120.0 => format!("{short:.1} s"),
-            long => clock(long.round() as u64),
-        };
-        row("Time:", format!("{}{estimated}", time(self.duration_seconds)));
+        row("Time:", format!("{}{estimated}", duration(self.duration_seconds)));
         for stage in &self.estimated_stages {
-            row(&format!("  {}:", stage.stage), time(stage.seconds));
+            row(&format!("  {}:", stage.stage), duration(stage.seconds));
         }
-        row("Peak memory:", format!("{}{estimated}", human_bytes(self.peak_memory_bytes)));
-        for warning in self.warnings.iter().filter(|_| planned) {
+        if let Some(bytes) = self.peak_memory_bytes {
+            row("Peak memory:", format!("{}{estimated}", human_bytes(bytes)));
+        }
+        if !planned {
+            return out;
+        }
+        for warning in &self.warnings {
             out.push_str(&format!("Warning: {warning}\n"));
         }
-        if let Some(recipe) = self.recipe.as_ref().filter(|_| planned) {
-            out.push_str(&format!("\nRecipe:\neffort = \"{}\"\n\n{recipe}", self.effort));
-        }
-        if planned {
-            out.push_str("\nLayer                                    Shape           Rank     BPW      Bytes\n");
-            for layer in &self.layers {
-                out.push_str(&format!(
-                    "{:<40} {:<15} {:>4} {:>7.4} {:>10}\n",
-                    layer.name,
-                    format!("[{}, {}]", layer.shape[0], layer.shape[1]),
-                    layer.rank,
-                    layer.bpw,
-                    layer.bytes
-                ));
-            }
-        }
-        out
+        // What is read first stands last: the rest may be longer than the screen.
+        format!("{}{out}", self.details())
     }
 }
 
 impl CompressionReport {
+    /// Of a plan: the recipe and every layer.
+    fn details(&self) -> String {
+        let mut out = String::new();
+        if let Some(recipe) = &self.recipe {
+            out.push_str(&format!("Recipe:\neffort = \"{}\"\n\n{recipe}\n", self.effort));
+        }
+        out.push_str(&format!(
+            "{:<40} {:<15} {:>4} {:>7} {:>10}\n",
+            "Layer", "Shape", "Rank", "BPW", "Bytes"
+        ));
+        for layer in &self.layers {
+            out.push_str(&format!(
+                "{:<40} {:<15} {:>4} {:>7.4} {:>10}\n",
+                layer.name,
+                format!("[{}, {}]", layer.shape[0], layer.shape[1]),
+                layer.rank,
+                layer.bpw,
+                grouped(layer.bytes)
+            ));
+        }
+        out.push('\n');
+        out
+    }
+
     /// What recovery did, in a line.
     fn recovery_line(&self) -> String {
         let Some(recovery) = &self.recovery else { return self.effort.into() };

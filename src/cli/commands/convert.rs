@@ -2,7 +2,7 @@
 
 use crate::cli::args::convert::{ConvertArgs, ConvertFormat};
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::convert::plan::Format;
 use crate::convert::{self, ConversionReport, Plan, Request};
@@ -115,29 +115,26 @@ impl Report for ConversionReport {
             }
             return out;
         }
-        if let Some(size) = self.file_size {
-            row("Size:", format!("{} ({} bytes)", human_bytes(size), grouped(size)));
+        if let Some(bytes) = self.file_size {
+            row("Size:", format!("{} ({} bytes)", human_bytes(bytes), grouped(bytes)));
         }
         row("Without loss:", if self.lossless { "yes, compared" } else { "no" }.into());
-        row(
-            "Tensors:",
-            format!(
-                "{} exact, {} rounded to plain numbers, {} requantized",
-                self.tensors.exact, self.tensors.rounded, self.tensors.requantized
-            ),
-        );
-        if self.tensors.requantized > 0 {
+        if let Some(tensors) = &self.tensors {
             row(
-                "Error:",
-                format!("{:.3} % of their values (RMS)", self.relative_rms_error * 100.0),
+                "Tensors:",
+                format!(
+                    "{} exact, {} rounded to plain numbers, {} requantized",
+                    tensors.exact, tensors.rounded, tensors.requantized
+                ),
             );
+            if let Some(error) = self.relative_rms_error.filter(|_| tensors.requantized > 0) {
+                row(
+                    "Error:",
+                    format!("{:.3} % of the requantized tensors' values (RMS)", error * 100.0),
+                );
+            }
         }
-        let time = match self.duration_seconds {
-            short if short < 120.0 => format!("{short:.1} s"),
-            long => clock(long.round() as u64),
-        };
-        row("Time:", time);
-        row("Peak memory:", human_bytes(self.peak_memory_bytes));
+        out.push_str(&cost_rows(self.duration_seconds, self.peak_memory_bytes));
         out
     }
 }

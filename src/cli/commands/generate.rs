@@ -32,7 +32,7 @@ struct GenerateReport {
     /// At the end of the generation; pages of mapped files included.
     resident_memory_bytes: Option<u64>,
     kv_cache_bytes: usize,
-    peak_memory_bytes: u64,
+    peak_memory_bytes: Option<u64>,
 }
 
 pub(crate) fn run(args: &GenerateArgs, context: &Context) -> Result<(), Failure> {
@@ -128,13 +128,15 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
 impl Report for GenerateReport {
     fn human(&self) -> String {
         format!(
-            "[llm-quantize] {} prompt tokens at {:.1}/s, {} generated at {:.1}/s, stopped at {}, peak memory {}",
+            "[llm-quantize] {} prompt tokens at {:.1}/s, {} generated at {:.1}/s, stopped at {}{}",
             self.prompt_tokens,
             self.prompt_tokens_per_second,
             self.generated_tokens,
             self.generated_tokens_per_second,
             self.stop_reason,
-            crate::cli::output::human_bytes(self.peak_memory_bytes),
+            self.peak_memory_bytes.map_or(String::new(), |bytes| {
+                format!(", peak memory {}", crate::cli::output::human_bytes(bytes))
+            }),
         )
     }
 }

@@ -390,6 +390,20 @@ fn scan(weights: &IndexMap<String, Weight>, progress: &dyn Progress) -> Vec<NonF
     found
 }
 
+fn table(tensors: &[TensorRow]) -> String {
+    let mut out = format!("{:<44} {:<14} {:<20} {:>14}\n", "Tensor", "Type", "Shape", "Bytes");
+    for tensor in tensors {
+        let shape = format!("{:?}", tensor.shape);
+        out.push_str(&format!(
+            "{:<44} {:<14} {shape:<20} {:>14}\n",
+            tensor.name,
+            tensor.r#type,
+            grouped(tensor.bytes)
+        ));
+    }
+    out
+}
+
 impl Report for InfoReport {
     fn human(&self) -> String {
         let mut out = String::new();
@@ -441,21 +455,10 @@ impl Report for InfoReport {
                 item.tensor, item.value, item.first_index
             ));
         }
-        if let Some(tensors) = &self.tensors {
-            out.push_str(&format!(
-                "\n{:<44} {:<14} {:<20} {:>14}\n",
-                "Tensor", "Type", "Shape", "Bytes"
-            ));
-            for tensor in tensors {
-                let shape = format!("{:?}", tensor.shape);
-                out.push_str(&format!(
-                    "{:<44} {:<14} {shape:<20} {:>14}\n",
-                    tensor.name,
-                    tensor.r#type,
-                    grouped(tensor.bytes)
-                ));
-            }
+        // What is read first stands last: the table may be longer than the screen.
+        match &self.tensors {
+            Some(tensors) => format!("{}\n{out}", table(tensors)),
+            None => out,
         }
-        out
     }
 }

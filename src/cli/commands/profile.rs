@@ -246,7 +246,7 @@ fn with_model(
         resume_command: None,
     };
     let plan = plan::plan(&model, &request, progress)?;
-    report.effective_bpw = Some(plan.tensor_bits_per_weight);
+    report.effective_bpw = Some(plan.bits_per_weight);
     report.compression_ratio =
         Some(plan.layout.total_bytes() as f64 / model.source_bytes.max(1) as f64);
     report.expected_loss = plan.expected_loss;
@@ -286,10 +286,10 @@ impl Report for CreateReport {
         row("Assignments:", self.assignments.to_string());
         row("Sensitivity:", self.sensitivity.to_owned());
         if let Some(bits) = self.effective_bpw {
-            row("Bits per weight:", format!("{bits:.4}"));
+            row("Bits per weight:", format!("{bits:.4} of the whole file"));
         }
         if let Some(ratio) = self.compression_ratio {
-            row("Size:", format!("{:.1} % of the model", ratio * 100.0));
+            row("Size:", format!("{:.1} % of the model's weights", ratio * 100.0));
         }
         if let Some(loss) = self.expected_loss {
             row("Expected loss:", format!("{loss:.4} nats per token"));

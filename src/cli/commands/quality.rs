@@ -15,6 +15,7 @@ use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::eval::tasks::{Benchmark, BenchmarkRequest};
 use crate::formats::atomic::write_atomically;
 use crate::progress::Progress;
+use crate::quality::layers::LayerError;
 use crate::quality::{
     self, CompareReport, CompareRequest, Metric, QualityReport, QualityRequest, TextRequest, csv,
     html,
@@ -99,6 +100,15 @@ pub(super) fn degraded<R: Report>(output: &Output, result: &R, report: &QualityR
 fn compare(args: &CompareArgs, context: &Context, output: &Output) -> Result<(), Failure> {
     let kinds =
         args.output.iter().map(|path| FileKind::of(path, true)).collect::<Result<Vec<_>>>()?;
+    if kinds.contains(&FileKind::Page) && args.quantized.len() > html::MODELS {
+        return Err(Error::InvalidArgument(format!(
+            "a page tells up to {} models apart, not {}: write .csv or .json, or compare fewer at a \
+             time",
+            html::MODELS,
+            args.quantized.len()
+        ))
+        .into());
+    }
     let metrics = metrics(&args.metrics)?;
     let unread = !metrics.contains(&Metric::Perplexity);
     let what = "no model is run";
@@ -284,7 +294,7 @@ impl Report for QualityReport {
              KL divergence:           {:.6} ± {:.6} nats per token\n\
              \x20 median {:.6}, 90 % {:.6}, 95 % {:.6}, 99 % {:.6}, 99.9 % {:.6}, max {:.6}\n\
              Same top token:          {:.2} ± {:.2} %\n\
-             Δ probability:           mean {:+.3} ± {:.3} %, RMS {:.3} ± {:.3} %\n",
+             Δ probability:           mean {:+.3} ± {:.3}, RMS {:.3} ± {:.3} percentage points\n",
             self.quantized_model,
             self.original_model,
             m.perplexity_original,
@@ -331,29 +341,38 @@ impl Report for QualityReport {
         for benchmark in &self.benchmarks {
             out.push_str(&format!("\n{}\n", benchmark.human()));
         }
-        if !self.layer_errors.is_empty() {
-            out.push_str(&format!(
-                "\n{:<32} {:>12} {:>10} {:>10} {:>6} {:>14}\n",
-                "Layer", "MSE", "Relative", "Max error", "Bits", "Parameters"
-            ));
-            for layer in &self.layer_errors {
-                out.push_str(&format!(
-                    "{:<32} {:>12.4e} {:>10.2e} {:>10.4} {:>6.2} {:>14}\n",
-                    layer.layer_name,
-                    layer.mse,
-                    layer.relative_error,
-                    layer.max_error,
-                    layer.bit_width,
-                    crate::cli::output::grouped(layer.parameter_count)
-                ));
-            }
+        if let Some(bytes) = self.peak_memory_bytes {
+            out.push_str(&format!("\nPeak memory:             {}\n", human_bytes(bytes)));
         }
-        out.push_str(&format!(
-            "\nPeak memory:             {}\n",
-            human_bytes(self.peak_memory_bytes)
-        ));
-        out
+        // What is read first stands last: there may be more layers than lines on the screen.
+        match layer_table(&self.layer_errors) {
+            Some(table) => format!("{table}\n{out}"),
+            None => out,
+        }
     }
+}
+
+/// Errors of the weights of each layer, if they were asked for.
+fn layer_table(layers: &[LayerError]) -> Option<String> {
+    if layers.is_empty() {
+        return None;
+    }
+    let mut out = format!(
+        "{:<32} {:>12} {:>10} {:>10} {:>6} {:>14}\n",
+        "Layer", "MSE", "Relative", "Max error", "Bits", "Parameters"
+    );
+    for layer in layers {
+        out.push_str(&format!(
+            "{:<32} {:>12.4e} {:>10.2e} {:>10.4} {:>6.2} {:>14}\n",
+            layer.layer_name,
+            layer.mse,
+            layer.relative_error,
+            layer.max_error,
+            layer.bit_width,
+            crate::cli::output::grouped(layer.parameter_count)
+        ));
+    }
+    Some(out)
 }
 
 impl Report for CompareReport {
@@ -382,10 +401,14 @@ impl Report for CompareReport {
             (self.perplexity_original, self.perplexity_original_stderr)
         {
             header.push_str(&format!(
-                " {:>18} {:>9} {:>19} {:>9}",
+                " {:>18} {:>17} {:>19} {:>9}",
                 "Perplexity", "Delta", "KL divergence", "Same top"
             ));
             first.push_str(&format!(" {:>18}", format!("{value:.4} ± {error:.3}")));
+        }
+        let layers = self.results.iter().any(|result| result.mean_layer_error().is_some());
+        if layers {
+            header.push_str(&format!(" {:>12}", "Layer error"));
         }
         out.push_str(&format!("{}\n{}\n", header, first.trim_end()));
         for result in &self.results {
@@ -399,15 +422,29 @@ impl Report for CompareReport {
             if let Some(p) = &result.perplexity {
                 let k = &p.divergence.kl_divergence;
                 row.push_str(&format!(
-                    " {:>18} {:>8.2}% {:>19} {:>8.2}%{}",
+                    " {:>18} {:>17} {:>19} {:>8.2}%",
                     format!("{:.4} ± {:.3}", p.perplexity, p.perplexity_stderr),
-                    p.perplexity_delta_pct,
+                    format!(
+                        "{:+.2} ± {:.2} %",
+                        p.perplexity_delta_pct, p.perplexity_delta_stderr_pct
+                    ),
                     format!("{:.5} ± {:.5}", k.mean, k.stderr),
-                    p.divergence.same_top_token_pct,
-                    if p.on_frontier { "  *" } else { "" }
+                    p.divergence.same_top_token_pct
                 ));
             }
+            if let Some(error) = result.mean_layer_error() {
+                row.push_str(&format!(" {error:>12.2e}"));
+            }
+            if result.perplexity.as_ref().is_some_and(|p| p.on_frontier) {
+                row.push_str("  *");
+            }
             out.push_str(&format!("{row}\n"));
+        }
+        if layers {
+            out.push_str(
+                "\nLayer error: mean over the layers of Σ (w − ŵ)² / Σ w²; each layer is in the \
+                 JSON document\n",
+            );
         }
         if let Some(on) = &self.measured_on {
             out.push_str(&format!(

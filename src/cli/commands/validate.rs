@@ -68,7 +68,7 @@ impl Report for ValidationReport {
             "Validation: {} vs {}\n\nQuality Metrics:\n\
              \x20 Perplexity (Original): {:.2} ± {:.2}\n\
              \x20 Perplexity (Compressed): {:.2} ± {:.2}\n\
-             \x20 Perplexity Delta: {:+.1}%\n",
+             \x20 Perplexity Delta: {:+.1}% (± {:.1})\n",
             self.compressed_model,
             self.original_model,
             quality.perplexity_original,
@@ -76,6 +76,7 @@ impl Report for ValidationReport {
             quality.perplexity_compressed,
             quality.perplexity_compressed_stderr,
             quality.perplexity_delta_pct,
+            quality.perplexity_delta_stderr_pct,
         );
         if let (Some(divergence), Some(same)) = (quality.kl_divergence, quality.same_top_token_pct)
         {

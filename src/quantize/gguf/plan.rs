@@ -304,7 +304,7 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
     if fallbacks > 0 {
         out.push(format!(
             "{fallbacks} of {} tensors have rows that do not fill the level's blocks and get a \
-             larger type: {:.2} bits per weight",
+             larger type: {:.2} bits per weight of the tensors' data",
             plan.tensors.len(),
             plan.tensor_bits_per_weight
         ));

@@ -24,15 +24,15 @@ pub struct QuantizeReport {
     pub file_size: u64,
     /// `file_size` over the size of the source.
     pub compression_ratio: f64,
-    /// Seconds the command took; 0 for a plan.
-    pub duration_seconds: f64,
-    /// Largest memory of the process, bytes.
-    pub peak_memory_bytes: u64,
+    /// Seconds the command took; `null` for a plan.
+    pub duration_seconds: Option<f64>,
+    /// Largest memory of the process, bytes; `null` for a plan.
+    pub peak_memory_bytes: Option<u64>,
     /// `valid` when the files were opened again and are what was planned; `not_written`.
     pub validation_status: &'static str,
     /// About the source.
     pub metadata: SourceReport,
-    /// Bits of the files per weight.
+    /// Bits of the files per weight, headers and tokenizer included.
     pub bits_per_weight: f64,
     /// SHA-256 of the first file; absent from a plan.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,9 +50,13 @@ pub struct QuantizeReport {
     /// Of a dynamic quantization: its layers in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layer_summary: Vec<LayerSummary>,
-    /// Of a dynamic quantization: bits of the tensors' data per weight.
+    /// Of a dynamic quantization: `bits_per_weight` under the contract's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effective_bpw: Option<f64>,
+    /// Of a dynamic quantization: bits of the tensors' data per weight, which a profile's target
+    /// counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_bpw: Option<f64>,
     /// Where types were chosen by loss: the sum of what each tensor's error is expected to cost the
     /// model, nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -226,7 +230,7 @@ impl QuantizeReport {
         let mut report = Self::new(model, plan, request, files.collect());
         report.status = "success";
         report.validation_status = "valid";
-        report.duration_seconds = seconds;
+        report.duration_seconds = Some(seconds);
         report.peak_memory_bytes = memory::peak_resident_bytes();
         report.resumed_tensors = outcome.resumed;
         report.resumed_layers = outcome.resumed_layers;
@@ -249,8 +253,8 @@ impl QuantizeReport {
             quantization_level: plan.level_name.clone(),
             file_size,
             compression_ratio: file_size as f64 / model.source_bytes.max(1) as f64,
-            duration_seconds: 0.0,
-            peak_memory_bytes: 0,
+            duration_seconds: None,
+            peak_memory_bytes: None,
             validation_status: "not_written",
             metadata: SourceReport {
                 original_dtype: model.source_dtype.clone(),
@@ -270,7 +274,8 @@ impl QuantizeReport {
             } else {
                 Vec::new()
             },
-            effective_bpw: plan.profile(request).map(|_| plan.tensor_bits_per_weight),
+            effective_bpw: plan.profile(request).map(|_| plan.bits_per_weight),
+            tensor_bpw: plan.profile(request).map(|_| plan.tensor_bits_per_weight),
             expected_loss: plan.expected_loss,
             sensitivity: plan.expected_loss.map(|_| match &request.dynamic {
                 Some(dynamic) if dynamic.measured.is_some() => "measured",

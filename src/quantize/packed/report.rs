@@ -29,16 +29,18 @@ pub struct PackedReport {
     pub file_size: u64,
     /// `file_size` over the size of the source's weights.
     pub compression_ratio: f64,
-    /// Seconds the command took; 0 for a plan.
-    pub duration_seconds: f64,
-    /// Largest memory of the process, bytes.
-    pub peak_memory_bytes: u64,
+    /// Seconds the command took; `null` for a plan.
+    pub duration_seconds: Option<f64>,
+    /// Largest memory of the process, bytes; `null` for a plan.
+    pub peak_memory_bytes: Option<u64>,
     /// `valid` when the files were read back and are what was written; `not_written`.
     pub validation_status: &'static str,
     /// About the source.
     pub metadata: SourceReport,
-    /// Bits per weight of the packed layers, scales and zero points included.
+    /// Bits of all tensors per weight of the model.
     pub bits_per_weight: f64,
+    /// Bits per weight of the packed layers alone, scales and zero points included.
+    pub packed_layers_bpw: f64,
     /// Columns that share a scale; -1 for whole rows.
     pub group_size: i64,
     /// Settings of the method.
@@ -164,8 +166,8 @@ impl PackedReport {
             quantization_level: level_name(request.method),
             file_size: plan.tensor_bytes,
             compression_ratio: plan.tensor_bytes as f64 / original.max(1) as f64,
-            duration_seconds: 0.0,
-            peak_memory_bytes: 0,
+            duration_seconds: None,
+            peak_memory_bytes: None,
             validation_status: "not_written",
             metadata: SourceReport {
                 original_dtype: most_used_type(model),
@@ -174,7 +176,8 @@ impl PackedReport {
                 architecture: architecture_name(model.config.architecture).into(),
                 parameter_count: model.parameter_count(),
             },
-            bits_per_weight: plan.bits_per_weight(),
+            bits_per_weight: plan.tensor_bytes as f64 * 8.0 / model.parameter_count().max(1) as f64,
+            packed_layers_bpw: plan.bits_per_weight(),
             group_size: plan.group.map_or(-1, |group| group as i64),
             settings,
             calibration: None,
@@ -239,7 +242,7 @@ impl PackedReport {
         self.validation_status = "valid";
         self.file_size = written.bytes;
         self.compression_ratio = written.bytes as f64 / self.metadata.original_size.max(1) as f64;
-        self.duration_seconds = seconds;
+        self.duration_seconds = Some(seconds);
         self.peak_memory_bytes = memory::peak_resident_bytes();
         self.files = written
             .files

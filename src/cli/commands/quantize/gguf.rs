@@ -7,7 +7,7 @@ use super::{asked, dynamic, quality};
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
 use crate::cli::commands::kept::Kept;
-use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::formats::gguf::Value;
 use crate::formats::imatrix::ImportanceMatrix;
@@ -137,7 +137,13 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let seconds = began.elapsed().as_secs_f64();
     let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
     let quality = quality::after(args, &path, Path::new(&report.output_path), context, &progress)?;
-    let bits = report.effective_bpw.unwrap_or(report.bits_per_weight);
+    let bits = report.bits_per_weight;
+    if let Some(alone) = report.tensor_bpw {
+        progress.detail(&format!(
+            "Tensors: {alone:.2} bpw, which is what a profile's target counts; with headers and \
+             tokenizer: {bits:.2} bpw"
+        ));
+    }
     progress.complete(&report.output_path, report.file_size, &format!(", {bits:.2} bpw"));
     quality::finish(&report, quality, context)
 }
@@ -313,6 +319,53 @@ fn source_files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
+impl QuantizeReport {
+    /// Of a plan every tensor, of a dynamic quantization every layer. What is read first stands
+    /// last: these may be longer than the screen.
+    fn tables(&self) -> String {
+        let mut out = String::new();
+        if !self.tensors.is_empty() {
+            out.push_str(&format!(
+                "{:<40} {:<20} {:>6}    {:<8} {:>14}  {}\n",
+                "Tensor", "Shape", "From", "To", "Bytes", "Why"
+            ));
+        }
+        for tensor in &self.tensors {
+            let why = match tensor.instead_of {
+                Some(meant) => format!("{}, instead of {meant}", tensor.reason),
+                None => tensor.reason.clone(),
+            };
+            out.push_str(&format!(
+                "{:<40} {:<20} {:>6} → {:<8} {:>14}  {why}\n",
+                tensor.name,
+                format!("{:?}", tensor.shape),
+                tensor.source_type,
+                tensor.kind,
+                grouped(tensor.bytes)
+            ));
+        }
+        if !self.tensors.is_empty() {
+            out.push('\n');
+        }
+        if !self.layer_summary.is_empty() {
+            out.push_str(&format!("{:<24} {:>14} {:>7}\n", "Layer", "Parameters", "Bits"));
+        }
+        for layer in &self.layer_summary {
+            let held = if layer.is_protected { "  protected" } else { "" };
+            out.push_str(&format!(
+                "{:<24} {:>14} {:>7.2}{held}\n",
+                layer.layer_name,
+                grouped(layer.parameter_count),
+                layer.bit_width
+            ));
+        }
+        if !self.layer_summary.is_empty() {
+            out.push('\n');
+        }
+        out
+    }
+}
+
 impl Report for QuantizeReport {
     fn human(&self) -> String {
         let planned = self.status == "planned";
@@ -330,7 +383,10 @@ impl Report for QuantizeReport {
             "Size:",
             format!("{} ({} bytes)", human_bytes(self.file_size), grouped(self.file_size)),
         );
-        row("Bits per weight:", format!("{:.4}", self.bits_per_weight));
+        let alone = self.tensor_bpw.map_or(String::new(), |bits| {
+            format!(" of the whole file, {bits:.4} of its tensors alone (a profile's target)")
+        });
+        row("Bits per weight:", format!("{:.4}{alone}", self.bits_per_weight));
         row(
             "Source:",
             format!(
@@ -365,33 +421,11 @@ impl Report for QuantizeReport {
                 ),
             );
         }
-        for layer in &self.layer_summary {
-            let held = if layer.is_protected { ", protected" } else { "" };
-            row("", format!("{:<24} {:.2} bits{held}", layer.layer_name, layer.bit_width));
-        }
         if planned {
             for warning in &self.warnings {
                 out.push_str(&format!("Warning: {warning}\n"));
             }
-            out.push_str(&format!(
-                "\n{:<40} {:<20} {:>6}    {:<8} {:>14}  {}\n",
-                "Tensor", "Shape", "From", "To", "Bytes", "Why"
-            ));
-            for tensor in &self.tensors {
-                let why = match tensor.instead_of {
-                    Some(meant) => format!("{}, instead of {meant}", tensor.reason),
-                    None => tensor.reason.clone(),
-                };
-                out.push_str(&format!(
-                    "{:<40} {:<20} {:>6} → {:<8} {:>14}  {why}\n",
-                    tensor.name,
-                    format!("{:?}", tensor.shape),
-                    tensor.source_type,
-                    tensor.kind,
-                    grouped(tensor.bytes)
-                ));
-            }
-            return out;
+            return format!("{}{out}", self.tables());
         }
         if self.resumed_tensors > 0 {
             row("Resumed:", format!("{} tensors were finished already", self.resumed_tensors));
@@ -399,14 +433,8 @@ impl Report for QuantizeReport {
         if let Some(hash) = &self.sha256 {
             row("SHA-256:", hash.clone());
         }
-        let time = match self.duration_seconds {
-            short if short < 120.0 => format!("{short:.1} s"),
-            long => clock(long.round() as u64),
-        };
-        let rate = self.metadata.original_size as f64 / self.duration_seconds.max(1e-3);
-        row("Time:", format!("{time} ({} of source a second)", human_bytes(rate as u64)));
-        row("Peak memory:", human_bytes(self.peak_memory_bytes));
-        out
+        out.push_str(&cost_rows(self.duration_seconds, self.peak_memory_bytes));
+        format!("{}{out}", self.tables())
     }
 }
 

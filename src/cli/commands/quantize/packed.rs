@@ -7,7 +7,7 @@ use crate::cli::args::ComputeArgs;
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::bars::Bars;
 use crate::cli::commands::kept::Kept;
-use crate::cli::output::{Report, clock, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped, human_bytes};
 use crate::cli::{Context, Failure, early, interrupt, models};
 use crate::littlebit::measure::TextOptions;
 use crate::progress::Progress;
@@ -218,6 +218,23 @@ fn output_name(
     format!("{name}-{}-{level}{group}", method.name())
 }
 
+impl PackedReport {
+    /// Of a plan: every tensor.
+    fn table(&self) -> String {
+        let mut out = format!("{:<48} {:<16} {:<5} {:>14}\n", "Tensor", "Shape", "Type", "Bytes");
+        for tensor in &self.tensors {
+            out.push_str(&format!(
+                "{:<48} {:<16} {:<5} {:>14}\n",
+                tensor.name,
+                format!("{:?}", tensor.shape),
+                tensor.kind,
+                grouped(tensor.bytes)
+            ));
+        }
+        out
+    }
+}
+
 impl Report for PackedReport {
     fn human(&self) -> String {
         let planned = self.status == "planned";
@@ -229,12 +246,12 @@ impl Report for PackedReport {
             size => format!("groups of {size}"),
         };
         row("Format:", format!("{} {}, {group}", self.format, self.quantization_level));
+        row("Size:", human_bytes(self.file_size));
         row(
-            "Size:",
+            "Bits per weight:",
             format!(
-                "{} ({:.3} bits per weight of the packed layers)",
-                human_bytes(self.file_size),
-                self.bits_per_weight
+                "{:.4} of all tensors, {:.4} of the packed layers",
+                self.bits_per_weight, self.packed_layers_bpw
             ),
         );
         row(
@@ -251,20 +268,8 @@ impl Report for PackedReport {
             for warning in &self.warnings {
                 out.push_str(&format!("Warning: {warning}\n"));
             }
-            out.push_str(&format!(
-                "\n{:<48} {:<16} {:<5} {:>14}\n",
-                "Tensor", "Shape", "Type", "Bytes"
-            ));
-            for tensor in &self.tensors {
-                out.push_str(&format!(
-                    "{:<48} {:<16} {:<5} {:>14}\n",
-                    tensor.name,
-                    format!("{:?}", tensor.shape),
-                    tensor.kind,
-                    grouped(tensor.bytes)
-                ));
-            }
-            return out;
+            // What is read first stands last: the table may be longer than the screen.
+            return format!("{}\n{out}", self.table());
         }
         if let Some(text) = &self.calibration {
             row(
@@ -284,12 +289,7 @@ impl Report for PackedReport {
         if self.resumed_layers > 0 {
             row("Resumed:", format!("{} layers were finished already", self.resumed_layers));
         }
-        let time = match self.duration_seconds {
-            short if short < 120.0 => format!("{short:.1} s"),
-            long => clock(long.round() as u64),
-        };
-        row("Time:", time);
-        row("Peak memory:", human_bytes(self.peak_memory_bytes));
+        out.push_str(&cost_rows(self.duration_seconds, self.peak_memory_bytes));
         out
     }
 }
