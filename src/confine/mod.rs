@@ -53,12 +53,10 @@ pub enum Fault {
     /// The library panicked.
     #[error("the library that reads it failed: {0}")]
     Panic(String),
-    /// No thread could be started.
-    #[error("no thread could be started: {0}")]
-    Thread(String),
 }
 
-/// Runs `work` on a thread of its own.
+/// Runs `work` on a thread of its own; where the system has no more threads, on this one, where only
+/// panics are caught.
 ///
 /// # Errors
 /// What stopped it.
@@ -70,17 +68,24 @@ pub fn run<T: Send + 'static>(
     let watch = Arc::new(Watch::new());
     let own = Arc::clone(&watch);
     let started = Instant::now();
-    std::thread::Builder::new()
+    // The work goes to the thread once there is one.
+    let (give, given) = sync_channel(1);
+    let thread = std::thread::Builder::new()
         .name("confined".to_owned())
         .stack_size(limits.stack)
         .spawn(move || {
+            let Ok(work) = given.recv() else { return };
             let watched = own.enter(limits.memory, limits.stack);
             let result = catch(work);
             drop(watched);
             // Nobody listens any more when the time was over.
             let _ = sender.send(result);
-        })
-        .map_err(|error| Fault::Thread(error.to_string()))?;
+        });
+    if thread.is_err() {
+        return catch(work);
+    }
+    // The thread waits for it.
+    let _ = give.send(work);
     loop {
         match receiver.recv_timeout(POLL) {
             Ok(result) => return result,

@@ -28,6 +28,7 @@ mod download;
 mod outline;
 mod pace;
 mod patience;
+mod resolver;
 mod session;
 mod spec;
 

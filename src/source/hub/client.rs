@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Response, StatusCode};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::address::{encode, is_downgrade, is_loopback, join, same_origin};
 use super::patience::Patience;
+use super::resolver::Lookup;
 use super::spec::is_commit;
 use super::{HubOptions, RepoKind, Target};
 use crate::redact;
@@ -105,7 +107,11 @@ impl Client {
             config = config.proxy(None);
         }
         Self {
-            agent: config.build().into(),
+            agent: Agent::with_parts(
+                config.build(),
+                DefaultConnector::default(),
+                Lookup::default(),
+            ),
             endpoint: options.endpoint.trim_end_matches('/').to_owned(),
             shown: redact::addresses(options.endpoint.trim_end_matches('/')),
             token: options.token.clone(),
