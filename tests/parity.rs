@@ -1,5 +1,7 @@
 //! The decoder against other implementations of the same models.
 //!
+//! - `architectures`: models of transformers' own classes with its answers, where the environment
+//!   names them.
 //! - `candle`: candle-transformers' llama, mistral, qwen2 and qwen3 on the same weights.
 //! - `options`: a forward pass in f64, written for these tests as plainly as possible
 //!   (`reference`), for every option of the graph.
@@ -17,6 +19,8 @@
     reason = "helpers of tests fail and report like the tests themselves"
 )]
 
+#[path = "parity/architectures.rs"]
+mod architectures;
 #[path = "parity/candle.rs"]
 mod candle;
 #[path = "parity/consistency.rs"]

@@ -92,7 +92,9 @@ pub(super) fn plan(
             target.level_name()
         )));
     }
-    // The source's own warnings were given when it was opened; that it is quantized is known.
+    // What was said when the source was opened is not said again.
+    target.model.warnings.retain(|warning| !model.warnings.contains(warning));
+    let warnings = target.model.warnings.clone();
     target.model.warnings.clear();
     Ok(Plan {
         target: Target::Gguf(Box::new(target)),
@@ -100,7 +102,7 @@ pub(super) fn plan(
         layers,
         symmetric: true,
         version: Version::V1,
-        warnings: Vec::new(),
+        warnings,
     })
 }
 

@@ -34,7 +34,7 @@ pub struct ConversionReport {
     pub peak_memory_bytes: Option<u64>,
     /// `valid` when the result was opened again and compared; `not_written`.
     pub validation_status: &'static str,
-    /// Whether every value of every tensor is kept.
+    /// Whether every value of every tensor of the source is kept: none changed, none left out.
     pub lossless: bool,
     /// How many tensors kept their values; `null` for a plan.
     pub tensors: Option<Counts>,
@@ -178,7 +178,7 @@ impl ConversionReport {
             duration_seconds: None,
             peak_memory_bytes: None,
             validation_status: "valid",
-            lossless: changed.is_empty(),
+            lossless: changed.is_empty() && model.left_out.is_empty(),
             layers_kept: LayersKept { kept: plan.kept().0, all: plan.kept().1 },
             tensors: Some(tensors),
             relative_rms_error: Some(relative(error, energy)),
@@ -190,7 +190,7 @@ impl ConversionReport {
                 parameter_count: model.parameter_count(),
             },
             files: Vec::new(),
-            warnings: plan.warnings.clone(),
+            warnings: model.warnings.iter().chain(&plan.warnings).cloned().collect(),
         }
     }
 }

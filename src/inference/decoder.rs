@@ -111,6 +111,12 @@ impl Decoder {
         self.rope.positions(batch, seq, start)
     }
 
+    /// Whether a text must be run as a whole, because its rotations depend on its length.
+    #[must_use]
+    pub fn depends_on_length(&self) -> bool {
+        self.rope.depends_on_length()
+    }
+
     /// The blocks, first to last.
     #[must_use]
     pub fn blocks(&self) -> &[Block] {

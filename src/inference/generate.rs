@@ -192,7 +192,9 @@ impl<'d> Generator<'d> {
         }
         let began = Instant::now();
         let mut last = None;
-        for chunk in prompt.chunks(PROMPT_CHUNK) {
+        let chunk =
+            if self.decoder.depends_on_length() { prompt.len().max(1) } else { PROMPT_CHUNK };
+        for chunk in prompt.chunks(chunk) {
             last = Some(self.decoder.hidden(chunk, 1, Some(&mut self.cache), None)?);
         }
         let mut generation = Generation {

@@ -4,6 +4,7 @@
 //! The frequencies `f_i = θ^(-2i/d)` and what the scaling schemes make of them follow
 //! `transformers`' `modeling_rope_utils.py`. They are computed in f64 and rounded once.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::f64::consts::{PI, TAU};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,6 +22,24 @@ pub struct Rope {
     frequencies: Vec<f64>,
     /// Factor on cos and sin (`YaRN`'s attention factor), 1 otherwise.
     magnitude: f64,
+    /// What holds beyond the trained context instead.
+    beyond: Option<Beyond>,
+}
+
+/// Frequencies of texts that are longer than the trained context.
+#[derive(Debug, Clone)]
+struct Beyond {
+    /// Tokens up to which `frequencies` hold.
+    context: usize,
+    kind: BeyondKind,
+}
+
+#[derive(Debug, Clone)]
+enum BeyondKind {
+    /// The base grows with the length.
+    Dynamic { theta: f64, factor: f64 },
+    /// Other frequencies, whatever the length.
+    Fixed(Vec<f64>),
 }
 
 impl Rope {
@@ -37,10 +56,9 @@ impl Rope {
         if !(config.theta.is_finite() && config.theta > 0.0) {
             return Err(Error::General(format!("rotary base {} is not positive", config.theta)));
         }
-        let plain: Vec<f64> = (0..head_dim / 2)
-            .map(|i| config.theta.powf(-2.0 * i as f64 / head_dim as f64))
-            .collect();
+        let plain = plain(config.theta, head_dim);
         let mut magnitude = 1.0;
+        let mut beyond = None;
         let frequencies = match &config.scaling {
             RopeScaling::None => plain,
             RopeScaling::Linear { factor } => {
@@ -59,6 +77,7 @@ impl Rope {
                 beta_fast,
                 beta_slow,
                 attention_factor,
+                truncate,
             } => {
                 let factor = positive("yarn", *factor)?;
                 let bounds = yarn_bounds(
@@ -67,6 +86,7 @@ impl Rope {
                     *original_context as f64,
                     positive("yarn", *beta_fast)?,
                     positive("yarn", *beta_slow)?,
+                    *truncate,
                 );
                 magnitude = attention_factor.unwrap_or(if factor > 1.0 {
                     0.1 * factor.ln() + 1.0
@@ -79,37 +99,67 @@ impl Rope {
                 };
                 plain.iter().enumerate().map(scaled).collect()
             }
-            RopeScaling::Factors(factors) => {
-                if factors.len() != plain.len() {
-                    return Err(Error::General(format!(
-                        "{} rotary factors for heads of {head_dim}: {} are needed",
-                        factors.len(),
-                        plain.len()
-                    )));
+            RopeScaling::Dynamic { factor, original_context } => {
+                let kind = BeyondKind::Dynamic {
+                    theta: config.theta,
+                    factor: positive("dynamic", *factor)?,
+                };
+                if head_dim == 2 {
+                    return Err(Error::General(
+                        "dynamic rotary scaling of heads of width 2".into(),
+                    ));
                 }
-                let mut scaled = Vec::with_capacity(plain.len());
-                for (f, factor) in plain.iter().zip(factors) {
-                    scaled.push(f / positive("per-dimension", f64::from(*factor))?);
-                }
-                scaled
+                beyond = Some(Beyond { context: *original_context, kind });
+                plain
             }
+            RopeScaling::LongRope { short, long, original_context, attention_factor } => {
+                magnitude = *attention_factor;
+                let kind = BeyondKind::Fixed(divided(&plain, long)?);
+                beyond = Some(Beyond { context: *original_context, kind });
+                divided(&plain, short)?
+            }
+            RopeScaling::Factors(factors) => divided(&plain, factors)?,
         };
-        Ok(Self { frequencies, magnitude })
+        Ok(Self { frequencies, magnitude, beyond })
     }
 
-    /// Radians per token of each pair of dimensions, `[head_dim / 2]`.
+    /// Radians per token of each pair of dimensions, `[head_dim / 2]`, within the trained context.
     #[must_use]
     pub fn frequencies(&self) -> &[f64] {
         &self.frequencies
+    }
+
+    /// Whether the rotations of a token depend on the length of its text: then a text must not be
+    /// run in pieces.
+    #[must_use]
+    pub fn depends_on_length(&self) -> bool {
+        self.beyond.is_some()
+    }
+
+    /// The frequencies of a text of so many tokens, as transformers chooses them.
+    fn frequencies_up_to(&self, tokens: usize) -> Cow<'_, [f64]> {
+        let Some(beyond) = self.beyond.as_ref().filter(|beyond| tokens > beyond.context) else {
+            return Cow::Borrowed(&self.frequencies);
+        };
+        match &beyond.kind {
+            BeyondKind::Fixed(frequencies) => Cow::Borrowed(frequencies),
+            BeyondKind::Dynamic { theta, factor } => {
+                let head_dim = 2 * self.frequencies.len();
+                let stretch = factor * tokens as f64 / beyond.context as f64 - (factor - 1.0);
+                let power = head_dim as f64 / (head_dim as f64 - 2.0);
+                Cow::Owned(plain(theta * stretch.powf(power), head_dim))
+            }
+        }
     }
 
     /// The rotations of `batch` sequences that each cover positions `start..start + seq`.
     #[must_use]
     pub fn positions(&self, batch: usize, seq: usize, start: usize) -> Positions {
         let half = self.frequencies.len();
+        let frequencies = self.frequencies_up_to(start + seq);
         let (mut cos, mut sin) = (Vec::with_capacity(seq * half), Vec::with_capacity(seq * half));
         for position in start..start + seq {
-            for frequency in &self.frequencies {
+            for frequency in frequencies.iter() {
                 let (s, c) = (position as f64 * frequency).sin_cos();
                 cos.push((c * self.magnitude) as f32);
                 sin.push((s * self.magnitude) as f32);
@@ -125,6 +175,25 @@ impl Rope {
             masks: Mutex::default(),
         }
     }
+}
+
+/// The geometric series of frequencies.
+fn plain(theta: f64, head_dim: usize) -> Vec<f64> {
+    (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+}
+
+/// Each frequency over its own divisor.
+fn divided(plain: &[f64], factors: &[f32]) -> Result<Vec<f64>> {
+    if factors.len() != plain.len() {
+        return Err(Error::General(format!(
+            "{} rotary factors for heads of {}: {} are needed",
+            factors.len(),
+            2 * plain.len(),
+            plain.len()
+        )));
+    }
+    let divide = |(f, factor): (&f64, &f32)| Ok(f / positive("per-dimension", f64::from(*factor))?);
+    plain.iter().zip(factors).map(divide).collect()
 }
 
 fn positive(scheme: &str, value: f64) -> Result<f64> {
@@ -150,12 +219,22 @@ fn llama3(frequency: f64, factor: f64, low: f64, high: f64, context: f64) -> f64
 
 /// First and last dimension of `YaRN`'s ramp: where a wave makes `fast` and `slow` rotations within
 /// the original context.
-fn yarn_bounds(theta: f64, head_dim: usize, context: f64, fast: f64, slow: f64) -> (f64, f64) {
+fn yarn_bounds(
+    theta: f64,
+    head_dim: usize,
+    context: f64,
+    fast: f64,
+    slow: f64,
+    truncate: bool,
+) -> (f64, f64) {
     let dimension = |rotations: f64| {
         head_dim as f64 * (context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
     };
-    let low = dimension(fast).floor().max(0.0);
-    let high = dimension(slow).ceil().min(head_dim as f64 - 1.0);
+    let (mut low, mut high) = (dimension(fast), dimension(slow));
+    if truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
     // transformers keeps the division below finite in the same way.
     (low, if high - low == 0.0 { high + 0.001 } else { high })
 }

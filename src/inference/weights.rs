@@ -157,7 +157,7 @@ impl<'m> Weights<'m> {
         } else {
             None
         };
-        let window = config.sliding_window.filter(|window| index >= window.first_layer);
+        let window = config.sliding_window.as_ref().and_then(|window| window.of(index));
         Ok(Block {
             input_norm: self.norm(&name("input_layernorm.weight"), config.hidden_size)?,
             query: self.projection(index, "self_attn.q_proj")?,
@@ -173,7 +173,7 @@ impl<'m> Weights<'m> {
                 heads: config.num_heads,
                 kv_heads: config.num_kv_heads,
                 head_dim: config.head_dim,
-                window: window.map(|window| window.size),
+                window,
             },
             execution: if self.device.is_cpu() { Execution::Fused } else { Execution::Operations },
         })
@@ -227,7 +227,7 @@ fn check(config: &ModelConfig) -> Result<(), String> {
             config.num_heads, config.num_kv_heads
         ));
     }
-    if config.sliding_window.is_some_and(|window| window.size == 0) {
+    if config.sliding_window.as_ref().is_some_and(|window| window.size == 0) {
         return Err("a sliding window of 0 tokens".into());
     }
     if !(config.rms_norm_eps.is_finite() && config.rms_norm_eps >= 0.0) {

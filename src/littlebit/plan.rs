@@ -7,7 +7,7 @@ use super::budget::FactorShape;
 use super::scale_choice::ScaleChoice;
 use super::scale_type::ScaleType;
 use crate::source::catalog::expected_tensors;
-use crate::source::config::{Architecture, AttentionBiases, BLOCK_LINEARS};
+use crate::source::config::{Architecture, BLOCK_LINEARS, LinearBiases};
 use crate::source::{LocalModel, ModelConfig};
 use crate::tensor::{StoredTensor, StoredType};
 use crate::{Error, Result};
@@ -51,7 +51,8 @@ pub fn headers_of(model: &LocalModel) -> Vec<TensorHeader> {
 /// weights. Biases are those of the architecture as it is published.
 #[must_use]
 pub fn headers_from_config(config: &ModelConfig) -> Vec<TensorHeader> {
-    let biases = AttentionBiases { qkv: config.architecture == Architecture::Qwen2, output: false };
+    let qkv = config.architecture == Architecture::Qwen2;
+    let biases = LinearBiases { qkv, ..LinearBiases::default() };
     expected_tensors(config, biases)
         .into_iter()
         .map(|tensor| {

@@ -44,6 +44,25 @@ pub enum RopeScaling {
         /// Context of pre-training, tokens.
         original_context: usize,
     },
+    /// Plain up to the trained context; beyond it the base grows with the length of the text.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// Trained context, tokens.
+        original_context: usize,
+    },
+    /// One divisor per pair of dimensions, other ones for texts beyond the trained context
+    /// (`LongRoPE`).
+    LongRope {
+        /// Divisors within the trained context, `[head_dim / 2]`.
+        short: Vec<f32>,
+        /// Divisors beyond it.
+        long: Vec<f32>,
+        /// Trained context, tokens.
+        original_context: usize,
+        /// Scale of cos and sin.
+        attention_factor: f64,
+    },
     /// `YaRN` (arXiv 2309.00071).
     Yarn {
         /// Context extension.
@@ -56,27 +75,64 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// Scale of cos and sin; `None`: `0.1 ln(factor) + 1`.
         attention_factor: Option<f64>,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
     },
     /// One divisor per pair of dimensions, `[head_dim / 2]` (GGUF's `rope_freqs.weight`).
     Factors(Vec<f32>),
 }
 
-/// Attention limited to the last `size` tokens, from layer `first_layer` on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Attention limited to the last `size` tokens, in some of the layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {
     /// Tokens that a position sees, itself included.
     pub size: usize,
-    /// First layer with the window.
-    pub first_layer: usize,
+    /// Of each layer whether it has the window.
+    pub layers: Vec<bool>,
 }
 
-/// Which linear layers of the attention add a bias.
+impl SlidingWindow {
+    /// A window in the layers from `first` on, of `layers`.
+    #[must_use]
+    pub fn from_layer(size: usize, first: usize, layers: usize) -> Self {
+        Self { size, layers: (0..layers).map(|layer| layer >= first).collect() }
+    }
+
+    /// The window of a layer.
+    #[must_use]
+    pub fn of(&self, layer: usize) -> Option<usize> {
+        (self.layers.get(layer) == Some(&true)).then_some(self.size)
+    }
+
+    /// The first layer with the window if all after it have it as well.
+    #[must_use]
+    pub fn first_of_rest(&self) -> Option<usize> {
+        let first = self.layers.iter().position(|limited| *limited).unwrap_or(self.layers.len());
+        self.layers[first..].iter().all(|limited| *limited).then_some(first)
+    }
+}
+
+/// Which linear layers add a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct AttentionBiases {
+pub struct LinearBiases {
     /// q, k and v.
     pub qkv: bool,
-    /// The output projection.
+    /// The output projection of the attention.
     pub output: bool,
+    /// Gate, up and down.
+    pub mlp: bool,
+}
+
+impl LinearBiases {
+    /// Whether one of [`BLOCK_LINEARS`] has one.
+    #[must_use]
+    pub fn has(self, linear: &str) -> bool {
+        match linear {
+            "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => self.qkv,
+            "self_attn.o_proj" => self.output,
+            _ => self.mlp,
+        }
+    }
 }
 
 /// Everything about a model that is not a weight.

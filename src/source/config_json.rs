@@ -8,8 +8,19 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Architecture, AttentionBiases, ModelConfig, SlidingWindow};
+use super::config::{Architecture, LinearBiases, ModelConfig};
 use super::config_rope;
+
+mod classes;
+mod fields;
+pub(crate) mod keys;
+mod windows;
+
+use classes::Class;
+pub(super) use classes::unsupported;
+pub(crate) use fields::Fields;
+use fields::whole;
+
 use crate::formats::packed::QuantizationConfig;
 use crate::source::json as json_file;
 use crate::{Error, Result};
@@ -25,11 +36,14 @@ pub struct ParsedConfig {
     /// The model's shape.
     pub config: ModelConfig,
     /// Which attention layers have a bias.
-    pub biases: AttentionBiases,
+    pub biases: LinearBiases,
     /// How the linear layers are packed, if they are.
     pub quantization: Option<QuantizationConfig>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Whether the model is the text part of another one: then [`write`] makes the file that fits
+    /// its weights.
+    pub nested: bool,
 }
 
 /// Reads `config.json`. `path` is for messages.
@@ -38,18 +52,21 @@ pub struct ParsedConfig {
 /// [`Error::Unsupported`] for architectures, activations, position schemes and quantized
 /// checkpoints that this tool does not process, [`Error::ValidationFailed`] for damaged files.
 pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
-    let root: Value =
-        json_file::read(text).map_err(|e| Error::damaged(path, format!("not valid JSON: {e}")))?;
+    let root: Value = json_file::read(text).map_err(|e| not_json(text, path, &e))?;
     let Value::Object(root) = root else {
         return Err(Error::damaged(path, "not a JSON object"));
     };
-    let (architecture, class_name) = architecture(&root, path)?;
+    let class = classes::class(&root, path)?;
+    let (architecture, class_name) = (class.architecture, class.name.to_owned());
     let quantization = quantization(&root)?;
-    let fields = match root.get("text_config") {
-        Some(Value::Object(inner)) if !root.contains_key("hidden_size") => Fields::new(inner, path),
-        _ => Fields::new(&root, path),
-    };
-    refuse_variants(&fields, &class_name)?;
+    let fields = Fields::new(class.text.unwrap_or(&root), path);
+    let mut warnings = Vec::new();
+    refuse_variants(&fields, &class)?;
+    keys::refuse_unknown(&fields, &class.known_keys(), class.name)?;
+    if class.text.is_some() {
+        keys::refuse_unknown_around(&fields.with(&root), &class.known_keys(), class.name)?;
+    }
+    keys::warn(&fields, architecture, class.name, &mut warnings);
 
     let hidden_size = fields.size("hidden_size", MAX_WIDTH)?;
     let num_layers = fields.size("num_hidden_layers", MAX_COUNT)?;
@@ -84,7 +101,6 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
     let max_positions = fields
         .optional_size("max_position_embeddings", MAX_POSITIONS)?
         .unwrap_or(defaults.max_positions);
-    let mut warnings = Vec::new();
     let rope = config_rope::parse(&fields, &class_name, head_dim, max_positions, &mut warnings)?;
     let config = ModelConfig {
         architecture,
@@ -99,21 +115,69 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
         max_positions,
         rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
         rope,
-        sliding_window: sliding_window(&fields, architecture, num_layers)?,
-        tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+        sliding_window: windows::read(&fields, architecture, num_layers)?,
+        tie_word_embeddings: tied(&root, &fields)?,
         torch_dtype: dtype(&root, &fields),
         bos_token_id: token_ids(&fields, "bos_token_id")?.first().copied(),
         eos_token_ids: token_ids(&fields, "eos_token_id")?,
     };
-    let biases = match architecture {
-        Architecture::Llama | Architecture::Qwen3 => {
-            let all = fields.flag("attention_bias", false)?;
-            AttentionBiases { qkv: all, output: all }
+    let biases = biases(&fields, &class)?;
+    Ok(ParsedConfig { config, biases, quantization, warnings, nested: class.text.is_some() })
+}
+
+/// What wraps a text model states for it; the text model's own word comes first.
+fn tied(root: &Map<String, Value>, fields: &Fields) -> Result<bool> {
+    let outer = fields.with(root).flag("tie_word_embeddings", false)?;
+    fields.flag("tie_word_embeddings", outer)
+}
+
+/// Which layers have biases. Where a class has none, a configuration that asks for them means
+/// another model.
+fn biases(fields: &Fields, class: &Class) -> Result<LinearBiases> {
+    let attention = fields.flag("attention_bias", false)?;
+    let mlp = fields.flag("mlp_bias", false)?;
+    let (fits, biases) = match class.architecture {
+        Architecture::Llama => (true, LinearBiases { qkv: attention, output: attention, mlp }),
+        Architecture::Qwen3 => {
+            (!mlp, LinearBiases { qkv: attention, output: attention, mlp: false })
         }
-        Architecture::Mistral => AttentionBiases::default(),
-        Architecture::Qwen2 => AttentionBiases { qkv: true, output: false },
+        Architecture::Mistral => (!attention && !mlp, LinearBiases::default()),
+        Architecture::Qwen2 => (!mlp, LinearBiases { qkv: true, output: false, mlp: false }),
     };
-    Ok(ParsedConfig { config, biases, quantization, warnings })
+    if fits {
+        return Ok(biases);
+    }
+    let key = if mlp { "mlp_bias" } else { "attention_bias" };
+    Err(unsupported(format!("{} with `{key}`, which that class does not have", class.name)))
+}
+
+/// Members of a supported class that compute something else than the decoder graph does.
+fn refuse_variants(fields: &Fields, class: &Class) -> Result<()> {
+    if let Some(activation) = fields.text("hidden_act")?
+        && !matches!(activation, "silu" | "swish")
+    {
+        return Err(unsupported(format!(
+            "{} with `hidden_act` \"{activation}\" (\"silu\" is supported)",
+            class.name
+        )));
+    }
+    for key in ["num_local_experts", "num_experts", "n_routed_experts"] {
+        if let Some(experts) = fields.optional_integer(key, MAX_COUNT)?
+            && experts > 1
+        {
+            return Err(unsupported(format!(
+                "{} with a mixture of experts (`{key}` {experts})",
+                class.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The error about a file that should be JSON: what it is instead, if one can see it.
+pub(crate) fn not_json(text: &str, path: &Path, error: &serde_json::Error) -> Error {
+    super::present::instead_of_text(path, text)
+        .unwrap_or_else(|| Error::damaged(path, format!("not valid JSON: {error}")))
 }
 
 /// The end-of-text ids of a `generation_config.json` (`eos_token_id`, one or several).
@@ -128,9 +192,10 @@ pub fn generation_end_tokens(text: &str, path: &Path) -> Result<Vec<u32>> {
 /// Writes a configuration as transformers 4 would (which transformers 5 reads too). [`parse`]
 /// gives it back.
 #[must_use]
-pub fn write(config: &ModelConfig, biases: AttentionBiases) -> String {
+pub fn write(config: &ModelConfig, biases: LinearBiases) -> String {
     let model_type = match config.architecture {
         Architecture::Llama => "llama",
+        Architecture::Mistral if config.class_name == classes::MINISTRAL => "ministral",
         Architecture::Mistral => "mistral",
         Architecture::Qwen2 => "qwen2",
         Architecture::Qwen3 => "qwen3",
@@ -161,20 +226,14 @@ pub fn write(config: &ModelConfig, biases: AttentionBiases) -> String {
         "eos_token_id": eos,
     });
     match config.architecture {
-        Architecture::Llama | Architecture::Qwen3 => root["attention_bias"] = json!(biases.qkv),
+        Architecture::Llama => {
+            root["attention_bias"] = json!(biases.qkv);
+            root["mlp_bias"] = json!(biases.mlp);
+        }
+        Architecture::Qwen3 => root["attention_bias"] = json!(biases.qkv),
         Architecture::Mistral | Architecture::Qwen2 => {}
     }
-    let size = config.sliding_window.map(|window| window.size);
-    match config.architecture {
-        Architecture::Llama => {}
-        Architecture::Mistral => root["sliding_window"] = json!(size),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            let first = config.sliding_window.map_or(config.num_layers, |w| w.first_layer);
-            root["use_sliding_window"] = json!(size.is_some());
-            root["sliding_window"] = json!(size);
-            root["max_window_layers"] = json!(first);
-        }
-    }
+    windows::write(config, &mut root);
     let mut text = format!("{root:#}");
     text.push('\n');
     text
@@ -199,42 +258,6 @@ impl Defaults {
     }
 }
 
-/// What is supported, for messages.
-pub(super) const SUPPORTED: &str = "Supported architectures: llama, mistral, qwen2, qwen3 \
-     (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)";
-
-fn architecture(root: &Map<String, Value>, path: &Path) -> Result<(Architecture, String)> {
-    let class = root.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
-    let model_type = root.get("model_type").and_then(Value::as_str);
-    let known = match (class, model_type) {
-        (Some("LlamaForCausalLM" | "LLaMAForCausalLM"), _) | (None, Some("llama")) => {
-            (Architecture::Llama, "LlamaForCausalLM")
-        }
-        (Some("MistralForCausalLM"), _) | (None, Some("mistral")) => {
-            (Architecture::Mistral, "MistralForCausalLM")
-        }
-        (Some("Qwen2ForCausalLM"), _) | (None, Some("qwen2")) => {
-            (Architecture::Qwen2, "Qwen2ForCausalLM")
-        }
-        (Some("Qwen3ForCausalLM"), _) | (None, Some("qwen3")) => {
-            (Architecture::Qwen3, "Qwen3ForCausalLM")
-        }
-        (None, None) => {
-            return Err(Error::damaged(path, "neither `architectures` nor `model_type` is given"));
-        }
-        (class, model_type) => {
-            let name = class.or(model_type).unwrap_or_default();
-            return Err(unsupported(format!("architecture {name} is not supported")));
-        }
-    };
-    Ok((known.0, known.1.to_owned()))
-}
-
-/// An [`Error::Unsupported`] that lists what is supported.
-pub(super) fn unsupported(message: String) -> Error {
-    Error::Unsupported { message, suggestion: SUPPORTED.to_owned() }
-}
-
 /// How the layers of a checkpoint are packed, if they are.
 ///
 /// # Errors
@@ -246,69 +269,8 @@ pub(crate) fn quantization(root: &Map<String, Value>) -> Result<Option<Quantizat
     }
 }
 
-/// Members of a supported class that compute something else than the decoder graph does.
-fn refuse_variants(fields: &Fields, class_name: &str) -> Result<()> {
-    if let Some(activation) = fields.text("hidden_act")?
-        && !matches!(activation, "silu" | "swish")
-    {
-        return Err(unsupported(format!("{class_name} with `hidden_act` \"{activation}\"")));
-    }
-    if fields.flag("mlp_bias", false)? {
-        return Err(unsupported(format!("{class_name} with `mlp_bias`")));
-    }
-    let experts = fields.optional_size("num_local_experts", MAX_COUNT)?;
-    if experts.or(fields.optional_size("num_experts", MAX_COUNT)?).is_some_and(|n| n > 1) {
-        return Err(unsupported(format!("{class_name} with a mixture of experts")));
-    }
-    Ok(())
-}
-
-/// Mistral limits every layer; Qwen limits the layers from `max_window_layers` on, or those that
-/// `layer_types` names, and only with `use_sliding_window`.
-fn sliding_window(
-    fields: &Fields,
-    architecture: Architecture,
-    num_layers: usize,
-) -> Result<Option<SlidingWindow>> {
-    let size = |default| match fields.get("sliding_window") {
-        None => Ok(Some(default)),
-        Some(Value::Null) => Ok(None),
-        Some(_) => fields.optional_size("sliding_window", MAX_POSITIONS),
-    };
-    let window = match architecture {
-        Architecture::Llama => None,
-        Architecture::Mistral => size(4096)?.map(|size| SlidingWindow { size, first_layer: 0 }),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            if !fields.flag("use_sliding_window", false)? {
-                return Ok(None);
-            }
-            let Some(size) = size(4096)? else { return Ok(None) };
-            let first_layer = match fields.get("layer_types") {
-                None | Some(Value::Null) => {
-                    fields.optional_integer("max_window_layers", MAX_COUNT)?.unwrap_or(28)
-                }
-                Some(types) => first_sliding_layer(types, num_layers).ok_or_else(|| {
-                    unsupported(
-                        "`layer_types` that are not full attention followed by sliding attention"
-                            .to_owned(),
-                    )
-                })?,
-            };
-            Some(SlidingWindow { size, first_layer })
-        }
-    };
-    Ok(window.filter(|window| window.first_layer < num_layers))
-}
-
-fn first_sliding_layer(types: &Value, num_layers: usize) -> Option<usize> {
-    let types = types.as_array()?;
-    let first = types.iter().position(|kind| kind != "full_attention").unwrap_or(types.len());
-    let rest_slides = types[first..].iter().all(|kind| kind == "sliding_attention");
-    (types.len() == num_layers && rest_slides).then_some(first)
-}
-
 fn dtype(root: &Map<String, Value>, fields: &Fields) -> String {
-    let outer = Fields::new(root, fields.path);
+    let outer = fields.with(root);
     [&outer, fields]
         .into_iter()
         .flat_map(|fields| [fields.get("torch_dtype"), fields.get("dtype")])
@@ -332,103 +294,6 @@ fn token_ids(fields: &Fields, key: &str) -> Result<Vec<u32>> {
         None => Ok(Vec::new()),
         Some(Value::Array(list)) => list.iter().filter_map(|id| one(id).transpose()).collect(),
         Some(value) => Ok(one(value)?.into_iter().collect()),
-    }
-}
-
-/// A whole number, also when it is written as a float.
-fn whole(value: &Value) -> Option<u64> {
-    value.as_u64().or_else(|| {
-        let float = value.as_f64()?;
-        ((0.0..9.0e15).contains(&float) && float.fract() == 0.0).then_some(float as u64)
-    })
-}
-
-/// Typed access to a JSON object with messages that name file, key and value.
-pub(crate) struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    path: &'a Path,
-}
-
-impl<'a> Fields<'a> {
-    pub(crate) fn new(map: &'a Map<String, Value>, path: &'a Path) -> Self {
-        Self { map, path }
-    }
-
-    /// Another object of the same file.
-    pub(crate) fn with<'b>(&'b self, map: &'b Map<String, Value>) -> Fields<'b> {
-        Fields::new(map, self.path)
-    }
-
-    /// The value of a key, null included.
-    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key)
-    }
-
-    /// The object under a key.
-    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
-        match self.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields::new(map, self.path))),
-            Some(other) => Err(self.damaged(format!("`{key}` is {other}, not an object"))),
-        }
-    }
-
-    pub(crate) fn damaged(&self, message: String) -> Error {
-        Error::damaged(self.path, message)
-    }
-
-    /// A whole number, if there is one.
-    pub(crate) fn optional_integer(&self, key: &str, most: u64) -> Result<Option<usize>> {
-        match self.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                match whole(value) {
-                    Some(number) if number <= most => Ok(Some(number as usize)),
-                    _ => Err(self
-                        .damaged(format!("`{key}` is {value}, not a whole number up to {most}"))),
-                }
-            }
-        }
-    }
-
-    /// A positive whole number, if there is one.
-    pub(crate) fn optional_size(&self, key: &str, most: u64) -> Result<Option<usize>> {
-        match self.optional_integer(key, most)? {
-            Some(0) => Err(self.damaged(format!("`{key}` is 0"))),
-            other => Ok(other),
-        }
-    }
-
-    /// A positive whole number that must be there.
-    pub(crate) fn size(&self, key: &str, most: u64) -> Result<usize> {
-        self.optional_size(key, most)?.ok_or_else(|| self.damaged(format!("`{key}` is missing")))
-    }
-
-    /// A finite number above zero, if there is one.
-    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
-        match self.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
-                _ => Err(self.damaged(format!("`{key}` is {value}, not a positive number"))),
-            },
-        }
-    }
-
-    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(self.damaged(format!("`{key}` is {other}, not true or false"))),
-        }
-    }
-
-    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        match self.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.damaged(format!("`{key}` is {other}, not a text"))),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 
 use super::catalog::{keep_expected, some_of};
-use super::config::{Architecture, AttentionBiases, ModelConfig, RopeConfig, RopeScaling};
+use super::config::{Architecture, LinearBiases, ModelConfig, RopeConfig, RopeScaling};
 use super::{LocalModel, ModelFormat, Weight, config_json, gguf_tokenizer, names};
 use crate::formats::gguf::{GgufFile, Value};
 use crate::formats::gguf_ext;
@@ -45,9 +45,9 @@ pub fn open(path: &Path) -> Result<LocalModel> {
         }
     }
     let config = configuration(&keys, architecture, &tensors, &mut warnings)?;
-    let biases = biases(architecture, &tensors, path)?;
+    let biases = biases(architecture, config.num_layers, &tensors, path)?;
     let mut weights = rename(tensors, &config, path)?;
-    keep_expected(&mut weights, &config, biases, path, &mut warnings)?;
+    let left_out = keep_expected(&mut weights, &config, biases, path, &mut warnings)?;
     for (name, weight) in &weights {
         if let Weight::Stored(tensor) = weight
             && tensor.dtype.is_copied()
@@ -69,6 +69,7 @@ pub fn open(path: &Path) -> Result<LocalModel> {
         tokenizer_json: tokenizer.as_ref().map(|files| files.tokenizer_json.clone()),
         tokenizer_config_json: tokenizer.map(|files| files.tokenizer_config_json),
         weights,
+        left_out,
         warnings,
     })
 }
@@ -235,6 +236,47 @@ impl Keys<'_> {
     }
 }
 
+/// Settings under the architecture's prefix that are read, or change nothing for a text.
+const KNOWN_KEYS: [&str; 34] = [
+    "vocab_size",
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "tensor_data_layout",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "expert_count",
+    "expert_used_count",
+    // What embeddings are made of, and what only another architecture reads.
+    "pooling_type",
+    "classifier.output_labels",
+    "attention.layer_norm_epsilon",
+    "rope.dimension_sections",
+    "training.type",
+    "training.file_version",
+    "training.iteration_count",
+    "training.epoch_count",
+];
+
+/// Refuses mixtures, and settings that are not read and are neither false nor 0: they may change what
+/// the model computes.
 fn refuse_variants(keys: &Keys) -> Result<()> {
     let experts = keys.file.u32(&keys.key("expert_count"))?;
     if experts.is_some_and(|count| count > 0) {
@@ -242,6 +284,30 @@ fn refuse_variants(keys: &Keys) -> Result<()> {
             "architecture {} with a mixture of experts is not supported",
             keys.prefix
         )));
+    }
+    for (key, value) in &keys.file.metadata {
+        let Some(name) = key.strip_prefix(keys.prefix).and_then(|rest| rest.strip_prefix('.'))
+        else {
+            continue;
+        };
+        let neutral = match (name, value) {
+            // Without a mask every token sees those after it.
+            ("attention.causal", value) => *value == Value::Bool(true),
+            (_, Value::Bool(false)) => true,
+            (_, value) => {
+                value.as_u64() == Some(0) || matches!(value, Value::F32(zero) if *zero == 0.0)
+            }
+        };
+        if !KNOWN_KEYS.contains(&name) && !neutral {
+            return Err(Error::Unsupported {
+                message: format!(
+                    "{}: {key} may change what the model computes, and is not supported",
+                    keys.file.path.display()
+                ),
+                suggestion: "Use a model of another architecture, or one without that setting"
+                    .to_owned(),
+            });
+        }
     }
     Ok(())
 }
@@ -390,6 +456,7 @@ fn yarn(keys: &Keys, factor: Option<f64>, max_positions: usize) -> Result<RopeSc
         beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
         beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
         attention_factor: more.map(|more| more * (0.1 * factor.ln() + 1.0)),
+        truncate: true,
     })
 }
 
@@ -405,32 +472,46 @@ fn dtype(tensors: &IndexMap<String, StoredTensor>) -> &'static str {
     }
 }
 
+/// Which linear layers have biases: those of a kind in all blocks or in none.
 fn biases(
     architecture: Architecture,
+    layers: usize,
     tensors: &IndexMap<String, StoredTensor>,
     path: &Path,
-) -> Result<AttentionBiases> {
-    let has = |module: &str| tensors.contains_key(&format!("blk.0.{module}.bias"));
-    let found = AttentionBiases {
-        qkv: has("attn_q") || has("attn_k") || has("attn_v"),
-        output: has("attn_output"),
+) -> Result<LinearBiases> {
+    let all_or_none = |modules: &[&str]| {
+        let found = (0..layers)
+            .flat_map(|block| {
+                modules.iter().map(move |module| format!("blk.{block}.{module}.bias"))
+            })
+            .filter(|name| tensors.contains_key(name))
+            .count();
+        (found == 0 || found == layers * modules.len()).then_some(found > 0)
     };
+    let found = [
+        all_or_none(&["attn_q", "attn_k", "attn_v"]),
+        all_or_none(&["attn_output"]),
+        all_or_none(&["ffn_gate", "ffn_up", "ffn_down"]),
+    ];
+    let partial = || {
+        config_json::unsupported(format!(
+            "{}: biases on a part of the linear layers",
+            path.display()
+        ))
+    };
+    let [Some(qkv), Some(output), Some(mlp)] = found else { return Err(partial()) };
     let fits = match architecture {
-        Architecture::Qwen2 => !found.output,
-        Architecture::Mistral => !found.qkv && !found.output,
-        // The configuration has one switch for all four.
-        Architecture::Llama | Architecture::Qwen3 => found.qkv == found.output,
+        Architecture::Qwen2 => !output && !mlp,
+        Architecture::Mistral => !qkv && !output && !mlp,
+        // The configuration has one switch for all four of the attention.
+        Architecture::Llama => qkv == output,
+        Architecture::Qwen3 => qkv == output && !mlp,
     };
     if !fits {
-        return Err(config_json::unsupported(format!(
-            "{}: biases on a part of the attention layers",
-            path.display()
-        )));
+        return Err(partial());
     }
-    Ok(match architecture {
-        Architecture::Qwen2 => AttentionBiases { qkv: true, output: false },
-        _ => found,
-    })
+    let qkv = qkv || architecture == Architecture::Qwen2;
+    Ok(LinearBiases { qkv, output, mlp })
 }
 
 /// Tensors under their Hugging Face names, q and k of the llama architecture in its row order.

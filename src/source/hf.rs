@@ -12,9 +12,9 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::{Value, json};
 
-use super::catalog::{keep_expected, some_of};
+use super::catalog::{keep_expected, keep_head, some_of};
 use super::packed::{self, Entry};
-use super::{LocalModel, ModelFormat, Weight, config_json};
+use super::{LocalModel, ModelFormat, Weight, config_json, present, text_names};
 use crate::formats::input;
 use crate::source::json as json_file;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
@@ -53,7 +53,9 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
     }
 
     let quantization = parsed.quantization.as_ref();
-    let tensors = packed::assemble(read_raw(directory)?, quantization, directory)?;
+    let mut left_out = Vec::new();
+    let raw = read_raw(directory, &mut left_out, &mut parsed.warnings)?;
+    let tensors = packed::assemble(raw, quantization, directory)?;
     let mut weights = IndexMap::with_capacity(tensors.len());
     let mut refused = BTreeMap::new();
     for (name, tensor) in tensors {
@@ -70,9 +72,23 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
         }
     }
     refuse_other_types(&refused, &parsed, directory)?;
-    keep_expected(&mut weights, &parsed.config, parsed.biases, directory, &mut parsed.warnings)?;
+    if keep_head(&weights, &mut parsed.config, &mut parsed.warnings) {
+        set(&mut text, "tie_word_embeddings", json!(false));
+    }
+    let warnings = &mut parsed.warnings;
+    left_out.extend(keep_expected(
+        &mut weights,
+        &parsed.config,
+        parsed.biases,
+        directory,
+        warnings,
+    )?);
     if parsed.config.torch_dtype.is_empty() {
         parsed.config.torch_dtype = most_used_dtype(&weights);
+    }
+    if parsed.nested {
+        // The weights have the names of the plain class now.
+        text = config_json::write(&parsed.config, parsed.biases);
     }
 
     let tokenizer_json =
@@ -89,6 +105,7 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
         tokenizer_json,
         tokenizer_config_json: tokenizer_config(directory, &mut parsed.warnings)?,
         weights,
+        left_out,
         warnings: parsed.warnings,
     })
 }
@@ -124,6 +141,11 @@ pub(crate) fn optional_text(
 
 pub(crate) fn without_config(directory: &Path) -> Error {
     let names = file_names(directory);
+    if names.contains(present::ADAPTER_CONFIG)
+        && let Some(error) = present::adapter_instead(directory)
+    {
+        return error;
+    }
     let with = |suffix: &str| {
         names.iter().filter(|name| name.ends_with(suffix)).map(String::as_str).collect::<Vec<_>>()
     };
@@ -176,15 +198,15 @@ fn merge_end_tokens(
             ids.push(id);
         }
     }
-    if ids.len() > before
-        && let Ok(Value::Object(mut root)) = json_file::read(text)
-    {
-        let nested = !root.contains_key("hidden_size");
-        let target = match root.get_mut("text_config") {
-            Some(Value::Object(inner)) if nested => inner,
-            _ => &mut root,
-        };
-        target.insert("eos_token_id".to_owned(), json!(ids));
+    if ids.len() > before {
+        set(text, "eos_token_id", json!(ids));
+    }
+}
+
+/// Sets a key in the text of a configuration.
+fn set(text: &mut String, key: &str, value: Value) {
+    if let Ok(Value::Object(mut root)) = json_file::read(text) {
+        root.insert(key.to_owned(), value);
         *text = json_file::write(&Value::Object(root));
     }
 }
@@ -195,14 +217,19 @@ pub(crate) fn shards(directory: &Path) -> Result<Vec<PathBuf>> {
     if single.is_file() {
         return Ok(vec![single]);
     }
+    if single.is_dir()
+        && let Some(error) = present::instead_of_file(&single)
+    {
+        return Err(error);
+    }
     let index_path = directory.join("model.safetensors.index.json");
     if let Some(index) = read_text(&index_path, MAX_TOKENIZER)? {
         let files = indexed_files(&index, &index_path)?;
         return present(directory, files.iter().map(String::as_str));
     }
     let names = file_names(directory);
-    let safetensors: Vec<&str> =
-        names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")).collect();
+    let is_model = |name: &&str| name.ends_with(".safetensors") && !present::is_adapter_file(name);
+    let safetensors: Vec<&str> = names.iter().map(String::as_str).filter(is_model).collect();
     match safetensors.as_slice() {
         [] => Err(without_weights(directory, &names)),
         [one] if shard_number(one).is_none() => Ok(vec![directory.join(one)]),
@@ -288,6 +315,11 @@ fn without_weights(directory: &Path, names: &BTreeSet<String>) -> Error {
         matches!(extension, Some("bin" | "pth" | "pt")) && *name != "training_args.bin"
     };
     let pickles: Vec<&str> = names.iter().map(String::as_str).filter(pickled).collect();
+    if names.contains(present::ADAPTER_CONFIG)
+        && let Some(error) = present::adapter_instead(directory)
+    {
+        return error;
+    }
     if pickles.is_empty() {
         return Error::model_not_found(format!(
             "{} has a config.json and no weights (*.safetensors)",
@@ -305,13 +337,24 @@ fn without_weights(directory: &Path, names: &BTreeSet<String>) -> Error {
     }
 }
 
-/// All tensors of a directory by name, in file order, whatever their types.
-pub(crate) fn read_raw(directory: &Path) -> Result<IndexMap<String, RawTensor>> {
+/// All tensors of a directory by their own names, in file order, whatever their types.
+pub(crate) fn read_all(directory: &Path) -> Result<IndexMap<String, RawTensor>> {
     let mut tensors = IndexMap::new();
     for shard in shards(directory)? {
         read_shard(&shard, &mut tensors)?;
     }
     Ok(tensors)
+}
+
+/// All tensors of the text model by the names of its plain class, in file order, whatever their
+/// types. Warnings say what is left out and what lies beside the weights.
+pub(crate) fn read_raw(
+    directory: &Path,
+    left_out: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Result<IndexMap<String, RawTensor>> {
+    warnings.extend(present::adapter_beside(directory));
+    text_names::plain(read_all(directory)?, directory, left_out, warnings)
 }
 
 /// A tensor of a safetensors file.
@@ -347,7 +390,10 @@ impl RawTensor {
 /// Maps a file and adds its tensors, in the order of their data.
 fn read_shard(path: &Path, tensors: &mut IndexMap<String, RawTensor>) -> Result<()> {
     let bytes = SharedBytes::map(path)?;
-    let damaged = |message: String| Error::damaged(path, message);
+    // What is something else says so; what is a damaged file says where.
+    let damaged = |message: String| {
+        present::instead_of_file(path).unwrap_or_else(|| Error::damaged(path, message))
+    };
     let length = bytes
         .split_first_chunk::<8>()
         .and_then(|(length, _)| usize::try_from(u64::from_le_bytes(*length)).ok())

@@ -18,7 +18,9 @@ pub(crate) mod json;
 pub mod names;
 pub(crate) mod packed;
 pub(crate) mod pre_tokenizers;
+pub(crate) mod present;
 pub mod survey;
+mod text_names;
 mod text_pieces;
 pub mod tokenizer;
 pub(crate) mod tokenizer_library;
@@ -174,6 +176,8 @@ pub struct LocalModel {
     /// Weights by Hugging Face name (`model.layers.0.mlp.up_proj.weight`), in file order: exactly
     /// the tensors of [`catalog::expected_tensors`].
     pub weights: IndexMap<String, Weight>,
+    /// Tensors of the source that are none of the model's, by their names there.
+    pub left_out: Vec<String>,
     /// What the user should know about the source: guesses, things left out.
     pub warnings: Vec<String>,
 }
@@ -218,13 +222,13 @@ pub fn open_local(path: &Path) -> Result<LocalModel> {
             message: format!("{} holds weights without a configuration", path.display()),
             suggestion: "Give the directory with config.json and the weights".to_owned(),
         }),
-        PathKind::Unknown => Err(Error::Unsupported {
+        PathKind::Unknown => Err(present::instead_of_file(path).unwrap_or(Error::Unsupported {
             message: format!(
                 "{} is neither a model directory nor a GGUF or .littlebit file",
                 path.display()
             ),
             suggestion: "Give a Hugging Face directory, a GGUF file, a .littlebit file or a hub id"
                 .to_owned(),
-        }),
+        })),
     }
 }

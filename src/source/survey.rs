@@ -67,7 +67,7 @@ pub fn survey(directory: &Path) -> Result<Survey> {
     let word = |key: &str| find(key).and_then(|value| value.as_str().map(str::to_owned));
     let class = root.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
 
-    let entries = assemble(hf::read_raw(directory)?, quantization(&root)?.as_ref(), directory)?;
+    let entries = assemble(hf::read_all(directory)?, quantization(&root)?.as_ref(), directory)?;
     let mut weights = IndexMap::new();
     let mut unread = Vec::new();
     for (name, entry) in entries {

@@ -1,6 +1,7 @@
 //! The contract of the command line, tested on the real binary: exit codes, JSON documents, what
 //! goes to which stream.
 //!
+//! - `accounting`: tensors, heads, names and settings that must not be lost, by every command
 //! - `analyze`: importance matrices, super weights, their files and pictures
 //! - `common`: a private folder and a way to run the binary
 //! - `compress`: `littlebit compress` end to end on the tiny model, and its JSON
@@ -26,6 +27,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod accounting;
 mod analyze;
 mod common;
 mod compress;

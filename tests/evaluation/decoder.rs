@@ -76,6 +76,7 @@ pub(crate) fn random_llama(size: f32) -> Decoder {
         tokenizer_json: None,
         tokenizer_config_json: None,
         weights,
+        left_out: Vec::new(),
         warnings: Vec::new(),
     };
     Decoder::new(&model, &Backend::cpu()).unwrap()

@@ -105,7 +105,7 @@ fn check_mistral(model: &Tiny, length: usize) {
         rms_norm_eps: c.rms_norm_eps,
         rope_theta: c.rope.theta,
         // Theirs counts the tokens before the current one; transformers' includes it.
-        sliding_window: c.sliding_window.map(|window| window.size - 1),
+        sliding_window: c.sliding_window.as_ref().map(|window| window.size - 1),
         use_flash_attn: false,
     };
     let mut theirs = mistral::Model::new(&their_config, model.var_builder()).unwrap();

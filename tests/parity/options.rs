@@ -111,13 +111,14 @@ fn llama3_positions() {
 
 #[test]
 fn yarn_positions() {
-    for attention_factor in [None, Some(1.3)] {
+    for (attention_factor, truncate) in [(None, true), (Some(1.3), true), (None, false)] {
         let scaling = RopeScaling::Yarn {
             factor: 4.0,
             original_context: 128,
             beta_fast: 32.0,
             beta_slow: 1.0,
             attention_factor,
+            truncate,
         };
         check(&Tiny::new(scaled(scaling), &[], 12), 60);
     }
@@ -146,6 +147,7 @@ fn yarn_ramp_starts_and_ends_where_llama_cpp_says() {
             beta_fast,
             beta_slow,
             attention_factor: Some(1.0),
+            truncate: true,
         };
         let rope = Rope::new(&RopeConfig { theta, scaling }, head_dim).unwrap();
         for (i, frequency) in rope.frequencies().iter().enumerate() {

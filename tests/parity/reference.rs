@@ -67,8 +67,8 @@ fn attention(model: &Tiny, block: usize, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
     for (position, queries) in queries.iter().enumerate() {
         let mut row = Vec::new();
         for (head, query) in queries.iter().enumerate() {
-            let sees = |other: usize| match config.sliding_window {
-                Some(window) if block >= window.first_layer => position - other < window.size,
+            let sees = |other: usize| match &config.sliding_window {
+                Some(window) if window.layers[block] => position - other < window.size,
                 _ => true,
             };
             let seen: Vec<usize> = (0..=position).filter(|&other| sees(other)).collect();
@@ -116,6 +116,9 @@ pub(crate) fn frequency(config: &ModelConfig, i: usize) -> (f64, f64) {
         RopeScaling::None => (plain, 1.0),
         RopeScaling::Linear { factor } => (plain / factor, 1.0),
         RopeScaling::Factors(factors) => (plain / f64::from(factors[i]), 1.0),
+        RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. } => {
+            panic!("depends on the length of the text")
+        }
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
             // Turns of the wave within the original context decide.
             let turns = *original_context as f64 * plain / (2.0 * PI);
@@ -123,11 +126,20 @@ pub(crate) fn frequency(config: &ModelConfig, i: usize) -> (f64, f64) {
                 ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
             (kept * plain + (1.0 - kept) * plain / factor, 1.0)
         }
-        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor } => {
+        RopeScaling::Yarn {
+            factor,
+            original_context,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+        } => {
             let dimension =
                 |turns: f64| dim / 2.0 * (*original_context as f64 / (turns * 2.0 * PI)).log(theta);
-            let first = dimension(*beta_fast).floor().max(0.0);
-            let last = dimension(*beta_slow).ceil().min(dim - 1.0);
+            let (first, last) = (dimension(*beta_fast), dimension(*beta_slow));
+            let (first, last) =
+                if *truncate { (first.floor(), last.ceil()) } else { (first, last) };
+            let (first, last) = (first.max(0.0), last.min(dim - 1.0));
             let stretched = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
             let magnitude = attention_factor.unwrap_or(0.1 * factor.ln() + 1.0);
             ((1.0 - stretched) * plain + stretched * plain / factor, magnitude)

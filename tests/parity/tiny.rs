@@ -47,7 +47,7 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
 }
 
 pub(crate) fn window(size: usize, first_layer: usize) -> SlidingWindow {
-    SlidingWindow { size, first_layer }
+    SlidingWindow::from_layer(size, first_layer, 2)
 }
 
 impl Tiny {
@@ -108,6 +108,7 @@ impl Tiny {
             config_json: String::new(),
             tokenizer_json: None,
             tokenizer_config_json: None,
+            left_out: Vec::new(),
             warnings: Vec::new(),
             weights: self.tensors.iter().map(weight).collect(),
         }

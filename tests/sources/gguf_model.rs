@@ -216,6 +216,55 @@ fn biases_are_put_in_order() {
 }
 
 #[test]
+fn biases_of_the_mlp_belong_to_the_model() {
+    let mut config = tiny::config("llama");
+    config["mlp_bias"] = json!(true);
+    let tensors = tiny::tensors(&config);
+    let mut file = metadata(&config);
+    add_tensors(&mut file, &config, &tensors, F16);
+    let model = open(&file).unwrap();
+    assert_eq!(model.weights.len(), tensors.len());
+    for name in ["gate_proj", "up_proj", "down_proj"] {
+        let name = format!("model.layers.0.mlp.{name}.bias");
+        assert_eq!(values(&model, &name), tensors[&name].1, "{name}");
+    }
+    let text: Value = serde_json::from_str(&model.config_json).unwrap();
+    assert_eq!(text["mlp_bias"], json!(true));
+
+    // One of the second block is missing: neither a model with such biases nor one without.
+    file.tensors.retain(|tensor| tensor.name != "blk.1.ffn_up.bias");
+    let error = open(&file).unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("biases on a part"), "{error}");
+
+    // The class Qwen2ForCausalLM has no place for them.
+    let (mut file, _, _) = whole("qwen2", F32);
+    let bias = tiny::bytes_of(&[1.0; 96], Dtype::F32);
+    for block in 0..2 {
+        for module in ["ffn_gate", "ffn_up"] {
+            file.tensor(&format!("blk.{block}.{module}.bias"), &[96], F32, bias.clone());
+        }
+        let bias = tiny::bytes_of(&[1.0; 64], Dtype::F32);
+        file.tensor(&format!("blk.{block}.ffn_down.bias"), &[64], F32, bias);
+    }
+    assert_eq!(open(&file).unwrap_err().exit_code(), 1);
+}
+
+#[test]
+fn settings_that_are_not_read_are_refused_by_name() {
+    for key in ["llama.logit_scale", "llama.attention.scale", "llama.final_logit_softcapping"] {
+        let error = open(&with(|file| file.f32(key, 0.5))).unwrap_err();
+        assert_eq!(error.type_name(), "UnsupportedModelError");
+        assert!(error.to_string().contains(key), "{error}");
+        assert!(open(&with(|file| file.f32(key, 0.0))).is_ok());
+    }
+    assert!(open(&with(|file| file.flag("llama.attention.causal", false))).is_err());
+    assert!(open(&with(|file| file.flag("llama.attention.causal", true))).is_ok());
+    assert!(open(&with(|file| file.u32("llama.pooling_type", 3))).is_ok());
+    assert!(open(&with(|file| file.text("other.setting", "x"))).is_ok());
+}
+
+#[test]
 fn a_file_without_a_head_is_tied() {
     let (mut file, _, tensors) = whole("qwen2", F16);
     file.tensors.retain(|tensor| tensor.name != "output.weight");
@@ -254,7 +303,8 @@ fn rope_scalings_are_read() {
             original_context: 64,
             beta_fast: 16.0,
             beta_slow: 1.0,
-            attention_factor: None
+            attention_factor: None,
+            truncate: true,
         }
     );
     assert_eq!(reparsed(&model), model.config);

@@ -67,11 +67,20 @@ fn biases_belong_to_the_model_when_its_configuration_says_so() {
     let model = open_local(folder.path()).unwrap();
     assert_eq!(model.weights.len(), tensors.len());
 
+    // A run without them would be one of another model.
     config["attention_bias"] = json!(false);
     tiny::write_model(folder.path(), &config, &tensors, Dtype::F32);
-    let model = open_local(folder.path()).unwrap();
-    assert_eq!(model.weights.len(), tensors.len() - 8);
-    assert!(model.warnings[0].contains("8 tensors"), "{:?}", model.warnings);
+    let error = failure(folder.path());
+    assert_eq!((error.exit_code(), error.type_name()), (1, "UnsupportedModelError"));
+    let text = error.to_string();
+    assert!(text.contains("8 tensors") && text.contains("self_attn.q_proj.bias"), "{text}");
+
+    let (folder, mut config, _) = tiny_model("llama");
+    config["mlp_bias"] = json!(true);
+    let tensors = tiny::tensors(&config);
+    assert!(tensors.contains_key("model.layers.1.mlp.down_proj.bias"));
+    tiny::write_model(folder.path(), &config, &tensors, Dtype::F32);
+    assert_eq!(open_local(folder.path()).unwrap().weights.len(), tensors.len());
 
     let (folder, config, mut tensors) = tiny_model("qwen2");
     tensors.shift_remove("model.layers.0.self_attn.k_proj.bias");
@@ -82,14 +91,129 @@ fn biases_belong_to_the_model_when_its_configuration_says_so() {
 }
 
 #[test]
-fn a_tied_head_is_not_a_weight() {
-    let (folder, mut config, tensors) = tiny_model("llama");
+fn a_tied_head_is_a_weight_only_if_it_is_not_the_embedding() {
+    let (folder, mut config, mut tensors) = tiny_model("llama");
     config["tie_word_embeddings"] = json!(true);
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone();
     tiny::write_model(folder.path(), &config, &tensors, Dtype::F16);
     let model = open_local(folder.path()).unwrap();
-    assert!(tensors.contains_key("lm_head.weight"));
     assert!(!model.weights.contains_key("lm_head.weight"));
+    assert!(model.config.tie_word_embeddings && model.left_out.is_empty());
     assert_eq!(model.warnings.len(), 1, "{:?}", model.warnings);
+
+    // One value of another sign, in the last row.
+    let last = tensors["lm_head.weight"].1.last_mut().unwrap();
+    *last = -*last;
+    tiny::write_model(folder.path(), &config, &tensors, Dtype::F16);
+    let model = open_local(folder.path()).unwrap();
+    assert_eq!(stored(&model, "lm_head.weight"), tensors["lm_head.weight"].1);
+    assert!(!model.config.tie_word_embeddings);
+    let written: Value = serde_json::from_str(&model.config_json).unwrap();
+    assert_eq!(written["tie_word_embeddings"], json!(false));
+    assert!(model.warnings.iter().any(|warning| warning.contains("lm_head.weight")));
+}
+
+/// The text part of multimodal models, and what training puts before names.
+#[test]
+fn names_with_prefixes_are_those_of_the_plain_model() {
+    for (prefix, head, warned) in [
+        ("language_model.model.", "language_model.lm_head.", None),
+        ("model.language_model.", "lm_head.", None),
+        ("", "lm_head.", None),
+        ("_orig_mod.model.", "_orig_mod.lm_head.", Some("_orig_mod.")),
+        ("module.model.", "module.lm_head.", Some("module.")),
+        ("base_model.model.model.", "base_model.model.lm_head.", Some("base_model.model.")),
+    ] {
+        let (folder, config, tensors) = tiny_model("llama");
+        let mut renamed: tiny::Tensors = tensors
+            .iter()
+            .map(|(name, tensor)| {
+                let name = match name.strip_prefix("model.") {
+                    Some(rest) => format!("{prefix}{rest}"),
+                    None => name.replace("lm_head.", head),
+                };
+                (name, tensor.clone())
+            })
+            .collect();
+        renamed.insert("vision_tower.patch.weight".into(), (vec![4], vec![1.0; 4]));
+        tiny::write_model(folder.path(), &config, &renamed, Dtype::F32);
+        let model = open_local(folder.path()).unwrap();
+        assert_eq!(model.weights.len(), tensors.len(), "{prefix}");
+        for (name, (_, values)) in &tensors {
+            assert_eq!(&stored(&model, name), values, "{prefix}: {name}");
+        }
+        assert_eq!(model.left_out, ["vision_tower.patch.weight"]);
+        let named = |word: &str| model.warnings.iter().any(|warning| warning.contains(word));
+        assert!(named("vision_tower.patch.weight"), "{:?}", model.warnings);
+        assert!(warned.is_none_or(named), "{:?}", model.warnings);
+    }
+}
+
+/// A model whose configuration lies inside that of a multimodal one is written as the plain class.
+#[test]
+fn the_text_part_has_a_configuration_of_its_own() {
+    let (folder, config, tensors) = tiny_model("mistral");
+    let whole = json!({
+        "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+        "text_config": config, "vision_config": { "hidden_size": 8 }, "spatial_merge_size": 2,
+        "tie_word_embeddings": false,
+    });
+    tiny::write_model(folder.path(), &whole, &tensors, Dtype::F32);
+    let model = open_local(folder.path()).unwrap();
+    let plain: Value = serde_json::from_str(&model.config_json).unwrap();
+    assert_eq!(plain["architectures"], json!(["MistralForCausalLM"]));
+    assert_eq!(plain["hidden_size"], config["hidden_size"]);
+    assert!(plain.get("text_config").is_none());
+}
+
+#[test]
+fn what_is_there_instead_of_a_model_is_named() {
+    let said = |files: &[(&str, &str)]| {
+        let (folder, config, _) = tiny_model("llama");
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let error = failure(folder.path());
+        assert_eq!(error.exit_code(), 3, "{error}");
+        format!("{error} {}", error.suggestion())
+    };
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n";
+    let adapter = r#"{"peft_type": "LORA", "base_model_name_or_path": "org/base"}"#;
+    for (files, words) in [
+        (&[("model.safetensors", pointer)][..], &["LFS", "git lfs pull"][..]),
+        (&[("model.safetensors", "<!DOCTYPE html><html>")], &["HTML page"]),
+        (&[("config.json", pointer)], &["LFS"]),
+        (
+            &[("adapter_config.json", adapter), ("adapter_model.safetensors", "")],
+            &["LORA adapter of org/base", "Merge"],
+        ),
+    ] {
+        let text = said(files);
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        assert!(!text.contains("the model again"), "{text}");
+    }
+
+    let (folder, config, tensors) = tiny_model("llama");
+    tiny::write_model(folder.path(), &config, &tensors, Dtype::F32);
+    std::fs::write(folder.path().join("adapter_config.json"), adapter).unwrap();
+    let model = open_local(folder.path()).unwrap();
+    assert!(model.warnings.iter().any(|warning| warning.contains("not merged")));
+
+    // Tensors that the model does not know are shown where those that it needs are missing.
+    let renamed: tiny::Tensors = tensors
+        .iter()
+        .map(|(name, t)| (format!("gpt.{}", name.replace('.', "_")), t.clone()))
+        .collect();
+    tiny::write_model(folder.path(), &config, &renamed, Dtype::F32);
+    let error = failure(folder.path());
+    assert!(error.to_string().contains("gpt.model_embed_tokens_weight"), "{error}");
+    assert!(!error.suggestion().contains("Download"), "{}", error.suggestion());
+
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::create_dir(directory.path().join("model.safetensors")).unwrap();
+    assert!(failure(directory.path()).to_string().contains("is a directory"));
 }
 
 /// Two shards and an index; the first shard holds the even tensors.

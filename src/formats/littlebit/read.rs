@@ -208,7 +208,8 @@ impl LittleBitFile {
                 weights.insert(name.clone(), weight);
             }
         }
-        catalog::keep_expected(&mut weights, &config, biases, &self.path, &mut warnings)?;
+        let left_out =
+            catalog::keep_expected(&mut weights, &config, biases, &self.path, &mut warnings)?;
         let stem = || self.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         Ok(LocalModel {
             name: self.about().source.name.clone().or_else(stem).unwrap_or_default(),
@@ -219,6 +220,7 @@ impl LittleBitFile {
             tokenizer_json: self.text(TOKENIZER_FILE)?,
             tokenizer_config_json: self.text(TOKENIZER_CONFIG_FILE)?,
             weights,
+            left_out,
             warnings,
         })
     }

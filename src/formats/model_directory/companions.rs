@@ -144,16 +144,22 @@ pub fn config_with(
         ModelFormat::HuggingFace => hf::read_text(&path, MAX_CONFIG)?,
         _ => None,
     };
-    let text = text.as_ref().unwrap_or(&model.config_json);
-    let Ok(Value::Object(mut root)) = json_file::read(text) else {
-        return Err(Error::damaged(&path, "not a JSON object"));
+    let parsed = |text: &str| match json_file::read(text) {
+        Ok(Value::Object(root)) => Ok(root),
+        _ => Err(Error::damaged(&path, "not a JSON object")),
+    };
+    let mut root = match text.as_deref().map(parsed).transpose()? {
+        // The weights of a model's text part have the names of the plain class.
+        Some(root) if !root.contains_key("text_config") => root,
+        _ => parsed(&model.config_json)?,
     };
     root.shift_remove("quantization_config");
+    let tied = root.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    if tied != model.config.tie_word_embeddings {
+        root.insert("tie_word_embeddings".to_owned(), json!(model.config.tie_word_embeddings));
+    }
     if let Some(dtype) = dtype {
         set_dtype(&mut root, dtype);
-        if let Some(Value::Object(inner)) = root.get_mut("text_config") {
-            set_dtype(inner, dtype);
-        }
     }
     if let Some(quantization) = quantization {
         root.insert("quantization_config".to_owned(), quantization.clone());

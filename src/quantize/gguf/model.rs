@@ -8,6 +8,7 @@ use super::tensor::GgufTensor;
 use super::{from_gguf, hf};
 use crate::formats::detect::{self, PathKind};
 use crate::formats::gguf::Value;
+use crate::source::present::instead_of_file;
 use crate::{Error, Result};
 
 /// A model as a GGUF file at full precision would hold it.
@@ -88,10 +89,10 @@ pub fn open(path: &Path, options: &SourceOptions) -> Result<GgufModel> {
         PathKind::Directory => hf::open(path, options)?,
         PathKind::LittleBit => return Err(in_factors(path)),
         PathKind::SafeTensors | PathKind::Unknown => {
-            return Err(Error::Unsupported {
+            return Err(instead_of_file(path).unwrap_or_else(|| Error::Unsupported {
                 message: format!("{} is no model that can become a GGUF file", path.display()),
                 suggestion: "Give a Hugging Face directory, a hub id or a GGUF file".to_owned(),
-            });
+            }));
         }
     };
     for (key, value) in &options.override_kv {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::source::config::{RopeConfig, RopeScaling};
+use crate::source::config::{RopeConfig, RopeScaling, SlidingWindow};
 
 fn parsed(text: &str) -> Result<ParsedConfig> {
     parse(text, Path::new("config.json"))
@@ -98,7 +98,7 @@ fn reads_llama_3_1() {
             eos_token_ids: vec![128_001, 128_008, 128_009],
         }
     );
-    assert_eq!(biases, AttentionBiases::default());
+    assert_eq!(biases, LinearBiases::default());
     assert_eq!(warnings, [""; 0]);
 }
 
@@ -130,13 +130,14 @@ fn both_spellings_mean_the_same() {
     let nested = json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "text_config": inner
     });
-    assert_eq!(parsed(&nested.to_string()).unwrap(), parsed(QWEN3).unwrap());
+    let flat = ParsedConfig { nested: true, ..parsed(QWEN3).unwrap() };
+    assert_eq!(parsed(&nested.to_string()).unwrap(), flat);
 }
 
 #[test]
 fn classes_differ_in_biases_heads_and_windows() {
     let qwen2 = parsed(QWEN25).unwrap();
-    assert_eq!(qwen2.biases, AttentionBiases { qkv: true, output: false });
+    assert_eq!(qwen2.biases, LinearBiases { qkv: true, ..LinearBiases::default() });
     assert_eq!(qwen2.config.head_dim, 64);
     assert_eq!(qwen2.config.sliding_window, None);
     assert!(qwen2.config.tie_word_embeddings);
@@ -147,7 +148,7 @@ fn classes_differ_in_biases_heads_and_windows() {
     ));
     assert_eq!(
         windowed.unwrap().config.sliding_window,
-        Some(SlidingWindow { size: 512, first_layer: 21 })
+        Some(SlidingWindow::from_layer(512, 21, 24))
     );
     // No layer at or after `max_window_layers`: no window.
     let beyond = parsed(&with(QWEN25, &json!({ "use_sliding_window": true })));
@@ -161,18 +162,23 @@ fn classes_differ_in_biases_heads_and_windows() {
     };
     assert_eq!(
         typed(json!(["full_attention", "sliding_attention"])).unwrap().config.sliding_window,
-        Some(SlidingWindow { size: 64, first_layer: 1 })
+        Some(SlidingWindow { size: 64, layers: vec![false, true] })
     );
-    let mixed = typed(json!(["sliding_attention", "full_attention"])).unwrap_err();
-    assert!(matches!(mixed, Error::Unsupported { .. }), "{mixed}");
+    assert_eq!(
+        typed(json!(["sliding_attention", "full_attention"])).unwrap().config.sliding_window,
+        Some(SlidingWindow { size: 64, layers: vec![true, false] })
+    );
+    let linear = typed(json!(["linear_attention", "full_attention"])).unwrap_err();
+    assert!(linear.to_string().contains("linear_attention"), "{linear}");
+    assert_eq!(typed(json!(["full_attention"])).unwrap_err().exit_code(), 6);
 
     assert_eq!(parsed(QWEN3).unwrap().config.head_dim, 128);
     assert_eq!(parsed(&without(QWEN3, "head_dim")).unwrap().config.head_dim, 128);
     let biased = parsed(&with(QWEN3, &json!({ "attention_bias": true }))).unwrap();
-    assert_eq!(biased.biases, AttentionBiases { qkv: true, output: true });
+    assert_eq!(biased.biases, LinearBiases { qkv: true, output: true, mlp: false });
 
     let window = |text: &str| parsed(text).unwrap().config.sliding_window;
-    let all = Some(SlidingWindow { size: 4096, first_layer: 0 });
+    let all = Some(SlidingWindow::from_layer(4096, 0, 32));
     assert_eq!(window(MISTRAL), all);
     assert_eq!(window(&without(MISTRAL, "sliding_window")), all);
     assert_eq!(window(&with(MISTRAL, &json!({ "sliding_window": null }))), None);
@@ -218,21 +224,24 @@ fn rope_scalings() {
             original_context: 32_768,
             beta_fast: 16.0,
             beta_slow: 1.0,
-            attention_factor: Some(1.0)
+            attention_factor: Some(1.0),
+            truncate: true,
         }
     );
     let dynamic = with(LLAMA31, &json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }));
     let dynamic = parsed(&dynamic).unwrap();
-    assert_eq!(dynamic.config.rope.scaling, RopeScaling::None);
-    assert_eq!(dynamic.warnings.len(), 1);
+    assert_eq!(
+        dynamic.config.rope.scaling,
+        RopeScaling::Dynamic { factor: 2.0, original_context: 131_072 }
+    );
     let factors = vec![1.5f32; 64];
     let longrope = json!({ "rope_type": "longrope", "attention_factor": 1.0,
         "short_factor": factors, "long_factor": factors });
     assert_eq!(scaling(longrope).unwrap(), RopeScaling::Factors(factors));
 
     for unsupported in [
-        json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0] }),
-        json!({ "rope_type": "mrope", "mrope_section": [16, 24, 24] }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1 }),
+        json!({ "rope_type": "mrope" }),
         json!({ "rope_type": "default", "partial_rotary_factor": 0.5 }),
     ] {
         assert_eq!(scaling(unsupported.clone()).unwrap_err().exit_code(), 1, "{unsupported}");
@@ -242,6 +251,7 @@ fn rope_scalings() {
         json!({ "rope_type": "linear", "factor": 0 }),
         json!({ "rope_type": "linear", "factor": "4" }),
         json!({ "rope_type": 3 }),
+        json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0] }),
         json!([1, 2]),
     ] {
         assert_eq!(scaling(damaged.clone()).unwrap_err().exit_code(), 6, "{damaged}");
@@ -272,7 +282,6 @@ fn other_architectures_are_refused_by_name() {
     assert!(error.to_string().contains("mamba"), "{error}");
     for change in [
         json!({ "hidden_act": "gelu" }),
-        json!({ "mlp_bias": true }),
         json!({ "num_local_experts": 8 }),
         json!({ "quantization_config": { "quant_method": "awq", "bits": 3 } }),
         json!({ "quantization_config": { "quant_method": "awq", "bits": 4, "version": "gemv" } }),
@@ -383,18 +392,40 @@ fn what_is_written_reads_back() {
     let mut factors = cases[0].clone();
     factors.config.rope.scaling =
         RopeScaling::Factors((0..64).map(|i| 1.0 + i as f32 / 7.0).collect());
-    factors.biases = AttentionBiases { qkv: true, output: true };
+    factors.biases = LinearBiases { qkv: true, output: true, mlp: false };
     cases.push(factors);
     let mut yarn = cases[1].clone();
-    yarn.config.sliding_window = Some(SlidingWindow { size: 77, first_layer: 3 });
+    yarn.config.sliding_window = Some(SlidingWindow::from_layer(77, 3, 24));
     yarn.config.rope.scaling = RopeScaling::Yarn {
         factor: 4.0,
         original_context: 4096,
         beta_fast: 32.0,
         beta_slow: 1.0,
         attention_factor: Some(1.25),
+        truncate: false,
     };
     cases.push(yarn);
+    let mut windows = cases[2].clone();
+    windows.config.sliding_window = Some(SlidingWindow { size: 64, layers: vec![true, false] });
+    cases.push(windows);
+    let mut ministral = cases[3].clone();
+    ministral.config.class_name = "MinistralForCausalLM".into();
+    ministral.config.sliding_window =
+        Some(SlidingWindow { size: 64, layers: (0..32).map(|layer| layer % 4 != 3).collect() });
+    cases.push(ministral);
+    let mut long = cases[0].clone();
+    long.biases.mlp = true;
+    long.config.rope.scaling = RopeScaling::LongRope {
+        short: vec![1.0; 64],
+        long: (0..64).map(|i| 1.0 + i as f32 / 3.0).collect(),
+        original_context: 4096,
+        attention_factor: 1.19,
+    };
+    cases.push(long);
+    let mut dynamic = cases[0].clone();
+    dynamic.config.rope.scaling =
+        RopeScaling::Dynamic { factor: 2.0, original_context: dynamic.config.max_positions };
+    cases.push(dynamic);
     for case in cases {
         let text = write(&case.config, case.biases);
         assert_eq!(parsed(&text).unwrap(), case, "{text}");

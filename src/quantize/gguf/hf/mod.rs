@@ -26,7 +26,7 @@ use super::from_littlebit::shape_only;
 use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
 use super::tensor::GgufTensor;
 use crate::formats::packed::PackedTensor;
-use crate::source::config_json::{Fields, quantization};
+use crate::source::config_json::{Fields, not_json, quantization};
 use crate::source::hf;
 use crate::source::json;
 use crate::source::names::to_hugging_face;
@@ -50,7 +50,7 @@ fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
     match json::read(text) {
         Ok(Json::Object(root)) => Ok(root),
         Ok(_) => Err(Error::damaged(path, "not a JSON object")),
-        Err(e) => Err(Error::damaged(path, format!("not valid JSON: {e}"))),
+        Err(e) => Err(not_json(text, path, &e)),
     }
 }
 
@@ -65,7 +65,9 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
     let root = parse(&text, &config_path)?;
     architectures::class(&root)?;
     let quantization = quantization(&root)?;
-    let entries = assemble(hf::read_raw(directory)?, quantization.as_ref(), directory)?;
+    let mut warnings = Vec::new();
+    let raw = hf::read_raw(directory, &mut Vec::new(), &mut warnings)?;
+    let entries = assemble(raw, quantization.as_ref(), directory)?;
     let mut packed = IndexMap::new();
     let tensors = entries
         .into_iter()
@@ -83,6 +85,7 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
         })
         .collect();
     let mut model = open_from(texts, tensors, &hf::model_name(directory), options)?;
+    model.warnings.splice(0..0, warnings);
     if let Some(kind) = packed.values().next().map(PackedTensor::type_name) {
         set_packed(&mut model, packed, directory)?;
         model.source_dtype = kind;

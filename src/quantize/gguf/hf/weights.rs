@@ -10,6 +10,7 @@ use super::sizes::Sizes;
 use crate::quantize::gguf::tensor::{GgufTensor, Rows};
 use crate::source::catalog::some_of;
 use crate::source::hf::ShardTensor;
+use crate::source::present::missing_tensors;
 use crate::tensor::StoredTensor;
 use crate::{Error, Result};
 
@@ -31,8 +32,6 @@ pub(super) fn collect(
     tensors: IndexMap<String, ShardTensor>,
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<GgufTensor>, usize)> {
-    let tensors =
-        tensors.into_iter().filter_map(|(name, t)| Some((text_name(&name)?, t))).collect();
     let mut checkpoint = Checkpoint { directory, class, tensors, missing: Vec::new() };
     let mut list = Vec::new();
 
@@ -62,27 +61,6 @@ pub(super) fn collect(
     }
     checkpoint.finish(tied, warnings)?;
     Ok((list, rows))
-}
-
-/// The name of a tensor without what multimodal checkpoints put around the language model; `None`
-/// for what belongs to the other senses.
-fn text_name(name: &str) -> Option<String> {
-    const OTHER: [&str; 7] = [
-        "vision_tower.",
-        "multi_modal_projector.",
-        "vision_model.",
-        "model.vision_tower.",
-        "model.vision_model.",
-        "model.multi_modal_projector.",
-        "model.image_newline",
-    ];
-    if OTHER.iter().any(|prefix| name.starts_with(prefix)) {
-        return None;
-    }
-    if let Some(rest) = name.strip_prefix("model.language_model.") {
-        return Some(format!("model.{rest}"));
-    }
-    Some(name.strip_prefix("language_model.").unwrap_or(name).to_owned())
 }
 
 impl Checkpoint<'_> {
@@ -198,21 +176,6 @@ impl Checkpoint<'_> {
 
     /// Refuses what is missing and what would be lost.
     fn finish(self, tied: bool, warnings: &mut Vec<String>) -> Result<()> {
-        if !self.missing.is_empty() {
-            let missing: Vec<&str> = self.missing.iter().map(String::as_str).collect();
-            return Err(Error::ModelNotFound {
-                message: format!(
-                    "{} lacks {} tensors of a {}: {}",
-                    self.directory.display(),
-                    missing.len(),
-                    self.class.name,
-                    some_of(&missing)
-                ),
-                suggestion:
-                    "Download the model again; check that config.json belongs to the weights"
-                        .to_owned(),
-            });
-        }
         let carries_nothing = |name: &str| {
             (tied && name == "lm_head.weight")
                 || [".rotary_emb.inv_freq", ".attention.bias", ".masked_bias"]
@@ -221,6 +184,10 @@ impl Checkpoint<'_> {
         };
         let left: Vec<&str> =
             self.tensors.keys().map(String::as_str).filter(|name| !carries_nothing(name)).collect();
+        if !self.missing.is_empty() {
+            let missing: Vec<&str> = self.missing.iter().map(String::as_str).collect();
+            return Err(missing_tensors(self.directory, self.class.name, (&missing, None), &left));
+        }
         if left.is_empty() {
             return Ok(());
         }
