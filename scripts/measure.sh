@@ -40,10 +40,22 @@ value() {
     sed -n "s/^ *\"$2\": \(.*[^,]\),\{0,1\}\$/\1/p" "$1" | head -n 1
 }
 
+# What is measured with does nothing where nothing is measured.
+others=
+skip=no
+for word in "$@"; do
+    case $skip$word in
+    no--eval-tokens) skip=yes ;;
+    no*) others="$others $word" ;;
+    *) skip=no ;;
+    esac
+done
+
 for rate in $rates; do
     compress admm "$rate" "$@"
     for solver in itq dual-svid; do
-        compress "$solver" "$rate" "$@" --init "$solver" --skip-validation
+        # shellcheck disable=SC2086 # options, one a word
+        compress "$solver" "$rate" $others --init "$solver" --skip-validation
     done
 done
 

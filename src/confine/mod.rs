@@ -42,7 +42,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// More memory than it may use.
-    #[error("it takes more than {} MiB of memory", .0 >> 20)]
+    #[error("it takes more than {} MB of memory", .0 >> 20)]
     Memory(usize),
     /// More stack than it has.
     #[error("it is nested too deeply")]

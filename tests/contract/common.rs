@@ -61,26 +61,42 @@ impl Workspace {
     }
 }
 
-/// Arguments of a quick compression with JSON output.
+/// Arguments of a quick compression with JSON output and without recovery.
 pub(crate) fn compress_arguments<'a>(
     model: &'a str,
     name: &'a str,
     more: &[&'a str],
 ) -> Vec<&'a str> {
+    let mut arguments = short_arguments(model, name, more);
+    arguments.extend(["--effort", "none"]);
+    arguments.extend(more);
+    arguments
+}
+
+/// The same with recovery.
+pub(crate) fn recovery_arguments<'a>(
+    model: &'a str,
+    name: &'a str,
+    more: &[&'a str],
+) -> Vec<&'a str> {
+    let mut arguments = short_arguments(model, name, more);
+    arguments.extend(more);
+    arguments
+}
+
+/// What makes a compression quick, without options that would do nothing beside `more`.
+fn short_arguments<'a>(model: &'a str, name: &'a str, more: &[&str]) -> Vec<&'a str> {
     let mut arguments = vec!["--format", "json", "littlebit", "compress", model, "-n", name];
-    arguments.extend_from_slice(&["--effort", "none"]);
-    // Without what they would do nothing for.
     let has = |words: &[&str]| more.windows(words.len()).any(|found| found == words);
     if !has(&["--init", "dual-svid"]) {
-        arguments.extend_from_slice(&["--iterations", "12"]);
+        arguments.extend(["--iterations", "12"]);
     }
     if !has(&["--weighting", "none"]) {
-        arguments.extend_from_slice(&["--calibration-samples", "64"]);
+        arguments.extend(["--calibration-samples", "64"]);
     }
     if !has(&["--skip-validation"]) {
-        arguments.extend_from_slice(&["--eval-tokens", "2048"]);
+        arguments.extend(["--eval-tokens", "2048"]);
     }
-    arguments.extend_from_slice(more);
     arguments
 }
 

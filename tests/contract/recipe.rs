@@ -1,18 +1,14 @@
 //! `--effort` and `--recipe`: what they mean, how they are refused, where they are written down.
 
-use super::common::{Workspace, compress_arguments, fails, json, stderr, stdout, tiny_model};
+use super::common::{Workspace, fails, json, recovery_arguments, stderr, stdout, tiny_model};
 use super::compress::CompressionDocument;
 
 /// Little enough for a test; `--calibration-samples 64` of the arguments is the rest.
 const SMALL: &str = "effort = \"fast\"\n\n[text]\nheld-out = 2\nlength = 16\n\n[blocks]\nsteps = \
                      2\n\n[distillation]\nsteps = 2\ntop-k = 8\n";
 
-/// Arguments of a quick compression without the `--effort none` at their end.
 fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = compress_arguments(model, "m.littlebit", &[]);
-    assert_eq!(arguments.split_off(arguments.len() - 2), ["--effort", "none"]);
-    arguments.extend_from_slice(more);
-    arguments
+    recovery_arguments(model, "m.littlebit", more)
 }
 
 fn compress(workspace: &Workspace, more: &[&str]) -> CompressionDocument {

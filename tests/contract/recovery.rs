@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::common::{Workspace, compress_arguments, json, tiny_model};
+use crate::common::{Workspace, json, recovery_arguments, tiny_model};
 
 /// A recipe of seconds.
 const RECIPE: &str = "
@@ -21,11 +21,8 @@ batch = 2
 ";
 
 fn arguments<'a>(model: &'a str, name: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = compress_arguments(model, name, &[]);
-    assert_eq!(arguments.split_off(arguments.len() - 2), ["--effort", "none"]);
-    arguments.extend(["--target-bpw", "1.0", "--recipe", "recipe.toml"]);
-    arguments.extend(more);
-    arguments
+    let recipe = ["--target-bpw", "1.0", "--recipe", "recipe.toml"];
+    recovery_arguments(model, name, &[&recipe[..], more].concat())
 }
 
 fn workspace() -> Workspace {

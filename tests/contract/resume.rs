@@ -3,14 +3,14 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::common::{Workspace, compress_arguments, fails, stderr, tiny_model};
+use super::common::{Workspace, compress_arguments, fails, recovery_arguments, stderr, tiny_model};
 
 /// More iterations than elsewhere, so that there is time to be killed.
 const SLOW: [&str; 6] =
     ["--iterations", "40", "--target-bpw", "1.0", "--skip-validation", "--threads"];
 
 fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let base = compress_arguments(model, "m.littlebit", &[]);
+    let base = compress_arguments(model, "m.littlebit", &["--skip-validation"]);
     let without_iterations = base.iter().take(7).chain(base.iter().skip(9)).copied();
     without_iterations.chain(SLOW).chain(["2"]).chain(more.iter().copied()).collect()
 }
@@ -254,9 +254,8 @@ batch = 2
     std::fs::write(workspace.path("r.toml"), RECIPE).unwrap();
     let model = tiny_model();
     let arguments = |name: &'static str| -> Vec<String> {
-        let mut words = compress_arguments(model.to_str().unwrap(), name, &[]);
-        words.truncate(words.len() - 2);
-        words.extend(["--recipe", "r.toml", "--skip-validation"]);
+        let more = ["--recipe", "r.toml", "--skip-validation"];
+        let words = recovery_arguments(model.to_str().unwrap(), name, &more);
         words.into_iter().map(str::to_owned).collect()
     };
     let run = |name: &'static str| {

@@ -325,3 +325,75 @@ fn a_directory_in_the_place_of_a_file_is_named() {
         assert!(said.contains("directory") && !said.contains("os error"), "{arguments:?}: {said}");
     }
 }
+
+/// A copy of the tiny model with `edit` done to the text of a file.
+fn edited(workspace: &Workspace, file: &str, edit: impl Fn(String) -> String) -> String {
+    let folder = workspace.path("edited");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(tiny_model()).unwrap().flatten() {
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let path = folder.join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, edit(text)).unwrap();
+    folder.to_str().unwrap().to_owned()
+}
+
+/// JSON as Python's `json` writes and reads it: what does not matter is no obstacle, what matters is
+/// named.
+#[test]
+fn settings_are_read_as_python_reads_them() {
+    let workspace = Workspace::new();
+    let range = |value: &str| {
+        let value = format!("\"initializer_range\": {value}");
+        move |text: String| text.replace("\"initializer_range\": 0.05", &value)
+    };
+    for (before, value) in [
+        ("", "Infinity"),
+        ("", "-Infinity"),
+        ("", "NaN"),
+        ("", "1e999"),
+        (r#""hidden_size": 7, "model_type": "nothing","#, "0.02"),
+        (r#""_name_or_path": "half a pair \ud800","#, "NaN"),
+    ] {
+        let model = edited(&workspace, "config.json", |text| {
+            range(value)(text).replacen('{', &format!("{{{before}"), 1)
+        });
+        workspace.succeed(&["info", &model]);
+        workspace.succeed(&["quantize", &model, "gguf", "-q", "Q8_0", "--dry-run"]);
+    }
+    let marked = edited(&workspace, "config.json", |text| format!("\u{feff}{text}"));
+    workspace.succeed(&["info", &marked]);
+    let model = edited(&workspace, "config.json", |text| {
+        text.replace("\"rope_theta\": 10000.0", "\"rope_theta\": Infinity")
+    });
+    for arguments in [
+        &["info", &model][..],
+        &["quantize", &model, "gguf", "-q", "Q8_0", "--dry-run"],
+        &["littlebit", "compress", &model, "--dry-run"],
+    ] {
+        let output = workspace.run(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        let said = stderr(&output);
+        assert!(said.contains("rope_theta") && said.contains("Infinity"), "{arguments:?}: {said}");
+    }
+    // What is ignored is not lost on the way into another directory.
+    let kept = edited(&workspace, "config.json", range("Infinity"));
+    let few = ["--calibration-samples", "0", "-n", "packed"];
+    workspace.succeed(&[&["quantize", &kept, "gptq", "-q", "4bit"], &few[..]].concat());
+    let config = std::fs::read_to_string(workspace.path("packed/config.json")).unwrap();
+    assert!(config.contains("\"initializer_range\": Infinity"), "{config}");
+
+    let tiny = tiny_model();
+    let tiny = tiny.to_str().unwrap();
+    let text = "once upon a time there was a little fox ".repeat(40);
+    let lines = format!("\u{feff}{{\"score\": NaN, \"text\": \"{text}\"}}\n").repeat(30);
+    std::fs::write(workspace.path("a.jsonl"), lines.replace("}\n\u{feff}", "}\n")).unwrap();
+    let list = format!("{{\"score\": -Infinity, \"text\": \"{text}\"}},").repeat(30);
+    std::fs::write(workspace.path("b.json"), format!("[{}]", list.trim_end_matches(','))).unwrap();
+    for data in ["a.jsonl", "b.json"] {
+        let few = ["--chunks", "2", "-c", "32", "-o", "m.imatrix", "--no-cache"];
+        workspace.succeed(&[&["analyze", tiny, "--calibration-data", data], &few[..]].concat());
+    }
+}

@@ -79,7 +79,7 @@ fn small_files_are_not_read_for_ever() {
     let error = fixture.fetch().unwrap_err();
     assert_eq!(error.exit_code(), 1);
     assert!(error.to_string().contains("`config.json`"), "{error}");
-    assert!(error.to_string().contains("larger than 16.0 MiB"), "{error}");
+    assert!(error.to_string().contains("larger than 16.0 MB"), "{error}");
     assert!(fixture.hub.take_sent() < 48 << 20);
     let blobs = fs::read_dir(fixture.repo_folder().join("blobs")).unwrap();
     assert_eq!(blobs.count(), 0, "nothing is left of it");

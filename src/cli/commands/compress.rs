@@ -175,7 +175,8 @@ fn refuse_idle(args: &CompressArgs, recovers: bool, context: &Context) -> Result
     given.refuse(
         "with --skip-validation",
         &[
-            ("eval-data", args.skip_validation, quality),
+            // Beside it the whole of --calibration-data is read to calibrate.
+            ("eval-data", args.skip_validation && args.calibration_data.is_none(), quality),
             ("eval-tokens", args.skip_validation, quality),
         ],
     )?;

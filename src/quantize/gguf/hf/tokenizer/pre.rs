@@ -7,9 +7,10 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 use super::files::TokenizerFiles;
-use super::pre_hashes::{PROBE, by_hash, has_name};
+use super::pre_hashes::{PROBE, by_hash, has_name, names};
 use crate::source::pre_tokenizers::{self, GPT2};
 use crate::source::tokenizer_library::Library;
+use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 /// Names to try by structure; the first of several that do the same is the one most used.
@@ -46,7 +47,10 @@ const FALLBACK: &str = "default";
 pub(in crate::quantize::gguf) fn doubt(name: &str) -> Option<String> {
     let known = has_name(name) || pre_tokenizers::by_name(name).is_some();
     (!known).then(|| {
-        format!("\"{name}\" is no pre-tokenizer that is known; llama.cpp may refuse the file")
+        format!(
+            "\"{name}\" is no pre-tokenizer that is known{}; llama.cpp may refuse the file",
+            did_you_mean(name, names().chain(CANDIDATES))
+        )
     })
 }
 

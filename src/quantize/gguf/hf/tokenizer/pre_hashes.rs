@@ -22,6 +22,11 @@ pub(super) fn by_hash(hash: &str) -> Option<&'static str> {
     HASHES.iter().find(|(_, known)| *known == hash).map(|(name, _)| *name)
 }
 
+/// All names of the table.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    HASHES.iter().map(|(name, _)| *name)
+}
+
 /// Whether the table has that name.
 pub(super) fn has_name(name: &str) -> bool {
     HASHES.iter().any(|(known, _)| *known == name)
