@@ -50,7 +50,7 @@ pub(crate) fn open_outline(
     progress: &dyn Progress,
 ) -> Result<(LocalModel, Located)> {
     let located = outline(spec, args, context, &hf::check_supported, progress)?;
-    let model = located.open()?;
+    let model = located.open().map_err(|error| located.explain(error))?;
     for warning in &model.warnings {
         progress.warn(warning);
     }
@@ -85,8 +85,37 @@ impl Located {
         Some(format!("the weights have to be downloaded first: {shortage}"))
     }
 
+    /// A text that may name the folder of an outline, with the place that stays.
+    fn kept(&self, text: &str) -> String {
+        text.replace(&*self.path.to_string_lossy(), &self.shown().to_string_lossy())
+    }
+
+    /// An error that may name files of an outline.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let path = |path: PathBuf| PathBuf::from(self.kept(&path.to_string_lossy()));
+        match error {
+            Error::Io { path: file, source } => Error::Io { path: path(file), source },
+            Error::ValidationFailed { path: file, message } => {
+                Error::ValidationFailed { path: path(file), message: self.kept(&message) }
+            }
+            Error::Unsupported { message, suggestion } => {
+                Error::Unsupported { message: self.kept(&message), suggestion }
+            }
+            Error::ModelNotFound { message, suggestion } => {
+                Error::ModelNotFound { message: self.kept(&message), suggestion }
+            }
+            Error::UnsupportedConversion(text) => Error::UnsupportedConversion(self.kept(&text)),
+            Error::InvalidArgument(text) => Error::InvalidArgument(self.kept(&text)),
+            Error::General(text) => Error::General(self.kept(&text)),
+            other => other,
+        }
+    }
+
     fn open(&self) -> Result<LocalModel> {
         let mut model = source::open_local(&self.path)?;
+        for warning in &mut model.warnings {
+            *warning = self.kept(warning);
+        }
         if let Some(name) = &self.name {
             model.name.clone_from(name);
         }
@@ -109,7 +138,7 @@ pub(crate) fn locate_if(
     if place.has_weights() {
         return Ok(Located { outline: None, ..place });
     }
-    judge(&place)?;
+    judge(&place).map_err(|error| place.explain(error))?;
     drop(place);
     let ModelSpec::Hub(hub_spec) = parse(spec, args)? else {
         return Err(Error::model_not_found(format!("`{spec}` has gone")));

@@ -128,7 +128,10 @@ pub fn validate(
 }
 
 /// A file can only be judged beside a model of the same shape and vocabulary.
-fn check_pair(
+///
+/// # Errors
+/// [`Error::ValidationFailed`].
+pub fn check_pair(
     original: &LocalModel,
     compressed: &LocalModel,
     request: &ValidateRequest,

@@ -265,6 +265,8 @@ fn what_headers_and_small_files_tell_is_refused_before_the_weights() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
         assert_eq!(whole_files(&log), 0, "{arguments:?}: {log:#?}");
         assert!(!on_hub.has_weights(), "{arguments:?}");
+        // What was made for the judgement has gone, and is not named.
+        assert!(!stderr(&output).contains(".outlines"), "{}", stderr(&output));
     }
 }
 

@@ -98,9 +98,9 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
             (None, PathKind::Directory) if check(&path.join("config.json")).is_ok() => {
                 of_directory(&path, args, &progress)?
             }
-            _ => return Err(error.into()),
+            _ => return Err(located.explain(error).into()),
         },
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(located.explain(error).into()),
     };
     if let Some(name) = &located.name {
         report.model_name.clone_from(name);

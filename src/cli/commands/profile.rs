@@ -304,7 +304,8 @@ fn validate(args: &ValidateArgs, context: &Context) -> Result<(), Failure> {
     let progress = Bars::new(&context.output);
     // Names and shapes are all that is looked at.
     let located = models::outline(&args.model, &args.hub, context, &check_config, &progress)?;
-    let model = gguf::open(&located.path, &SourceOptions::default())?;
+    let model = gguf::open(&located.path, &SourceOptions::default())
+        .map_err(|error| located.explain(error))?;
     model.warnings.iter().for_each(|warning| progress.warn(warning));
     let report = ValidationReport::new(&profile, &model, &args.model)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));

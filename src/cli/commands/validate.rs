@@ -10,6 +10,7 @@ use crate::formats::gguf_ext;
 use crate::littlebit::measure::TextOptions;
 use crate::littlebit::report::ValidationReport;
 use crate::littlebit::validate::{self, ValidateRequest};
+use crate::source::LocalModel;
 
 pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure> {
     let invalid = |message: &str| Err(Error::InvalidArgument(message.into()).into());
@@ -27,12 +28,11 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
     let benchmarks = quality::benchmark_requests(&args.benchmarks, &args.hub, context)?;
     early::model(&args.original)?;
     early::text(None, args.calibration_data.as_deref())?;
-    gguf_ext::open_either(&args.compressed)?;
+    let compressed = gguf_ext::open_either(&args.compressed)?.model()?;
     let progress = Bars::new(&context.output);
     early::benchmarks(&benchmarks, &progress)?;
     let settings = &context.settings;
     let backend = models::backend(&args.compute, context)?;
-    let original = models::open(&args.original, &args.hub, context, &progress)?;
     let request = ValidateRequest {
         original_name: args.original.clone(),
         compressed: args.compressed.clone(),
@@ -47,6 +47,9 @@ pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure>
         threshold_is_demanded: args.quality_threshold.is_some(),
         benchmarks,
     };
+    let judge = |model: &LocalModel| validate::check_pair(model, &compressed, &request);
+    let original = models::open_if(&args.original, &args.hub, context, &judge, &progress)?;
+    drop(compressed);
     interrupt::watch();
     let (report, failure) = validate::validate(&original, &request, &backend, &progress)?;
     match failure {

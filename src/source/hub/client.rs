@@ -22,6 +22,8 @@ use crate::settings::Token;
 use crate::{Error, Result};
 
 const MAX_REDIRECTS: usize = 10;
+/// The longest wait for the first answer of all: what takes a connection and says nothing is no hub.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// A repository listing is some hundred bytes a file.
 const MAX_LISTING_BYTES: u64 = 32 << 20;
 /// It is asked for to explain an error, which must not wait for it.
@@ -308,7 +310,7 @@ impl Client {
     }
 
     /// The endpoint as messages show it.
-    pub(super) fn endpoint(&self) -> &str {
+    pub(super) fn shown(&self) -> &str {
         &self.shown
     }
 
@@ -343,6 +345,10 @@ impl Client {
         }
         if let Some(range) = range {
             request = request.header("Range", range);
+        }
+        if !self.has_answered() {
+            let patience = self.stall_timeout.min(FIRST_ANSWER);
+            request = request.config().timeout_recv_response(Some(patience)).build();
         }
         let answer = request.call();
         if answer.is_ok() {

@@ -72,7 +72,7 @@ impl<'a> Session<'a> {
             && !address::is_loopback(&self.options.endpoint)
         {
             self.progress
-                .warn(&format!("the token travels unencrypted to {}", self.client.endpoint()));
+                .warn(&format!("the token travels unencrypted to {}", self.client.shown()));
         }
         match self.ask(self.target, file) {
             Ok(remote) => Ok(Found::Now(remote.commit)),
@@ -272,7 +272,7 @@ impl<'a> Session<'a> {
         Error::model_not_found(format!(
             "{} is incomplete on {}: its index names `{file}`, which is not there",
             self.target.describe(),
-            self.client.endpoint()
+            self.client.shown()
         ))
     }
 

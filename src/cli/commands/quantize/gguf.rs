@@ -31,25 +31,12 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let overrides = overrides(args)?;
     let override_kv =
         args.file.override_kv.iter().map(|text| parse_override(text)).collect::<Result<_>>()?;
-    dynamic::check_target(args)?;
-    quality::check_options(args)?;
-    early::output_folder(&args.output_dir)?;
-    early::resume(args.resume.as_deref())?;
-    early::text(args.calibration.calibration_data.as_deref(), None)?;
-    early::model(&args.model)?;
+    refuse_early(args)?;
     let progress = Bars::new(&context.output);
     if profile.is_some() {
         progress.note(&format!("Loading model: {}", args.model));
     }
-    let importance = match &args.types.imatrix {
-        Some(path) => {
-            if profile.is_some() {
-                progress.note(&format!("Loading importance matrix: {}", path.display()));
-            }
-            Some(ImportanceMatrix::open(path)?)
-        }
-        None => None,
-    };
+    let importance = importance(args, profile.is_some(), &progress)?;
     let options = SourceOptions {
         pre: args.file.pre.clone(),
         provenance: !args.file.no_provenance,
@@ -90,7 +77,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         models::locate_if(&args.model, &args.hub, context, &check_config, &judge, &progress)?
     };
     let path = located.path.clone();
-    let model = open(&located)?;
+    let model = open(&located).map_err(|error| located.explain(error))?;
     let goal = dynamic::goal(args, profile.as_ref(), &model)?;
     context.given.refuse(
         "for a profile without a target",
@@ -116,11 +103,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     }
     let mut plan = plan::plan(&model, &request, &progress)?;
     refuse_idle_plan(&plan)?;
-    let there = plan.layout.files().iter().map(|file| file.path(&request.output));
-    let replaced: Vec<String> = there
-        .filter(|path| path.is_file())
-        .map(|path| format!("{} exists and is replaced", path.display()))
-        .collect();
+    let replaced = replaced(&plan, &request);
     plan.warnings.extend(replaced);
     dynamic::announce(profile.as_ref(), goal, &model, &plan, &progress);
     let source = source_files(&path);
@@ -146,6 +129,38 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     }
     progress.complete(&report.output_path, report.file_size, &format!(", {bits:.2} bpw"));
     quality::finish(&report, quality, context)
+}
+
+/// What can be refused before anything is opened.
+fn refuse_early(args: &QuantizeArgs) -> Result<()> {
+    dynamic::check_target(args)?;
+    quality::check_options(args)?;
+    early::output_folder(&args.output_dir)?;
+    early::resume(args.resume.as_deref())?;
+    early::text(args.calibration.calibration_data.as_deref(), None)?;
+    early::model(&args.model)
+}
+
+/// The importance matrix, if one is given.
+fn importance(
+    args: &QuantizeArgs,
+    dynamic: bool,
+    progress: &dyn Progress,
+) -> Result<Option<ImportanceMatrix>> {
+    let Some(path) = &args.types.imatrix else { return Ok(None) };
+    if dynamic {
+        progress.note(&format!("Loading importance matrix: {}", path.display()));
+    }
+    ImportanceMatrix::open(path).map(Some)
+}
+
+/// Files that are there already, as warnings.
+fn replaced(plan: &QuantizePlan, request: &QuantizeRequest) -> Vec<String> {
+    let there = plan.layout.files().iter().map(|file| file.path(&request.output));
+    there
+        .filter(|path| path.is_file())
+        .map(|path| format!("{} exists and is replaced", path.display()))
+        .collect()
 }
 
 /// Whether types are chosen by a look at the weights.
