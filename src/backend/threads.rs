@@ -76,3 +76,28 @@ pub fn on_several(count: usize, job: impl Fn() + Sync) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_list_is_worked_off_by_any_number_of_threads() {
+        for count in [0, 1, 5] {
+            let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            on_several(count, || {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= 1000 {
+                        break;
+                    }
+                    sum.fetch_add(at, Ordering::Relaxed);
+                }
+            });
+            assert_eq!(sum.into_inner(), 499_500, "{count} threads");
+        }
+        assert_eq!(start(Some(0)).unwrap_err().exit_code(), 2);
+    }
+}

@@ -246,3 +246,35 @@ impl Progress for Bars {
         interrupt::requested()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stage of ten layers that began a minute and a half ago and worked for the last 30 seconds.
+    fn line(done: u64, resumed: u64) -> String {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        Bars::plain_line(&Stage {
+            name: "Factorizing".into(),
+            total: 10,
+            unit: "layers".into(),
+            done,
+            resumed,
+            began: ago(90),
+            worked: ago(if resumed > 0 { 30 } else { 90 }),
+            reported: ago(0),
+            bar: None,
+        })
+    }
+
+    #[test]
+    fn units_of_an_earlier_run_are_marked_and_do_not_count_as_speed() {
+        assert_eq!(line(3, 0), "Factorizing  30% 3/10 layers [01:30 elapsed, 03:30 left]");
+        assert_eq!(line(6, 6), "Factorizing  60% 6/10 layers [resumed] [01:30 elapsed]");
+        // One layer in half a minute, three to go.
+        assert_eq!(
+            line(7, 6),
+            "Factorizing  70% 7/10 layers [resumed] [01:30 elapsed, 01:30 left]"
+        );
+    }
+}

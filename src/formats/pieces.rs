@@ -76,3 +76,46 @@ impl<S: Sink> Pieces<S> {
 fn stopped() -> Error {
     Error::General("the thread that writes the file has stopped".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes everything but empty pieces.
+    struct Joined(Vec<u8>);
+
+    impl Sink for Joined {
+        fn take(&mut self, piece: &[u8]) -> Result<()> {
+            if piece.is_empty() {
+                return Err(Error::General("an empty piece".to_owned()));
+            }
+            self.0.extend_from_slice(piece);
+            Ok(())
+        }
+    }
+
+    fn both() -> [Pieces<Joined>; 2] {
+        [Pieces::to(Joined(Vec::new()), "test", 2), Pieces::Here(Joined(Vec::new()))]
+    }
+
+    #[test]
+    fn pieces_arrive_in_order_with_a_thread_and_without() {
+        let expected: Vec<u8> = (0..200_u8).flat_map(|number| [number; 3]).collect();
+        for mut pieces in both() {
+            (0..200_u8).for_each(|number| pieces.send(vec![number; 3]).unwrap());
+            assert!(pieces.finish().unwrap().0 == expected);
+            assert!(pieces.send(vec![1]).is_err() && pieces.finish().is_err());
+        }
+    }
+
+    #[test]
+    fn what_fails_is_told_at_the_latest_in_the_end() {
+        for mut pieces in both() {
+            let mut errors = vec![pieces.send(Vec::new()), pieces.send(vec![1])];
+            errors.push(pieces.finish().map(drop));
+            let first = errors.into_iter().find_map(Result::err).unwrap();
+            // Without a thread the sink itself has said no.
+            assert_eq!(first.to_string(), "an empty piece");
+        }
+    }
+}
