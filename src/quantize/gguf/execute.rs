@@ -374,6 +374,7 @@ fn encode(
                 let matrix = row / rows_per_matrix;
                 let columns = importance.map(|all| &all[matrix * cols..(matrix + 1) * cols]);
                 ggml::encode_row(kind, values, columns, bytes);
+                ggml::range::settle(kind, bytes);
             }
             Ok::<(), Error>(())
         },

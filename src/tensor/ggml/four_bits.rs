@@ -264,8 +264,6 @@ pub(super) fn encode_mxfp4<V: Lanes>(values: &[f32], bytes: &mut [u8]) {
         let largest = a.replace(a.less(b), b).largest();
         let exponent =
             if largest > 0.0 { (largest.log2().floor() - 2.0 + 127.0) as i32 as u8 } else { 0 };
-        // 255 stands for NaN, and ggml refuses what it wrote: one octave below the smallest scale.
-        let exponent = if exponent == u8::MAX { 0 } else { exponent };
         let scale = half_power(exponent);
         let mut levels = [0u8; 32];
         for (levels, x) in levels.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {

@@ -53,6 +53,15 @@ pub fn largest(values: &[f32]) -> f32 {
     f32::from_bits(values.iter().fold(0, |most, v| most.max(v.to_bits() & 0x7fff_ffff)))
 }
 
+/// Gives blocks of MXFP4 whose values lie an octave below the smallest scale that scale: their levels
+/// are zero, and ggml's encoder writes the code of NaN for them, which its own check refuses.
+pub fn settle(kind: StoredType, bytes: &mut [u8]) {
+    if kind == StoredType::MXFP4 {
+        let (blocks, _) = bytes.as_chunks_mut::<17>();
+        blocks.iter_mut().filter(|block| block[0] == u8::MAX).for_each(|block| block[0] = 0);
+    }
+}
+
 /// The largest magnitude that a type can stand for, rounding included; infinite where only its scale
 /// decides, which shows when it is decoded.
 const fn reach(kind: StoredType) -> f32 {

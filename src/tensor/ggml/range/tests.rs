@@ -102,11 +102,11 @@ fn what_is_accepted_is_finite_and_near() {
             }
             for (name, values) in &rows {
                 encode_row(kind, values, weights, &mut bytes);
+                settle(kind, &mut bytes);
                 let found = losses(kind, values, weights, &bytes, &mut decoded);
                 let what = format!("{} {name}", kind.name());
                 let most = largest(values);
                 assert!(found.beyond.is_none() || may_lose(most), "{what}: refused unseen");
-                assert!(found.zeroed == 0 || may_lose(most), "{what}: zero unseen");
                 if let Some(at) = found.beyond {
                     refused += 1;
                     assert!(values[at].abs() > 32_768.0, "{what}: {at}");
