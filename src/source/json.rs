@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn the_first_value_ends_where_it_ends() {
         for (text, length) in [
-            (r#"{"a": [NaN, "]}"]} , {"#, 17),
+            (r#"{"a": [NaN, "]}"]} , {"#, 18),
             ("NaN, 1", 3),
             ("\"a\\\"b\" x", 6),
             ("[1", 2),

@@ -339,7 +339,8 @@ fn every_option_does_something_or_is_refused() {
             assert_eq!(output.status.code(), Some(2), "{all:?}: {}", stderr(&output));
             let error = check_failure(&output, 2, "InvalidArgumentError");
             // Or it lacks the option that it goes with.
-            let named = [long.as_str(), "required arguments"];
+            let mut named = vec![long.as_str(), "required arguments"];
+            named.extend(typed(option).into_iter().filter(|word| word.starts_with("--")));
             assert!(named.iter().any(|n| error.message.contains(n)), "{all:?}: {}", error.message);
         }
         for option in

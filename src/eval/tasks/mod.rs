@@ -168,7 +168,11 @@ pub fn load(request: &BenchmarkRequest, progress: &dyn Progress) -> Result<Vec<L
     if let Some(path) = &request.data {
         if !path.is_file() {
             return Err(Error::ModelNotFound {
-                message: format!("no benchmark data at {}", path.display()),
+                message: if path.is_dir() {
+                    format!("{} is a directory, where a file of tasks is expected", path.display())
+                } else {
+                    format!("no benchmark data at {}", path.display())
+                },
                 suggestion: "Check --benchmark-data".into(),
             });
         }
