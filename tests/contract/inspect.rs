@@ -24,6 +24,7 @@ struct FileDocument {
     effort: Option<String>,
     recipe: Option<serde_json::Value>,
     layers: Option<Vec<LayerRow>>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +56,7 @@ fn littlebit_info_has_the_keys_of_the_contract() {
     workspace.compress("m.littlebit", &["--skip-validation", "--target-bpw", "1.0"]);
     let brief: FileDocument =
         json(&workspace.succeed(&["--format", "json", "littlebit", "info", "m.littlebit"]));
+    assert!(brief.warnings.iter().all(|warning| !warning.is_empty()));
     assert_eq!(brief.file_path, "m.littlebit");
     assert_eq!((brief.format.as_str(), brief.format_version), ("littlebit", 1));
     assert_eq!(
@@ -136,6 +138,7 @@ struct ValidationDocument {
     verdict: String,
     duration_seconds: f64,
     peak_memory_bytes: u64,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -172,6 +175,7 @@ fn validate_measures_both_models() {
         "h.txt",
     ]);
     let report: ValidationDocument = json(&output);
+    assert!(report.warnings.iter().all(|warning| !warning.is_empty()));
     assert_eq!(report.status, "success");
     assert_eq!(
         (report.original_model.as_str(), report.compressed_model.as_str()),
@@ -237,6 +241,7 @@ struct InfoDocument {
     tensor_types: Vec<TypeRow>,
     runtimes: Vec<String>,
     tensors: Option<Vec<TensorRow>>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -271,6 +276,7 @@ fn info_looks_into_gguf_files_of_any_architecture() {
     std::fs::write(workspace.path("other.gguf"), other).unwrap();
     let info: InfoDocument =
         json(&workspace.succeed(&["--format", "json", "info", "other.gguf", "--tensors"]));
+    assert!(info.warnings.iter().all(|warning| !warning.is_empty()));
     assert_eq!((info.architecture.as_str(), info.format.as_str()), ("whale", "gguf"));
     assert!(info.file_type.is_none() && info.runtimes[0].starts_with("llama.cpp"));
     let found = info.non_finite.unwrap();
@@ -336,6 +342,7 @@ struct GenerateDocument {
     resident_memory_bytes: Option<u64>,
     kv_cache_bytes: u64,
     peak_memory_bytes: u64,
+    warnings: Vec<String>,
 }
 
 #[test]
@@ -349,6 +356,7 @@ fn generate_runs_originals_and_compressed_files() {
         let human = stdout(&workspace.succeed(&arguments));
         let again: GenerateDocument =
             json(&workspace.succeed(&[&["--format", "json"], &arguments[..]].concat()));
+        assert!(again.warnings.iter().all(|warning| !warning.is_empty()));
         assert_eq!(again.text.trim(), human.trim(), "greedy text is the same in both formats");
         assert_eq!((again.status.as_str(), again.prompt.as_str()), ("success", prompt));
         assert!(

@@ -17,6 +17,9 @@ struct Profile {
     target_bpw: Option<f64>,
     target_compression: Option<f64>,
     target_loss: Option<f64>,
+    /// Of what is shown; a file has none.
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -193,6 +196,7 @@ fn a_profile_is_made_found_shown_and_used() {
     assert_eq!((own.name.as_str(), own.path.is_some()), ("my-own", true));
     assert!(!own.description.is_empty());
     let shown: Profile = json(&run(&["--format", "json", "profile", "show", "my-own"]));
+    assert!(shown.warnings.iter().all(|warning| !warning.is_empty()));
     assert_eq!(shown.layer_assignments.len(), created.assignments);
     for rule in &shown.layer_assignments {
         assert!(rule.r#type.is_some() && !rule.is_protected, "{rule:?}");

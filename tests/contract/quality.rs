@@ -177,6 +177,7 @@ struct CompareDocument {
     duration_seconds: f64,
     peak_memory_bytes: u64,
     tool_version: String,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -364,6 +365,7 @@ fn models_are_compared_in_every_format() {
     let sizes =
         workspace.succeed(&[&["--format", "json"], &base[..], &["--metrics", "size,bpw"]].concat());
     let sizes: CompareDocument = json(&sizes);
+    assert!(sizes.warnings.iter().all(|warning| !warning.is_empty()));
     assert_eq!(sizes.metrics, ["size", "bpw"]);
     assert!(sizes.measured_on.is_none() && sizes.perplexity_original.is_none());
     assert!(sizes.results.iter().all(|r| r.perplexity.is_none() && r.size_bytes.is_some()));

@@ -120,10 +120,12 @@ fn convert_to(
     drop(file);
     std::fs::remove_file(native).map_err(|e| Error::io(native, e))?;
     if report.quality_metrics.is_some() && !converted.lossless {
-        report.warnings.push(format!(
+        let warning = format!(
             "quality was measured on the binary factors; {} loses some more",
             converted.output_path
-        ));
+        );
+        progress.warn(&warning);
+        report.warnings.push(warning);
     }
     for warning in converted.warnings {
         progress.warn(&warning);
