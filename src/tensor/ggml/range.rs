@@ -129,13 +129,15 @@ pub fn losses(
         found.zeroed += values.iter().filter(|v| **v != 0.0).count();
         found.first_zeroed.get_or_insert(start + argmax(values));
     };
+    let row = values;
     let blocks = values.chunks(block_values).zip(decoded.chunks(block_values));
     for (number, (values, decoded)) in blocks.enumerate() {
         let start = number * block_values;
         let most = largest(values);
         if let Some(at) = decoded.iter().position(|v| !v.is_finite()) {
-            let at = if plain { at } else { argmax(values) };
-            found.beyond = Some(start + at);
+            let at = start + if plain { at } else { argmax(values) };
+            // Weights of errors hold the size of the whole row: a value can break other blocks.
+            found.beyond = Some(if row[at].abs() > MOST { at } else { argmax(row) });
             return found;
         }
         if most > reach {
