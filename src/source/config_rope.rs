@@ -189,21 +189,20 @@ fn longrope(fields: &Fields, context: &Context, original: Option<usize>) -> Resu
     };
     let (short, long) = (list("short_factor")?, list("long_factor")?);
     let original_context = original.or(context.beside).unwrap_or(context.max_positions);
-    let attention_factor = match fields.positive("attention_factor")? {
-        Some(given) => given,
-        None => {
-            let stretch = context.max_positions as f64 / original_context as f64;
-            let factor = fields.positive("factor")?.unwrap_or(stretch);
-            let scaled = || (1.0 + factor.ln() / (original_context as f64).ln()).sqrt();
-            if factor <= 1.0 { 1.0 } else { scaled() }
-        }
+    let attention_factor = if let Some(given) = fields.positive("attention_factor")? {
+        given
+    } else {
+        let stretch = context.max_positions as f64 / original_context as f64;
+        let factor = fields.positive("factor")?.unwrap_or(stretch);
+        let scaled = || (1.0 + factor.ln() / (original_context as f64).ln()).sqrt();
+        if factor <= 1.0 { 1.0 } else { scaled() }
     };
     if !attention_factor.is_finite() {
         return Err(
             fields.damaged(format!("`original_max_position_embeddings` {original_context}"))
         );
     }
-    if short == long && attention_factor == 1.0 {
+    if short == long && (attention_factor - 1.0).abs() < f64::EPSILON {
         return Ok(RopeScaling::Factors(long));
     }
     Ok(RopeScaling::LongRope { short, long, original_context, attention_factor })

@@ -185,12 +185,11 @@ pub(crate) fn refuse_unknown(fields: &Fields, known: &[&str], class: &str) -> Re
         .filter(|(key, value)| !known.contains(key) && !is_neutral(fields, key, value))
         .collect();
     let Some((key, value)) = refused.first() else { return Ok(()) };
-    let more = match refused.len() {
-        1 => String::new(),
-        _ => {
-            let others: Vec<&str> = refused[1..].iter().map(|(key, _)| *key).collect();
-            format!("; also {}", crate::source::catalog::some_of(&others))
-        }
+    let others: Vec<&str> = refused[1..].iter().map(|(key, _)| *key).collect();
+    let more = if others.is_empty() {
+        String::new()
+    } else {
+        format!("; also {}", crate::source::catalog::some_of(&others))
     };
     Err(Error::Unsupported {
         message: format!(
