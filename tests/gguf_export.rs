@@ -4,6 +4,8 @@
 //! - `architectures`: metadata and tensors of every Hugging Face class.
 //! - `tokenizers`: vocabularies, pre-tokenizers, special tokens, chat templates.
 //! - `general`: names, model cards, sampling.
+//! - `settings`: every setting of a configuration is written, multiplied in, warned of or refused.
+//! - `transformers`: llama.cpp on the files against the answers of transformers.
 //! - `round_trip`: directories against the files made from them: token ids and logits, with our own
 //!   reader and, where the environment names its library, with llama.cpp.
 //!
@@ -42,5 +44,10 @@ mod llama_library;
 mod others;
 #[path = "gguf_export/round_trip.rs"]
 mod round_trip;
+#[path = "gguf_export/settings.rs"]
+mod settings;
 #[path = "gguf_export/tokenizers.rs"]
 mod tokenizers;
+#[cfg(unix)]
+#[path = "gguf_export/transformers.rs"]
+mod transformers;

@@ -18,6 +18,7 @@ mod kind {
     pub(super) const UNKNOWN: i64 = 2;
     pub(super) const CONTROL: i64 = 3;
     pub(super) const USER_DEFINED: i64 = 4;
+    pub(super) const UNUSED: i64 = 5;
     pub(super) const BYTE: i64 = 6;
 }
 
@@ -152,9 +153,13 @@ impl Vocabulary {
         self.tokens.get(id as usize).map(String::as_str)
     }
 
+    /// Ids by text. What only fills the list up to the rows of the embedding is no token: it stands
+    /// for no text.
     fn map(&self) -> Value {
-        let entry = |(id, text): (usize, &String)| (text.clone(), json!(id));
-        Value::Object(self.tokens.iter().enumerate().map(entry).collect::<Map<_, _>>())
+        let fills =
+            |id: usize, text: &str| self.kinds[id] == kind::UNUSED && text == format!("[PAD{id}]");
+        let tokens = self.tokens.iter().enumerate().filter(|(id, text)| !fills(*id, text));
+        Value::Object(tokens.map(|(id, text)| (text.clone(), json!(id))).collect::<Map<_, _>>())
     }
 
     /// Tokens that are found in the text as a whole. `escaped`: whether blanks are spelled ▁.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::catalog::{keep_expected, keep_head, some_of};
 use super::packed::{self, Entry};
-use super::{LocalModel, ModelFormat, Weight, config_json, present, text_names};
+use super::{LocalModel, ModelFormat, Weight, chat_files, config_json, present, text_names};
 use crate::formats::input;
 use crate::source::json as json_file;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
@@ -476,15 +476,9 @@ fn missing_tokenizer(directory: &Path) -> String {
     }
 }
 
-/// `tokenizer_config.json` with the chat template in it, wherever the model keeps that: the file
-/// `chat_template.jinja` wins, as in transformers; then the field; then `chat_template.json`.
+/// `tokenizer_config.json` with the chat templates in it, wherever the model keeps them.
 fn tokenizer_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Option<String>> {
     let text = optional_text(directory, "tokenizer_config.json", MAX_CONFIG, warnings)?;
-    let from_json = optional_text(directory, "chat_template.json", MAX_CONFIG, warnings)?
-        .and_then(|text| json_file::read(&text).ok())
-        .and_then(|value| value.get("chat_template").cloned());
-    let from_file =
-        optional_text(directory, "chat_template.jinja", MAX_CONFIG, warnings)?.map(Value::String);
     let mut root = match text.as_deref().map(json_file::read) {
         Some(Ok(Value::Object(root))) => root,
         None => serde_json::Map::new(),
@@ -496,20 +490,15 @@ fn tokenizer_config(directory: &Path, warnings: &mut Vec<String>) -> Result<Opti
             serde_json::Map::new()
         }
     };
-    let has_template = root.get("chat_template").is_some_and(|template| !template.is_null());
-    let template = match from_file {
-        Some(template) => Some(template),
-        None if !has_template => from_json,
-        None => None,
-    };
-    match template {
-        Some(template) => {
-            root.insert("chat_template".to_owned(), template);
-            Ok(Some(json_file::write(&Value::Object(root))))
-        }
-        None if root.is_empty() => Ok(None),
-        None => Ok(text),
+    let field = root.get("chat_template").filter(|field| !field.is_null());
+    let templates = chat_files::templates(directory, field, warnings)?;
+    if templates.as_ref() != field
+        && let Some(templates) = templates
+    {
+        root.insert("chat_template".to_owned(), templates);
+        return Ok(Some(json_file::write(&Value::Object(root))));
     }
+    Ok(if root.is_empty() { None } else { text })
 }
 
 /// `org/name` for a snapshot in the hub's cache, else the directory's own name.

@@ -46,6 +46,7 @@ use spec::{check_file_name, check_repo, check_revision, is_commit};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const SINGLE_WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 /// Downloaded when the repository has them.
@@ -55,7 +56,7 @@ const COMPANIONS: &[&str] = &[
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
     "tokenizer.model",
     "README.md",
@@ -264,6 +265,11 @@ fn prepare(
     session.remember_first(&commit)?;
     check_config(&config)?;
     session.ensure_all(&commit, COMPANIONS, "Downloading tokenizer")?;
+    if session.cache.file(&commit, CHAT_TEMPLATE).is_some() {
+        let more = session.more_templates(&commit);
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        session.ensure_all(&commit, &more, "Downloading chat templates")?;
+    }
     let weights = session.weight_files(&commit)?;
     Ok(Prepared::Small { commit, weights })
 }

@@ -4,10 +4,12 @@
 pub mod catalog;
 mod charsmap;
 pub mod chat;
+pub(crate) mod chat_files;
 mod chat_functions;
 mod chat_size;
 pub mod config;
 pub mod config_json;
+pub(crate) mod config_keys;
 mod config_rope;
 pub mod gguf;
 mod gguf_tokenizer;

@@ -183,15 +183,91 @@ fn chat_templates_come_from_three_places() {
     assert_eq!(default(&model), "jinja");
     assert_eq!(get(&model, "chat_template.tool_use"), Some(&Value::from("tools")));
     assert_eq!(texts(&model, "chat_templates"), ["tool_use"]);
-    let model = opened(|folder| {
-        with_files(folder);
-        let config = json!({ "chat_template": [
-            { "name": "default", "template": "field" }, { "name": "rag", "template": "r" }] });
-        write_json(folder, "tokenizer_config.json", &config);
-    });
+    let field = json!({ "chat_template": [
+        { "name": "default", "template": "field" }, { "name": "rag", "template": "r" }] });
+    let model = opened(|folder| write_json(folder, "tokenizer_config.json", &field));
     assert_eq!(default(&model), "field");
     assert_eq!(texts(&model, "chat_templates"), ["rag"]);
-    assert!(get(&model, "chat_template.tool_use").is_none());
+    // The file counts more than the field, in transformers as well, which a warning says; the
+    // directory itself is used with the same.
+    let folder = directory(|folder| {
+        with_files(folder);
+        write_json(folder, "tokenizer_config.json", &field);
+    });
+    let model = open(folder.path(), &SourceOptions::default()).unwrap();
+    assert_eq!(default(&model), "jinja");
+    assert_eq!(texts(&model, "chat_templates"), ["tool_use"]);
+    assert!(model.warnings.iter().any(|w| w.contains("chat template")), "{:?}", model.warnings);
+    let of_directory = open_local(folder.path()).unwrap().tokenizer_config_json.unwrap();
+    let of_directory: Json = serde_json::from_str(&of_directory).unwrap();
+    assert_eq!(of_directory["chat_template"][0]["template"], "jinja");
+    assert_eq!(of_directory["chat_template"][1]["name"], "tool_use");
+}
+
+/// Ends are named in up to four files; a file has three places.
+#[test]
+fn all_ends_of_text_are_written_or_said() {
+    let ends = |config_ids: Json, generation: Json, tokenizer: Json| {
+        let model = opened(|folder| {
+            let mut settings = config("LlamaForCausalLM", "llama", &json!({}));
+            settings["eos_token_id"] = config_ids;
+            write_json(folder, "config.json", &settings);
+            write_json(folder, "generation_config.json", &json!({ "eos_token_id": generation }));
+            write_json(folder, "tokenizer_config.json", &tokenizer);
+        });
+        let id = |name: &str| match get(&model, &format!("ggml.{name}_token_id")) {
+            Some(Value::U32(id)) => Some(*id),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        let warning = model.warnings.iter().find(|w| w.contains("ends its texts")).cloned();
+        ([id("eos"), id("eot"), id("eom")], warning)
+    };
+    // 2 is <|im_end|>, which ends turns by its text; 0 is known by its text as well.
+    let (ids, warning) = ends(json!([0, 2]), json!(null), json!({}));
+    assert_eq!((ids, warning), ([Some(0), Some(2), None], None));
+    let (ids, warning) = ends(json!(7), json!([0, 7]), json!({ "eos_token": "<|im_end|>" }));
+    assert_eq!((ids, warning), ([Some(2), Some(2), Some(7)], None));
+    let (ids, warning) = ends(json!([7, 8]), json!([9]), json!({ "eos_token": "<|im_end|>" }));
+    assert_eq!(ids, [Some(2), Some(2), Some(7)]);
+    let warning = warning.unwrap();
+    assert!(warning.contains("8 \"") && warning.contains("9 \""), "{warning}");
+    assert!(!warning.contains("7 \""), "{warning}");
+}
+
+/// Without the list llama.cpp refuses the file.
+#[test]
+fn a_vocabulary_without_merges_has_an_empty_list() {
+    let folder = directory(|folder| {
+        let mut tokenizer = directories::byte_level();
+        tokenizer["model"]["merges"] = json!([]);
+        write_json(folder, "tokenizer.json", &tokenizer);
+    });
+    let model = open(folder.path(), &SourceOptions::default()).unwrap();
+    assert!(texts(&model, "ggml.merges").is_empty());
+    assert!(get(&model, "ggml.scores").is_none());
+    let file = folder.path().join("model.gguf");
+    export::write(&model, &file, StoredType::F32);
+    let ids = |path: &Path| {
+        let tokenizer = Tokenizer::from_model(&open_local(path).unwrap()).unwrap();
+        tokenizer.encode("the hello", false).unwrap()
+    };
+    assert_eq!(ids(&file), ids(folder.path()));
+}
+
+/// llama.cpp wants certain tokens of a model that is called Phi-3.
+#[test]
+fn a_name_that_llama_cpp_takes_for_phi_3_is_spelled_otherwise() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("my-Phi-3-mini");
+    std::fs::create_dir(&folder).unwrap();
+    let config = config("LlamaForCausalLM", "llama", &json!({}));
+    directories::write(&folder, &config, &dense(true, &[]));
+    let model = open(&folder, &SourceOptions::default()).unwrap();
+    let Some(Value::String(name)) = model.metadata.get("general.name") else { panic!() };
+    assert_eq!(name.to_lowercase().replace("phi 3", "phi-3"), "my phi-3 mini");
+    assert!(!name.to_lowercase().contains("phi-3"), "{name}");
+    assert!(model.warnings.iter().any(|w| w.contains("Phi-3")), "{:?}", model.warnings);
 }
 
 /// Pieces of a small SentencePiece vocabulary: text, score, type.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::formats::gguf::{GgufFile, Value as GgufValue};
 use crate::formats::input;
+use crate::source::chat_files::{MORE_TEMPLATES, more_files};
 use crate::source::hf::{self, MAX_CONFIG, MAX_TOKENIZER};
 use crate::source::json as json_file;
 use crate::source::{LocalModel, ModelFormat};
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 /// A small file of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SideFile {
-    /// Its name in the directory.
+    /// Its name in the directory, with `/` behind that of a folder in it.
     pub name: String,
     /// Its contents.
     pub bytes: Vec<u8>,
@@ -53,6 +54,7 @@ const WRITTEN: [&str; 4] =
 pub(super) fn is_companion(name: &str) -> bool {
     COPIED.contains(&name)
         || WRITTEN.contains(&name)
+        || name == MORE_TEMPLATES
         || (name.starts_with("model") && name.ends_with(".safetensors"))
 }
 
@@ -75,6 +77,13 @@ pub fn companions(model: &LocalModel) -> Result<Vec<SideFile>> {
                 Err(error) => return Err(Error::io(&path, error)),
             };
             files.push(SideFile { name: name.to_owned(), bytes });
+        }
+        for path in more_files(&model.path) {
+            let Some(name) = path.file_name() else { continue };
+            let name = format!("{MORE_TEMPLATES}/{}", name.to_string_lossy());
+            if let Some(text) = hf::read_text(&path, MAX_CONFIG)? {
+                files.push(SideFile::text(&name, text));
+            }
         }
         return Ok(files);
     }

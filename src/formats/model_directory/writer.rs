@@ -232,6 +232,9 @@ impl DirectoryWriter {
         for file in &side {
             let path = self.temporary.join(&file.name);
             let write = || -> std::io::Result<()> {
+                if let Some(folder) = path.parent() {
+                    fs::create_dir_all(folder)?;
+                }
                 let mut new = OpenOptions::new().write(true).create_new(true).open(&path)?;
                 new.write_all(&file.bytes)?;
                 new.sync_all()

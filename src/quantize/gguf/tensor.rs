@@ -55,6 +55,8 @@ pub struct GgufTensor {
     rows: Rows,
     /// Added to every value.
     plus: f32,
+    /// What every value is multiplied with after that.
+    times: f32,
     /// Binary factors in place of the one part, of which only the shape counts then.
     factors: Option<Arc<FactorizedLinear>>,
     /// Packed integers in place of the one part, of which only the shape counts then.
@@ -73,6 +75,7 @@ impl GgufTensor {
             parts: vec![tensor],
             rows: Rows::Plain,
             plus: 0.0,
+            times: 1.0,
             factors: None,
             packed: None,
         }
@@ -122,6 +125,7 @@ impl GgufTensor {
             parts,
             rows: Rows::Plain,
             plus: 0.0,
+            times: 1.0,
             factors: None,
             packed: None,
         })
@@ -143,6 +147,49 @@ impl GgufTensor {
     pub(super) fn plus(mut self, number: f32) -> Self {
         self.plus = number;
         self
+    }
+
+    /// The same with every value multiplied. Not for packed integers, which would no longer be those
+    /// of the source.
+    pub(super) fn times(mut self, number: f32) -> Self {
+        self.times = number;
+        self
+    }
+
+    /// Whether values are multiplied on the way.
+    pub(super) fn is_scaled(&self) -> bool {
+        self.times.to_bits() != 1.0f32.to_bits()
+    }
+
+    /// Whether another tensor has the values of this one, one by one. Those of what is packed or in
+    /// factors are not looked at: they are other ones.
+    pub(super) fn has_values_of(&self, other: &StoredTensor) -> bool {
+        const ROWS: usize = 64;
+        let cols = self.cols();
+        let whole = |tensor: &StoredTensor| {
+            StoredTensor::byte_length(&tensor.shape, tensor.dtype) == Some(tensor.bytes.len())
+        };
+        if !self.parts.iter().all(whole) || !whole(other) || other.elements() != self.elements() {
+            return false;
+        }
+        if let [part] = self.parts.as_slice()
+            && part.dtype == other.dtype
+            && part.bytes[..] == other.bytes[..]
+        {
+            return true;
+        }
+        let (mut own, mut theirs) = (Vec::new(), Vec::new());
+        (0..self.rows()).step_by(ROWS).all(|from| {
+            let rows = from..self.rows().min(from + ROWS);
+            own.resize(rows.len() * cols, 0.0f32);
+            theirs.resize(rows.len() * cols, 0.0f32);
+            if self.read_rows(rows.clone(), &mut own).is_err() {
+                return false;
+            }
+            other.read_rows(rows, &mut theirs);
+            // Equal numbers, and the same bits where they are none.
+            own.iter().zip(&theirs).all(|(a, b)| a == b || a.to_bits() == b.to_bits())
+        })
     }
 
     /// Number of values.
@@ -262,6 +309,9 @@ impl GgufTensor {
             if self.plus != 0.0 {
                 out.iter_mut().for_each(|value| *value += self.plus);
             }
+            if self.is_scaled() {
+                out.iter_mut().for_each(|value| *value *= self.times);
+            }
         }
         Ok(())
     }
@@ -277,7 +327,8 @@ impl GgufTensor {
             return Some(Cow::Borrowed(&[]));
         }
         let elsewhere = self.factors.is_some() || self.packed.is_some();
-        let changed = self.plus != 0.0 || elsewhere || self.is_reordered_vector();
+        let changed =
+            self.plus != 0.0 || self.is_scaled() || elsewhere || self.is_reordered_vector();
         if changed || self.stored_type() != self.source_type {
             if self.source_type != StoredType::F32 {
                 return None;

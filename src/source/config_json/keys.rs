@@ -252,7 +252,13 @@ pub(super) fn warn(
     }
 }
 
-fn is_neutral(fields: &Fields, key: &str, value: &Value) -> bool {
+/// Whether a key belongs to other models and has values of its own at which it changes nothing.
+pub(crate) fn is_switch(key: &str) -> bool {
+    SWITCHES.iter().any(|(name, _)| *name == key)
+}
+
+/// Whether a key changes nothing with that value.
+pub(crate) fn is_neutral(fields: &Fields, key: &str, value: &Value) -> bool {
     if value.is_null() {
         return true;
     }

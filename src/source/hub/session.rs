@@ -15,6 +15,7 @@ use super::{
 use crate::formats::input;
 use crate::formats::space::check_free_space;
 use crate::progress::Progress;
+use crate::source::chat_files::{MORE_TEMPLATES, MOST_TEMPLATES};
 use crate::source::hf::{MAX_CONFIG, MAX_TOKENIZER};
 use crate::source::json;
 use crate::{Error, Result};
@@ -100,6 +101,17 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// Further chat templates of a commit, as far as the hub lists its files.
+    pub(super) fn more_templates(&self, commit: &str) -> Vec<String> {
+        let listed = self.client.listing(&self.target.at(commit)).unwrap_or_default();
+        let is_one = |name: &String| {
+            let file = name.strip_prefix(MORE_TEMPLATES).and_then(|rest| rest.strip_prefix('/'));
+            file.is_some_and(|file| has_extension(file, "jinja") && !file.contains('/'))
+                && check_file_name(name).is_ok()
+        };
+        listed.into_iter().filter(is_one).take(MOST_TEMPLATES).collect()
     }
 
     /// [`Self::ensure_all`] for one file; `None` if the commit has none of this name.

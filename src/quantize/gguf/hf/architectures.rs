@@ -49,7 +49,8 @@ pub(super) struct Class {
     pub(super) gguf: &'static str,
 }
 
-/// The class of a `config.json`.
+/// The class of a `config.json`. Both of its names count: transformers goes by `model_type`, and a
+/// model that is called by the class of a relative computes something else.
 pub(super) fn class(root: &Map<String, Value>) -> Result<Class> {
     let class = root.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let model_type = root.get("model_type").and_then(Value::as_str);
@@ -58,6 +59,13 @@ pub(super) fn class(root: &Map<String, Value>) -> Result<Class> {
         None => Some(*kind_of_model) == model_type,
     });
     match found {
+        Some(&(name, expected, ..)) if model_type.is_some_and(|given| given != expected) => {
+            Err(unsupported(format!(
+                "a {name} whose `model_type` is \"{}\" instead of \"{expected}\" cannot be \
+                 converted to GGUF",
+                model_type.unwrap_or_default()
+            )))
+        }
         Some(&(name, _, kind, gguf)) => Ok(Class { name, kind, gguf }),
         None => Err(unsupported(format!(
             "architecture {} cannot be converted to GGUF",
@@ -117,6 +125,19 @@ pub(super) enum Edit {
     KeyPairs,
     /// The norm multiplies by one more than what is stored.
     PlusOne,
+    /// Queries get the part of their scale that llama.cpp does not know.
+    QueryScale,
+    /// Both.
+    PlusOneQueryScale,
+}
+
+/// Which biases the configuration switches on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Biases {
+    /// `attention_bias`
+    pub(super) attention: bool,
+    /// `mlp_bias`
+    pub(super) mlp: bool,
 }
 
 /// A module of a block.
@@ -199,10 +220,10 @@ impl Kind {
     }
 
     /// The modules of a block, experts aside.
-    pub(super) fn modules(self) -> Vec<Module> {
+    pub(super) fn modules(self, biases: Biases) -> Vec<Module> {
         let edit = self.norm_edit();
         let mut list = vec![norm("input_layernorm", "attn_norm").edit(edit)];
-        list.extend(self.attention());
+        list.extend(self.attention(biases));
         match self {
             Self::Gemma2 | Self::Gemma3 => list.extend([
                 norm("post_attention_layernorm", "post_attention_norm").edit(edit),
@@ -211,11 +232,11 @@ impl Kind {
             ]),
             _ => list.push(norm("post_attention_layernorm", "ffn_norm")),
         }
-        list.extend(self.feed_forward());
+        list.extend(self.feed_forward(biases));
         list
     }
 
-    fn attention(self) -> Vec<Module> {
+    fn attention(self, biases: Biases) -> Vec<Module> {
         use Size::{HeadDim, Hidden, Keys, Queries, QueriesKeysValues};
         if self == Self::Phi3 {
             return vec![
@@ -224,14 +245,15 @@ impl Kind {
             ];
         }
         let (qkv, out) = match self {
-            Self::Llama | Self::Mistral | Self::Mixtral => (Bias::Optional, Bias::Optional),
             Self::Qwen2 | Self::Qwen2Moe => (Bias::Required, Bias::None),
+            // One that is missing is zero.
+            _ if biases.attention => (Bias::Required, Bias::Optional),
             _ => (Bias::None, Bias::None),
         };
-        let (q_edit, k_edit) = if self.is_llama() {
-            (Edit::QueryPairs, Edit::KeyPairs)
-        } else {
-            (Edit::None, Edit::None)
+        let (q_edit, k_edit) = match self {
+            _ if self.is_llama() => (Edit::QueryPairs, Edit::KeyPairs),
+            Self::Gemma2 => (Edit::QueryScale, Edit::None),
+            _ => (Edit::None, Edit::None),
         };
         let mut list = vec![
             linear("self_attn.q_proj", "attn_q", Queries, Hidden).bias(qkv).edit(q_edit),
@@ -241,13 +263,14 @@ impl Kind {
         ];
         if matches!(self, Self::Qwen3 | Self::Qwen3Moe | Self::Gemma3) {
             let edit = self.norm_edit();
-            list.push(norm("self_attn.q_norm", "attn_q_norm").of(HeadDim).edit(edit));
+            let q_edit = if self == Self::Gemma3 { Edit::PlusOneQueryScale } else { edit };
+            list.push(norm("self_attn.q_norm", "attn_q_norm").of(HeadDim).edit(q_edit));
             list.push(norm("self_attn.k_norm", "attn_k_norm").of(HeadDim).edit(edit));
         }
         list
     }
 
-    fn feed_forward(self) -> Vec<Module> {
+    fn feed_forward(self, biases: Biases) -> Vec<Module> {
         use Size::{Experts, FeedForward, GateUp, Hidden, One, SharedFeedForward};
         match self {
             Self::Phi3 => vec![
@@ -266,7 +289,7 @@ impl Kind {
                 linear("mlp.shared_expert.down_proj", "ffn_down_shexp", Hidden, SharedFeedForward),
             ],
             _ => {
-                let bias = if self == Self::Llama { Bias::Optional } else { Bias::None };
+                let bias = if biases.mlp { Bias::Required } else { Bias::None };
                 vec![
                     linear("mlp.gate_proj", "ffn_gate", FeedForward, Hidden).bias(bias),
                     linear("mlp.up_proj", "ffn_up", FeedForward, Hidden).bias(bias),

@@ -1,7 +1,9 @@
 //! A Hugging Face directory as a GGUF model: no forward pass is needed, so it takes architectures
 //! that this crate does not run.
 
+mod accounting;
 mod architectures;
+mod attention;
 mod card;
 mod general;
 mod names;
@@ -11,12 +13,14 @@ mod sizes;
 mod texts;
 mod tokenizer;
 mod weights;
+mod yarn;
 
 use std::path::Path;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
+use architectures::Class;
 use general::General;
 use sizes::Sizes;
 pub(super) use texts::Texts;
@@ -42,8 +46,37 @@ pub fn check_config(path: &Path) -> Result<()> {
     let missing = || Error::model_not_found(format!("{} is missing", path.display()));
     let text = hf::read_text(path, hf::MAX_CONFIG)?.ok_or_else(missing)?;
     let root = parse(&text, path)?;
-    architectures::class(&root)?;
-    quantization(&root).map(drop)
+    quantization(&root)?;
+    let root = with_text_config(root);
+    let config = Config::read(&root, path, &mut Vec::new())?;
+    // All that is refused by the settings alone.
+    parameters::metadata(&config.fields, config.class, &config.sizes, 0, &mut Vec::new()).map(drop)
+}
+
+/// A `config.json` that can become a GGUF file.
+struct Config<'a> {
+    fields: Fields<'a>,
+    class: Class,
+    sizes: Sizes,
+    /// Whether the head is the embedding.
+    tied: bool,
+}
+
+impl<'a> Config<'a> {
+    /// Reads a configuration with that of its language model laid over it; every key is accounted
+    /// for.
+    fn read(
+        root: &'a Map<String, Json>,
+        path: &'a Path,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let class = architectures::class(root)?;
+        accounting::check(root, class, warnings)?;
+        let fields = Fields::new(root, path);
+        let sizes = Sizes::read(&fields, class)?;
+        let tied = fields.flag("tie_word_embeddings", class.kind.is_gemma())?;
+        Ok(Self { fields, class, sizes, tied })
+    }
 }
 
 fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
@@ -63,8 +96,8 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
     };
     // Before the weights, which may be many files.
     let root = parse(&text, &config_path)?;
-    architectures::class(&root)?;
     let quantization = quantization(&root)?;
+    Config::read(&with_text_config(root), &config_path, &mut Vec::new())?;
     let mut warnings = Vec::new();
     let raw = hf::read_raw(directory, &mut Vec::new(), &mut warnings)?;
     let entries = assemble(raw, quantization.as_ref(), directory)?;
@@ -102,6 +135,16 @@ fn set_packed(
     for tensor in &mut model.tensors {
         let layer = to_hugging_face(&tensor.name).and_then(|name| packed.swap_remove(&name));
         if let Some(layer) = layer {
+            if tensor.is_scaled() {
+                return Err(Error::Unsupported {
+                    message: format!(
+                        "{} is packed, and the scale of the model's queries would have to be \
+                         multiplied into it",
+                        tensor.name
+                    ),
+                    suggestion: "Use the original f32, f16 or bf16 checkpoint".to_owned(),
+                });
+            }
             tensor.set_packed(layer);
         }
     }
@@ -133,13 +176,8 @@ pub(super) fn open_from(
     let text = texts
         .optional("config.json", hf::MAX_CONFIG, &mut warnings)?
         .ok_or_else(|| Error::damaged(directory, "no config.json"))?;
-    let root = parse(&text, &config_path)?;
-    let class = architectures::class(&root)?;
-    let root = with_text_config(root);
-    let fields = Fields::new(&root, &config_path);
-    let sizes = Sizes::read(&fields, class)?;
-
-    let tied = class.kind.is_gemma() || fields.flag("tie_word_embeddings", false)?;
+    let root = with_text_config(parse(&text, &config_path)?);
+    let Config { fields, class, sizes, tied } = Config::read(&root, &config_path, &mut warnings)?;
     let (mut tensors, rows) =
         weights::collect(directory, class, &sizes, tied, checkpoint, &mut warnings)?;
     check_vocabulary(&fields, rows, &config_path, &mut warnings)?;
@@ -163,7 +201,15 @@ pub(super) fn open_from(
     .metadata();
     metadata.extend(parameters);
     let pre = options.pre.as_deref();
-    metadata.extend(tokenizer::metadata(texts, &root, class.kind, rows, pre, &mut warnings)?);
+    let tokenizer = tokenizer::Source {
+        texts,
+        config: &root,
+        generation: generation.as_ref(),
+        kind: class.kind,
+        rows,
+    };
+    metadata.extend(tokenizer.metadata(pre, &mut warnings)?);
+    names::avoid_phi_3(&mut metadata, &mut warnings);
     Ok(GgufModel {
         name: name.to_owned(),
         architecture: class.gguf.to_owned(),
@@ -209,10 +255,32 @@ fn check_vocabulary(
     Ok(())
 }
 
-/// The configuration with that of its language model, if it has one inside, laid over it.
+/// The configuration with that of its language model, if it has one inside, laid over it. The kind of
+/// model stays that of the whole; tokens that end a text are those of both.
 fn with_text_config(mut root: Map<String, Json>) -> Map<String, Json> {
-    if let Some(Json::Object(inner)) = root.remove("text_config") {
+    const ENDS: &str = "eos_token_id";
+    if let Some(Json::Object(mut inner)) = root.remove("text_config") {
+        let kind = inner.remove("model_type");
+        inner.remove("architectures");
+        if let (Some(Json::String(whole)), Some(Json::String(part))) =
+            (root.get("model_type"), &kind)
+            && *part != format!("{whole}_text")
+        {
+            // A language model of another kind inside: refused as what it is.
+            root.insert("model_type".to_owned(), Json::String(format!("{whole} with {part}")));
+        }
+        let mut ends = Vec::new();
+        for ids in [root.get(ENDS), inner.get(ENDS)].into_iter().flatten() {
+            match ids {
+                Json::Array(list) => ends.extend(list.iter().cloned()),
+                Json::Null => {}
+                id => ends.push(id.clone()),
+            }
+        }
         root.extend(inner);
+        if !ends.is_empty() {
+            root.insert(ENDS.to_owned(), Json::Array(ends));
+        }
     }
     root
 }

@@ -3,6 +3,43 @@
 //! The rules are those of llama.cpp's converter (`gguf-py/gguf/metadata.py`), so that files sort
 //! beside others of their kind.
 
+use indexmap::IndexMap;
+
+use crate::formats::gguf::Value;
+
+/// llama.cpp looks into the name of a model: in one called Phi-3 it wants four tokens of its tokenizer,
+/// and opens no file without them.
+pub(super) fn avoid_phi_3(metadata: &mut IndexMap<String, Value>, warnings: &mut Vec<String>) {
+    const NAME: &str = "general.name";
+    const TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
+    let Some(Value::String(name)) = metadata.get(NAME) else { return };
+    let lower = name.to_lowercase();
+    if !lower.contains("phi-3") && !lower.contains("phi3") {
+        return;
+    }
+    let all = match metadata.get("tokenizer.ggml.tokens") {
+        Some(Value::Array(list)) => TOKENS.iter().all(|token| {
+            list.strings().is_some_and(|mut texts| texts.any(|text| text == token.as_bytes()))
+        }),
+        _ => false,
+    };
+    if all {
+        return;
+    }
+    // Any letter case: the places are the same, as both spellings are ASCII.
+    let mut spaced = name.clone();
+    for word in ["phi-3", "phi3"] {
+        while let Some(at) = spaced.to_ascii_lowercase().find(word) {
+            spaced.replace_range(at + 3..at + word.len() - 1, " ");
+        }
+    }
+    warnings.push(format!(
+        "the file is named {spaced:?} instead of {name:?}: llama.cpp opens no model of that name \
+         whose tokenizer is not that of Phi-3"
+    ));
+    metadata.insert(NAME.to_owned(), spaced.into());
+}
+
 /// Parts of a name like `Llama-3.2-1B-Instruct`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct NameParts {

@@ -5,6 +5,7 @@ use serde_json::{Map, Value as Json};
 
 use super::architectures::{Class, Kind, unsupported};
 use super::sizes::Sizes;
+use super::yarn::Yarn;
 use crate::Result;
 use crate::formats::gguf::Value;
 use crate::quantize::gguf::tensor::GgufTensor;
@@ -12,6 +13,31 @@ use crate::source::config_json::Fields;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 
 const MAX_POSITIONS: u64 = u32::MAX as u64;
+
+/// The keys of the rotary part that are read, besides those of each kind of attention.
+const KEYS: [&str; 20] = [
+    "attention_factor",
+    "attn_factor",
+    "beta_fast",
+    "beta_slow",
+    "extrapolation_factor",
+    "factor",
+    "finetuned",
+    "high_freq_factor",
+    "long_factor",
+    "low_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_type",
+    "short_factor",
+    "truncate",
+    "type",
+    // A copy of the model's own.
+    "max_position_embeddings",
+];
 
 /// The rotary part of a configuration, in either spelling: `rope_theta` + `rope_scaling` +
 /// `rope_local_base_freq`, or `rope_parameters`, there possibly one set per kind of attention.
@@ -34,7 +60,8 @@ pub(super) struct RopeParts {
 }
 
 impl<'a> Rope<'a> {
-    pub(super) fn read(fields: &Fields<'a>, kind: Kind) -> Result<Self> {
+    pub(super) fn read(fields: &Fields<'a>, class: Class) -> Result<Self> {
+        let kind = class.kind;
         let mut scaling = match fields.object("rope_parameters")? {
             None => fields.object("rope_scaling")?,
             parameters => parameters,
@@ -44,9 +71,20 @@ impl<'a> Rope<'a> {
             && let Some(full) = per_kind.object("full_attention")?
         {
             if let Some(sliding) = per_kind.object("sliding_attention")? {
+                check_sliding(&sliding, &full, class)?;
                 local_theta = sliding.positive("rope_theta")?.or(local_theta);
             }
+            per_kind.refuse_unaccounted(
+                |key| matches!(key, "full_attention" | "sliding_attention"),
+                &format!("{} with rotary parameters", class.name),
+            )?;
             scaling = Some(full);
+        }
+        if let Some(scaling) = &scaling {
+            scaling.refuse_unaccounted(
+                |key| KEYS.contains(&key),
+                &format!("{} with rotary parameters", class.name),
+            )?;
         }
         let within = |key: &str| -> Result<Option<f64>> {
             let inner = scaling.as_ref().map(|inner| inner.positive(key)).transpose()?.flatten();
@@ -63,9 +101,12 @@ impl<'a> Rope<'a> {
         let partial = within("partial_rotary_factor")?.unwrap_or(1.0);
         let original = "original_max_position_embeddings";
         let inner = scaling.as_ref().map(|inner| inner.optional_size(original, MAX_POSITIONS));
-        let original_context = match inner.transpose()?.flatten() {
-            None => fields.optional_size(original, MAX_POSITIONS)?,
-            inner => inner,
+        let outer = fields.optional_size(original, MAX_POSITIONS)?;
+        let original_context = match (kind, inner.transpose()?.flatten()) {
+            // Its class has this member, which counts more.
+            (Kind::Phi3, _) => Some(outer.unwrap_or(4096)),
+            (_, None) => outer,
+            (_, inner) => inner,
         };
         let kind_of_scaling = match &scaling {
             None => "default",
@@ -89,7 +130,7 @@ impl<'a> Rope<'a> {
             parts.metadata.insert("rope.freq_base_swa", Value::from(local as f32));
         }
         if class.kind == Kind::Phi3 {
-            self.phi3(fields, sizes, &mut parts)?;
+            self.phi3(class, sizes, &mut parts)?;
             return Ok(parts);
         }
         if self.partial < 1.0 {
@@ -104,6 +145,12 @@ impl<'a> Rope<'a> {
         let scaling = self.scaling.as_ref().unwrap_or(&none);
         match self.kind {
             "default" | "none" => {}
+            // The graph of Gemma 3 scales all layers or none by anything but a factor, and others than
+            // that of llama have no factors per frequency.
+            "yarn" | "dynamic" if class.kind == Kind::Gemma3 => return Err(self.unknown(class)),
+            "llama3" | "longrope" | "su" if !class.kind.is_llama() => {
+                return Err(self.unknown(class));
+            }
             "dynamic" => warnings.push(format!(
                 "rotary scaling \"dynamic\" acts beyond {} tokens only and is left out",
                 self.original_context.unwrap_or(sizes.context)
@@ -117,21 +164,46 @@ impl<'a> Rope<'a> {
                 let factors = self.llama3(scaling, sizes)?;
                 parts.tensors.push(vector("rope_freqs.weight", &factors)?);
             }
-            "yarn" => self.yarn(scaling, sizes, &mut parts.metadata, warnings)?,
-            "longrope" | "su" => {
-                // Lists that do not depend on the length are plain factors.
-                let (long, short) = (list(scaling, "long_factor")?, list(scaling, "short_factor")?);
-                let unscaled = scaling.positive("attention_factor")? == Some(1.0);
-                if !unscaled || long.is_none() || long != short {
-                    return Err(self.unknown(class));
+            "yarn" => {
+                let yarn = Yarn::read(scaling, self.original_context, sizes)?;
+                if yarn.is_usual() {
+                    yarn.keys(&mut parts.metadata);
+                } else if class.kind.is_llama() {
+                    // Each frequency is scaled by a constant, which is a factor of its own.
+                    parts.tensors.push(vector("rope_freqs.weight", &yarn.factors(self, sizes))?);
+                    set_attention_scale(&mut parts.metadata, yarn.attention());
+                } else {
+                    return Err(unsupported(format!(
+                        "{} with rotary scaling \"yarn\" and {}",
+                        class.name,
+                        yarn.unusual()
+                    )));
                 }
-                let long = long.unwrap_or_default();
-                check_length(scaling, &long, sizes.head_dim / 2)?;
-                parts.tensors.push(vector("rope_freqs.weight", &long)?);
+            }
+            "longrope" | "su" => {
+                let both = list(scaling, "long_factor")?.zip(list(scaling, "short_factor")?);
+                let (long, short) = both.ok_or_else(|| self.unknown(class))?;
+                // Lists that do not depend on the length are plain factors.
+                let unscaled = scaling.positive("attention_factor")? == Some(1.0);
+                if unscaled && long == short {
+                    check_length(scaling, &long, sizes.head_dim / 2)?;
+                    parts.tensors.push(vector("rope_freqs.weight", &long)?);
+                } else {
+                    let original = self.original_context.unwrap_or(sizes.context);
+                    parts.metadata.insert("rope.scaling.type", Value::from("longrope"));
+                    let number = Value::from(original as u32);
+                    parts.metadata.insert("rope.scaling.original_context_length", number);
+                    long_texts(scaling, sizes, original, sizes.head_dim, &mut parts)?;
+                }
             }
             _ => return Err(self.unknown(class)),
         }
         Ok(parts)
+    }
+
+    /// The base of the frequencies.
+    pub(super) fn theta(&self) -> f64 {
+        self.theta
     }
 
     fn unknown(&self, class: Class) -> crate::Error {
@@ -161,88 +233,74 @@ impl<'a> Rope<'a> {
         Ok((0..dim / 2).map(one).collect())
     }
 
-    fn yarn(
-        &self,
-        scaling: &Fields,
-        sizes: &Sizes,
-        metadata: &mut IndexMap<&'static str, Value>,
-        warnings: &mut Vec<String>,
-    ) -> Result<()> {
-        let original = self.original_context.unwrap_or(sizes.context);
-        let factor = match scaling.positive("factor")? {
-            Some(factor) => factor,
-            None => sizes.context as f64 / original as f64,
-        };
-        metadata.insert("rope.scaling.type", Value::from("yarn"));
-        metadata.insert("rope.scaling.factor", Value::from(factor as f32));
-        let original = Value::from(original as u32);
-        metadata.insert("rope.scaling.original_context_length", original);
-        // llama.cpp multiplies with the scale of the paper, which the model's own one replaces.
-        let of_paper =
-            |mscale: f64| if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
-        let given = match scaling.positive("attention_factor")? {
-            None => scaling.positive("attn_factor")?,
-            given => given,
-        };
-        let mscales = (scaling.positive("mscale")?, scaling.positive("mscale_all_dim")?);
-        let attention = match (given, mscales) {
-            (Some(given), _) => Some(given),
-            (None, (Some(mscale), Some(all))) => Some(of_paper(mscale) / of_paper(all)),
-            (None, _) => None,
-        };
-        if let Some(attention) = attention {
-            let more = (attention / of_paper(1.0)) as f32;
-            metadata.insert("rope.scaling.attn_factor", Value::from(more));
-        }
-        for (key, name, usual) in [
-            ("extrapolation_factor", "rope.scaling.yarn_ext_factor", 1.0),
-            ("beta_fast", "rope.scaling.yarn_beta_fast", 32.0),
-            ("beta_slow", "rope.scaling.yarn_beta_slow", 1.0),
-        ] {
-            let Some(number) = scaling.positive(key)? else { continue };
-            metadata.insert(name, Value::from(number as f32));
-            if (number - usual).abs() > 1e-6 {
-                warnings.push(format!(
-                    "rotary scaling \"yarn\" with `{key}` {number}: llama.cpp uses {usual} for this \
-                     architecture"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Phi-3 has factors for short and for long texts, and a scale of the attention for the latter.
-    fn phi3(&self, fields: &Fields, sizes: &Sizes, parts: &mut RopeParts) -> Result<()> {
+    /// Phi-3 has factors for short and for long texts, and a scale of the attention.
+    fn phi3(&self, class: Class, sizes: &Sizes, parts: &mut RopeParts) -> Result<()> {
         let rotary = (self.partial * sizes.hidden as f64) as usize / sizes.heads;
         let original = self.original_context.unwrap_or(sizes.context);
         let metadata = &mut parts.metadata;
         metadata.insert("rope.dimension_count", Value::from(rotary as u32));
         let number = Value::from(original as u32);
         metadata.insert("rope.scaling.original_context_length", number);
-        let Some(scaling) = &self.scaling else { return Ok(()) };
-        let Some(long) = list(scaling, "long_factor")? else { return Ok(()) };
-        let short = list(scaling, "short_factor")?
-            .ok_or_else(|| fields.damaged("`long_factor` without `short_factor`".to_owned()))?;
-        let scale = sizes.context as f64 / original as f64;
-        let attention = match self.kind {
-            _ if scale <= 1.0 => 1.0,
-            "su" | "longrope" => (1.0 + scale.ln() / (original as f64).ln()).sqrt(),
-            "yarn" => 0.1 * scale.ln() + 1.0,
-            other => {
-                return Err(unsupported(format!(
-                    "Phi3ForCausalLM with rotary scaling \"{other}\""
-                )));
+        match (self.kind, &self.scaling) {
+            ("default" | "none", _) | (_, None) => Ok(()),
+            // Older names of the same.
+            ("longrope" | "su" | "yarn", Some(scaling)) => {
+                long_texts(scaling, sizes, original, rotary, parts)
             }
-        };
-        metadata.insert("rope.scaling.attn_factor", Value::from(attention as f32));
-        for (name, factors) in
-            [("rope_factors_long.weight", &long), ("rope_factors_short.weight", &short)]
-        {
-            check_length(scaling, factors, rotary / 2)?;
-            parts.tensors.push(vector(name, factors)?);
+            _ => Err(self.unknown(class)),
         }
-        Ok(())
     }
+}
+
+/// Layers with a window may have a base of their own in Gemma 3, and no other difference.
+fn check_sliding(sliding: &Fields, full: &Fields, class: Class) -> Result<()> {
+    let plain = |key: &str| matches!(key, "rope_theta" | "rope_type" | "type");
+    let same = sliding.same_as(full);
+    if same && class.kind != Kind::Gemma3 {
+        return Ok(());
+    }
+    let kind = sliding.text("rope_type")?.or(sliding.text("type")?).unwrap_or("default");
+    if class.kind != Kind::Gemma3 || !matches!(kind, "default" | "none") {
+        return Err(unsupported(format!(
+            "{} with rotary parameters of their own for layers with a window",
+            class.name
+        )));
+    }
+    let what = format!("{} with rotary parameters for layers with a window", class.name);
+    sliding.refuse_unaccounted(plain, &what)
+}
+
+/// Factors for short and for long texts, and the scale that they bring for cosine and sine.
+fn long_texts(
+    scaling: &Fields,
+    sizes: &Sizes,
+    original: usize,
+    rotary: usize,
+    parts: &mut RopeParts,
+) -> Result<()> {
+    let missing = |key: &str| scaling.damaged(format!("factors for long texts without `{key}`"));
+    let factors = [
+        ("rope_factors_long.weight", "long_factor"),
+        ("rope_factors_short.weight", "short_factor"),
+    ];
+    for (name, key) in factors {
+        let factors = list(scaling, key)?.ok_or_else(|| missing(key))?;
+        check_length(scaling, &factors, rotary / 2)?;
+        parts.tensors.push(vector(name, &factors)?);
+    }
+    let factor =
+        scaling.positive("factor")?.unwrap_or_else(|| sizes.context as f64 / original as f64);
+    let attention = match scaling.positive("attention_factor")? {
+        Some(attention) => attention,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    };
+    set_attention_scale(&mut parts.metadata, attention);
+    Ok(())
+}
+
+fn set_attention_scale(metadata: &mut IndexMap<&'static str, Value>, scale: f64) {
+    metadata.insert("rope.scaling.attn_factor", Value::from(scale as f32));
 }
 
 fn required_factor(scaling: &Fields, what: &str) -> Result<f64> {

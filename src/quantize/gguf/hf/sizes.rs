@@ -1,6 +1,6 @@
 //! The sizes of a model, with what the configuration classes assume for missing keys.
 
-use super::architectures::{Class, Kind, Size, unsupported};
+use super::architectures::{Biases, Class, Kind, Size, unsupported};
 use crate::Result;
 use crate::source::config_json::Fields;
 
@@ -26,6 +26,10 @@ pub(super) struct Sizes {
     pub(super) experts_used: usize,
     pub(super) expert_feed_forward: usize,
     pub(super) shared_feed_forward: usize,
+    pub(super) biases: Biases,
+    /// What queries are multiplied with so that the scale that llama.cpp's graph has for them makes
+    /// that of the model.
+    pub(super) query_scale: f32,
 }
 
 /// Key/value heads, width of a head, context length of the configuration classes.
@@ -59,7 +63,10 @@ impl Sizes {
             None => kv_default.unwrap_or(heads),
             Some(_) => fields.size("num_key_value_heads", MAX_COUNT)?,
         };
-        let stated = fields.optional_size("head_dim", MAX_COUNT)?.or(head_dim_default);
+        let stated = match fields.get("head_dim") {
+            None => head_dim_default,
+            Some(_) => fields.optional_size("head_dim", MAX_COUNT)?,
+        };
         let head_dim = match stated {
             Some(head_dim) => head_dim,
             None if hidden.is_multiple_of(heads) => hidden / heads,
@@ -83,10 +90,14 @@ impl Sizes {
             }
             _ => fields.size("intermediate_size", MAX_WIDTH)?,
         };
+        let layers = fields.size("num_hidden_layers", MAX_COUNT)?;
+        if kind == Kind::Phi3 && head_dim * heads != hidden {
+            return Err(unsupported(format!("{} with `head_dim` {head_dim}", class.name)));
+        }
         let mut sizes = Self {
             hidden,
             feed_forward,
-            layers: fields.size("num_hidden_layers", MAX_COUNT)?,
+            layers,
             heads,
             kv_heads,
             head_dim,
@@ -94,15 +105,19 @@ impl Sizes {
             context: fields
                 .optional_size("max_position_embeddings", MAX_POSITIONS)?
                 .unwrap_or(context_default),
-            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(if kind == Kind::Phi3 {
-                1e-5
-            } else {
-                1e-6
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(match kind {
+                Kind::Phi3 | Kind::Mixtral => 1e-5,
+                _ => 1e-6,
             }),
             experts: 0,
             experts_used: 0,
             expert_feed_forward: feed_forward,
             shared_feed_forward: 0,
+            biases: Biases {
+                attention: kind == Kind::Llama && fields.flag("attention_bias", false)?,
+                mlp: kind == Kind::Llama && fields.flag("mlp_bias", false)?,
+            },
+            query_scale: query_scale(fields, kind, [hidden, heads, head_dim, layers])?,
         };
         if kind.has_experts() {
             sizes.read_experts(fields, kind)?;
@@ -151,19 +166,48 @@ impl Sizes {
     }
 }
 
+/// Gemma states the scale of its queries; llama.cpp takes the width of a head, and in the models of 27B
+/// parameters, which it knows by their number of layers, the share of the width.
+fn query_scale(
+    fields: &Fields,
+    kind: Kind,
+    [hidden, heads, head_dim, layers]: [usize; 4],
+) -> Result<f32> {
+    let layers_of_27b = match kind {
+        Kind::Gemma2 => 46,
+        Kind::Gemma3 => 62,
+        _ => return Ok(1.0),
+    };
+    let of_llama = if layers == layers_of_27b { hidden / heads } else { head_dim };
+    let stated = fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+    Ok((of_llama as f64 / stated).sqrt() as f32)
+}
+
 /// Members of a class that llama.cpp's graph of that architecture does not compute.
 fn refuse_variants(fields: &Fields, class: Class) -> Result<()> {
-    let gelu = class.kind.is_gemma();
     for key in ["hidden_act", "hidden_activation"] {
         let Some(activation) = fields.text(key)? else { continue };
-        let fits = match activation {
-            "silu" | "swish" => !gelu,
-            "gelu" | "gelu_pytorch_tanh" => gelu,
-            _ => false,
+        let fits = match (class.kind.is_gemma(), key) {
+            (false, _) => matches!(activation, "silu" | "swish"),
+            // The class does not read it: old files say "gelu" there.
+            (true, "hidden_act") => {
+                matches!(activation, "gelu" | "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast")
+            }
+            (true, _) => matches!(activation, "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast"),
         };
         if !fits {
             return Err(unsupported(format!("{} with `{key}` \"{activation}\"", class.name)));
         }
+    }
+    if class.kind != Kind::Llama && fields.flag("attention_bias", false)? {
+        return Err(unsupported(format!("{} with `attention_bias`", class.name)));
+    }
+    if class.kind == Kind::Qwen2Moe && !fields.flag("qkv_bias", true)? {
+        return Err(unsupported(format!("{} without `qkv_bias`", class.name)));
+    }
+    let both_ways = fields.get("use_bidirectional_attention");
+    if both_ways.is_some_and(|value| !value.is_null() && value.as_bool() != Some(false)) {
+        return Err(unsupported(format!("{} with `use_bidirectional_attention`", class.name)));
     }
     if class.kind == Kind::Gemma3 && fields.positive("attn_logit_softcapping")?.is_some() {
         return Err(unsupported(format!("{} with `attn_logit_softcapping`", class.name)));
@@ -181,9 +225,11 @@ fn refuse_variants(fields: &Fields, class: Class) -> Result<()> {
             return Err(unsupported(format!("{name} with `norm_topk_prob` {rescaled}")));
         }
     }
-    let dense = matches!(class.kind, Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3);
-    if dense && fields.optional_size("num_local_experts", MAX_COUNT)?.is_some_and(|n| n > 1) {
-        return Err(unsupported(format!("{} with a mixture of experts", class.name)));
+    let dense = !class.kind.has_experts();
+    for key in ["num_local_experts", "num_experts"] {
+        if dense && fields.optional_integer(key, MAX_COUNT)?.is_some_and(|count| count > 1) {
+            return Err(unsupported(format!("{} with a mixture of experts", class.name)));
+        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use super::architectures::{Bias, Class, Edit, ExpertModule, Module, unsupported};
+use super::architectures::{Bias, Class, Edit, ExpertModule, Kind, Module, unsupported};
 use super::sizes::Sizes;
 use crate::quantize::gguf::tensor::{GgufTensor, Rows};
 use crate::source::catalog::some_of;
@@ -47,10 +47,10 @@ pub(super) fn collect(
     // Without an embedding there is nothing to compare the head with; that one is named as missing.
     let head_shape = [rows, sizes.hidden];
     let head_shape = (rows > 0).then_some(&head_shape[..]);
-    if !tied && let Some(head) = checkpoint.take("lm_head.weight", head_shape)? {
+    if let Some(head) = checkpoint.head(tied, head_shape, &list, warnings)? {
         list.push(GgufTensor::new("output.weight", head));
     }
-    let (modules, experts) = (class.kind.modules(), class.kind.experts());
+    let (modules, experts) = (class.kind.modules(sizes.biases), class.kind.experts());
     for block in 0..sizes.layers {
         for module in &modules {
             checkpoint.module(block, module, sizes, &mut list)?;
@@ -59,7 +59,7 @@ pub(super) fn collect(
             list.extend(checkpoint.experts(block, module, sizes)?);
         }
     }
-    checkpoint.finish(tied, warnings)?;
+    checkpoint.finish(warnings)?;
     Ok((list, rows))
 }
 
@@ -96,6 +96,39 @@ impl Checkpoint<'_> {
             self.check(&tensor, name, shape)?;
         }
         Ok(Some(tensor))
+    }
+
+    /// The head to write. One that the configuration calls tied may still be there: it is dropped if
+    /// it is the embedding, and counts if it has other values, as in transformers.
+    fn head(
+        &mut self,
+        tied: bool,
+        shape: Option<&[usize]>,
+        list: &[GgufTensor],
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<StoredTensor>> {
+        const HEAD: &str = "lm_head.weight";
+        let found = if tied { self.take_optional(HEAD, shape)? } else { self.take(HEAD, shape)? };
+        let fixed = self.class.kind == Kind::Gemma2;
+        let Some(head) = found else { return Ok(None) };
+        if !tied && !fixed {
+            return Ok(Some(head));
+        }
+        let embedding = list.iter().find(|tensor| tensor.name == "token_embd.weight");
+        if embedding.is_some_and(|embedding| embedding.has_values_of(&head)) {
+            return Ok(None);
+        }
+        if fixed {
+            return Err(unsupported(format!(
+                "{} with a head ({HEAD}) that is not the embedding",
+                self.class.name
+            )));
+        }
+        warnings.push(format!(
+            "{HEAD} has other values than the embedding, although config.json says \
+             `tie_word_embeddings`: it is written as a head of its own"
+        ));
+        Ok(Some(head))
     }
 
     fn check(&self, tensor: &StoredTensor, name: &str, shape: &[usize]) -> Result<()> {
@@ -175,12 +208,11 @@ impl Checkpoint<'_> {
     }
 
     /// Refuses what is missing and what would be lost.
-    fn finish(self, tied: bool, warnings: &mut Vec<String>) -> Result<()> {
+    fn finish(self, warnings: &mut Vec<String>) -> Result<()> {
         let carries_nothing = |name: &str| {
-            (tied && name == "lm_head.weight")
-                || [".rotary_emb.inv_freq", ".attention.bias", ".masked_bias"]
-                    .iter()
-                    .any(|end| name.ends_with(end))
+            [".rotary_emb.inv_freq", ".attention.bias", ".masked_bias"]
+                .iter()
+                .any(|end| name.ends_with(end))
         };
         let left: Vec<&str> =
             self.tensors.keys().map(String::as_str).filter(|name| !carries_nothing(name)).collect();
@@ -197,12 +229,35 @@ impl Checkpoint<'_> {
             self.class.name,
             some_of(&left)
         );
+        if let Some(key) = switched_off(&left) {
+            return Err(Error::Unsupported {
+                message: format!(
+                    "{} has {} biases that config.json does not switch on (`{key}`): {}",
+                    self.directory.display(),
+                    left.len(),
+                    some_of(&left)
+                ),
+                suggestion: format!(
+                    "If the model was trained with them, set `{key}` to true in config.json; \
+                     otherwise remove them from the weights"
+                ),
+            });
+        }
         if left.iter().any(|name| is_of_the_model(name)) {
             return Err(unsupported(format!("{} has {what}", self.directory.display())));
         }
         warnings.push(format!("{what}; they are left out"));
         Ok(())
     }
+}
+
+/// The key that would switch on all of these tensors, if they are biases of a Llama.
+fn switched_off(left: &[&str]) -> Option<&'static str> {
+    let all =
+        |part: &str| left.iter().all(|name| name.contains(part) && name.ends_with("_proj.bias"));
+    [(".self_attn.", "attention_bias"), (".mlp.", "mlp_bias")]
+        .into_iter()
+        .find_map(|(part, key)| all(part).then_some(key))
 }
 
 /// Whether leaving a tensor out would change what the model computes.
@@ -241,5 +296,7 @@ fn edited(name: impl Into<String>, tensor: StoredTensor, edit: Edit, sizes: &Siz
         Edit::QueryPairs => tensor.with_rows(Rows::RopePairs { heads: sizes.heads }),
         Edit::KeyPairs => tensor.with_rows(Rows::RopePairs { heads: sizes.kv_heads }),
         Edit::PlusOne => tensor.plus(1.0),
+        Edit::QueryScale => tensor.times(sizes.query_scale),
+        Edit::PlusOneQueryScale => tensor.plus(1.0).times(sizes.query_scale),
     }
 }

@@ -21,16 +21,35 @@ use super::architectures::Kind;
 use crate::formats::gguf::{Array, Value};
 use crate::{Error, Result};
 
-/// All keys of `tokenizer.*`. `config` is `config.json`, for ids that only it names; `rows` is the
-/// number of rows of the embedding, which is the number of tokens.
-pub(super) fn metadata(
-    texts: Texts<'_>,
-    config: &Map<String, Json>,
-    kind: Kind,
-    rows: usize,
+/// What the keys of `tokenizer.*` are made from.
+pub(super) struct Source<'a> {
+    pub(super) texts: Texts<'a>,
+    /// `config.json`, for ids that only it names.
+    pub(super) config: &'a Map<String, Json>,
+    /// `generation_config.json`, for the ends of texts.
+    pub(super) generation: Option<&'a Json>,
+    pub(super) kind: Kind,
+    /// The number of rows of the embedding, which is the number of tokens.
+    pub(super) rows: usize,
+}
+
+impl Source<'_> {
+    /// All keys of `tokenizer.*`. `pre` is the pre-tokenizer that was asked for.
+    pub(super) fn metadata(
+        &self,
+        pre: Option<&str>,
+        warnings: &mut Vec<String>,
+    ) -> Result<IndexMap<String, Value>> {
+        metadata(self, pre, warnings)
+    }
+}
+
+fn metadata(
+    source: &Source<'_>,
     pre: Option<&str>,
     warnings: &mut Vec<String>,
 ) -> Result<IndexMap<String, Value>> {
+    let &Source { texts, kind, rows, .. } = source;
     let files = TokenizerFiles::read(texts, warnings)?;
     warnings.extend(pre.and_then(pre::doubt));
     let mut metadata = IndexMap::new();
@@ -50,7 +69,7 @@ pub(super) fn metadata(
             if let Some(prefix) = prefix {
                 set("add_space_prefix", prefix.into());
             }
-            (vocabulary, special, Vec::new())
+            (vocabulary, special, None)
         } else {
             let (text, root) = byte_level_tokenizer(&files)?;
             set("model", "gpt2".into());
@@ -65,19 +84,19 @@ pub(super) fn metadata(
                     .to_owned(),
             );
             }
-            (vocabulary, [None; 4], merges)
+            (vocabulary, [None; 4], Some(merges))
         };
-    let has_scores = merges.is_empty();
     vocabulary.deduplicate(warnings);
     set("tokens", Array::of_strings(&vocabulary.tokens).into());
-    if has_scores {
+    if merges.is_none() {
         set("scores", Array::of_f32(&vocabulary.scores).into());
     }
     set("token_type", Array::of_i32(&vocabulary.kinds).into());
-    if !merges.is_empty() {
+    // Readers demand the list even if it is empty: a vocabulary of bytes or characters.
+    if let Some(merges) = merges {
         set("merges", Array::of_strings(&merges).into());
     }
-    metadata.extend(special::metadata(&files, config, &vocabulary, own, warnings));
+    metadata.extend(special::metadata(&files, source, &vocabulary, own, warnings));
     metadata.extend(templates::metadata(&files, warnings)?);
     Ok(metadata)
 }

@@ -1,8 +1,9 @@
 //! Special tokens: their ids, and whether texts are framed by them.
 
 use indexmap::IndexMap;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
+use super::Source;
 use super::files::TokenizerFiles;
 use super::vocabulary::{Vocabulary, kind};
 use crate::formats::gguf::Value;
@@ -32,15 +33,19 @@ const END_OF_TURN: [&str; 8] = [
 /// The text of the token that ends a message to a tool.
 const END_OF_MESSAGE: &str = "<|eom_id|>";
 
+/// Further texts by which readers know an end without being told.
+const OTHER_ENDS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"];
+
 /// Ids and flags under `tokenizer.ggml.`. `own` are the ids that the vocabulary itself names:
 /// unknown, beginning, end, padding.
 pub(super) fn metadata(
     files: &TokenizerFiles,
-    config: &Map<String, Json>,
+    source: &Source<'_>,
     vocabulary: &Vocabulary,
     own: [Option<u32>; 4],
     warnings: &mut Vec<String>,
 ) -> IndexMap<String, Value> {
+    let config = source.config;
     let mut metadata = IndexMap::new();
     let inside = |id: u32| (id as usize) < vocabulary.tokens.len();
     let mut ids: IndexMap<&str, u32> = IndexMap::new();
@@ -64,16 +69,11 @@ pub(super) fn metadata(
             ids.insert(hf, id);
         }
     }
-    let control = |text: &str| {
-        let id = vocabulary.id(text)?;
-        let kinds = [kind::CONTROL, kind::USER_DEFINED];
-        kinds.contains(&vocabulary.kinds[id as usize]).then_some(id)
-    };
-    if let Some(id) = END_OF_TURN.iter().find_map(|text| control(text)) {
-        metadata.insert("tokenizer.ggml.eot_token_id".to_owned(), Value::from(id));
-    }
-    if let Some(id) = control(END_OF_MESSAGE) {
-        metadata.insert("tokenizer.ggml.eom_token_id".to_owned(), Value::from(id));
+    let (eot, eom) = ends(source, vocabulary, ids.get("eos").copied(), warnings);
+    for (name, id) in [("eot", eot), ("eom", eom)] {
+        if let Some(id) = id {
+            metadata.insert(format!("tokenizer.ggml.{name}_token_id"), Value::from(id));
+        }
     }
     let (bos, eos) = frame(files, vocabulary, &ids, warnings);
     for (name, add) in [("bos", bos), ("eos", eos)] {
@@ -82,6 +82,62 @@ pub(super) fn metadata(
         }
     }
     metadata
+}
+
+/// The tokens that end a turn and a message: those known by their text, else further ones of those at
+/// which the model ends its texts. A file has three places; what has none is said.
+fn ends(
+    source: &Source<'_>,
+    vocabulary: &Vocabulary,
+    eos: Option<u32>,
+    warnings: &mut Vec<String>,
+) -> (Option<u32>, Option<u32>) {
+    let control = |text: &str| {
+        let id = vocabulary.id(text)?;
+        let kinds = [kind::CONTROL, kind::USER_DEFINED];
+        kinds.contains(&vocabulary.kinds[id as usize]).then_some(id)
+    };
+    let mut turn = END_OF_TURN.iter().find_map(|text| control(text));
+    let mut message = control(END_OF_MESSAGE);
+    let generation = source.generation.and_then(|settings| settings.get("eos_token_id"));
+    let mut left: Vec<u32> = Vec::new();
+    for stated in [source.config.get("eos_token_id"), generation].into_iter().flatten() {
+        let ids = stated.as_array().map_or(std::slice::from_ref(stated), Vec::as_slice);
+        left.extend(ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
+    }
+    // Readers find some by their text, but only where they are control tokens.
+    let found = |id: u32| {
+        let known = END_OF_TURN.iter().chain(&OTHER_ENDS).chain([&END_OF_MESSAGE]);
+        let mut known = known.filter(|text| **text != "<|endofturn|>" && **text != "_<EOT>");
+        vocabulary.kinds.get(id as usize) == Some(&kind::CONTROL)
+            && known.any(|text| vocabulary.tokens[id as usize] == text.as_bytes())
+    };
+    let mut lost: Vec<u32> = Vec::new();
+    for id in left {
+        let has_place = [eos, turn, message].contains(&Some(id)) || lost.contains(&id);
+        if has_place || found(id) || id as usize >= vocabulary.tokens.len() {
+            continue;
+        }
+        match (turn, message) {
+            (None, _) => turn = Some(id),
+            (_, None) => message = Some(id),
+            _ => lost.push(id),
+        }
+    }
+    if !lost.is_empty() {
+        let shown: Vec<String> = lost
+            .iter()
+            .map(|&id| {
+                format!("{id} {:?}", String::from_utf8_lossy(&vocabulary.tokens[id as usize]))
+            })
+            .collect();
+        warnings.push(format!(
+            "the model also ends its texts at the tokens {}, for which a GGUF file has no place: \
+             generation will not stop there",
+            shown.join(", ")
+        ));
+    }
+    (turn, message)
 }
 
 /// Whether a text begins with BOS and ends with EOS: what the post-processor of `tokenizer.json`
