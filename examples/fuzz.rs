@@ -83,6 +83,7 @@ fn main() -> ExitCode {
         }
         found += findings.len();
     }
+    targets::clean_up_of(std::process::id());
     ExitCode::from(u8::from(found > 0))
 }
 
@@ -257,11 +258,15 @@ fn child(options: &Options, from: u64) {
 fn seeds(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
     let mut paths: Vec<_> = std::fs::read_dir(&folder)
-        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .into_iter()
+        .flatten()
         .map(|entry| entry.expect("an entry").path())
         .collect();
     paths.sort();
-    paths.iter().map(|path| std::fs::read(path).expect("a seed")).collect()
+    let stored = paths.iter().map(|path| std::fs::read(path).expect("a seed"));
+    let seeds: Vec<_> = stored.chain(targets::made_seed(name)).collect();
+    assert!(!seeds.is_empty(), "{} has no seeds", folder.display());
+    seeds
 }
 
 /// The input of a number.

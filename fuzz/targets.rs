@@ -309,23 +309,36 @@ fn open_manifest(bytes: &[u8]) {
 
 /// A unit under its own checksum is damaged; those that the seeds have are whole.
 fn open_unit(bytes: &[u8]) {
-    static STORE: OnceLock<PathBuf> = OnceLock::new();
-    let directory = STORE.get_or_init(|| {
-        let directory = folder().join("units");
-        let store = CheckpointStore::create(&directory, &fingerprint(), &NullProgress)
-            .expect("a checkpoint is made");
-        let data = UnitData::new(serde_json::json!({})).with_f32("x", vec![1.0, 2.0]);
-        store.save("layer", &data).expect("a unit is saved");
-        directory
+    let directory = folder().join("units");
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        make_checkpoint(&directory);
     });
-    let units = directory.join(fingerprint().folder_name()).join("units");
-    let name = fs::read_dir(&units)
-        .ok()
-        .and_then(|mut entries| entries.find_map(|entry| entry.ok().map(|entry| entry.path())));
-    fs::write(name.unwrap_or_else(|| units.join("layer")), bytes).expect("an input is written");
-    if let Ok(store) = CheckpointStore::open(directory, &fingerprint(), &NullProgress) {
+    fs::write(unit_path(&directory), bytes).expect("an input is written");
+    if let Ok(store) = CheckpointStore::open(&directory, &fingerprint(), &NullProgress) {
         let _ = store.load("layer");
     }
+}
+
+/// A checkpoint with one unit.
+fn make_checkpoint(directory: &Path) {
+    let store = CheckpointStore::create(directory, &fingerprint(), &NullProgress)
+        .expect("a checkpoint is made");
+    let data = UnitData::new(serde_json::json!({})).with_f32("x", vec![1.0, 2.0]);
+    store.save("layer", &data).expect("a unit is saved");
+}
+
+fn unit_path(directory: &Path) -> PathBuf {
+    directory.join(fingerprint().folder_name()).join("units/layer.unit")
+}
+
+/// A seed that depends on the version of the program: a unit of the run that is opened.
+pub(crate) fn made_seed(name: &str) -> Option<Vec<u8>> {
+    (name == "checkpoint_unit").then(|| {
+        let directory = folder().join("seed");
+        make_checkpoint(&directory);
+        fs::read(unit_path(&directory)).expect("a unit was saved")
+    })
 }
 
 fn parse_hub_id(bytes: &[u8]) {
