@@ -1,7 +1,7 @@
 //! What this machine does in a second, from a few tenths of a second of the same work on made-up
 //! values: what a run will take follows from counts of operations.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
@@ -11,6 +11,7 @@ use super::{estimate, tuning};
 use crate::Result;
 use crate::eval::rows;
 use crate::inference::{LinearLayer, StoredLinear};
+use crate::source::ModelConfig;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 
 /// Time that each kind of work is measured for, at least.
@@ -35,25 +36,48 @@ pub(crate) struct Speed {
     pub(crate) logits: f64,
 }
 
-impl Speed {
-    /// Measured once for the process.
-    pub(crate) fn measured() -> Result<Self> {
-        static SPEED: OnceLock<Speed> = OnceLock::new();
-        if let Some(speed) = SPEED.get() {
-            return Ok(*speed);
+/// What small matrices take longer by: tokens, and the two sides of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    tokens: usize,
+    hidden: usize,
+    inner: usize,
+}
+
+impl Shape {
+    /// Of a model; larger ones are as fast as these.
+    fn of(config: &ModelConfig) -> Self {
+        Self {
+            tokens: config.max_positions.clamp(2, 512),
+            hidden: config.hidden_size.clamp(8, 1024),
+            inner: config.intermediate_size.clamp(8, 2048),
         }
+    }
+}
+
+impl Speed {
+    /// For a model of that shape; measured once for the process.
+    pub(crate) fn measured(config: &ModelConfig) -> Result<Self> {
+        static SPEED: Mutex<Option<(Shape, Speed)>> = Mutex::new(None);
+        let shape = Shape::of(config);
+        let mut known = SPEED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, speed)) = known.filter(|(of, _)| *of == shape) {
+            return Ok(speed);
+        }
+        let Shape { tokens, hidden, inner } = shape;
         let threads = rayon::current_num_threads();
         let speed = Self {
             threads,
             solver: estimate::calibrate(threads)?,
-            products: tuning::estimate::calibrate(),
-            layers: stored((1536, 576), 256)?,
-            writing: stored((1536, 576), 64)?,
+            products: tuning::estimate::calibrate((tokens, hidden, inner)),
+            layers: stored((inner, hidden), tokens)?,
+            writing: stored((inner, hidden), 64)?,
             // Too large for the caches, as the weights of a model are.
             token: stored((16_384, 2048), 1)?,
             logits: logits(),
         };
-        Ok(*SPEED.get_or_init(|| speed))
+        *known = Some((shape, speed));
+        Ok(speed)
     }
 }
 
@@ -101,12 +125,16 @@ fn logits() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn speeds_are_plausible_and_measured_once() {
-        let speed = Speed::measured().unwrap();
-        assert_eq!(Speed::measured().unwrap(), speed);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+        let config = crate::source::open_local(&folder).unwrap().config;
+        let speed = Speed::measured(&config).unwrap();
+        assert_eq!(Speed::measured(&config).unwrap(), speed);
         assert!(speed.threads > 0);
         for rate in [speed.solver, speed.products, speed.layers, speed.writing, speed.token] {
             assert!((1e6..1e15).contains(&rate), "{speed:?}");

@@ -37,7 +37,7 @@ pub(super) fn stages(
     request: &CompressRequest,
     text: &Amount,
 ) -> Result<Vec<StageEstimate>> {
-    let speed = Speed::measured()?;
+    let speed = Speed::measured(&model.config)?;
     let costs: Vec<f64> =
         plan.layers().map(|layer| estimate::flops(&layer.shape, &request.solver)).collect();
     let config = &model.config;

@@ -136,12 +136,12 @@ fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
     learning.max(if recipe.text.written { WRITING_BYTES } else { 0 })
 }
 
-/// Operations per second of products on all threads, from up to a tenth of a second of work.
+/// Operations per second of products on all threads, from up to a tenth of a second of work: of
+/// `tokens` that a matrix of `inputs` makes `outputs` of. Small products are slower.
 #[must_use]
-pub fn calibrate() -> f64 {
-    const SHAPE: (usize, usize, usize) = (512, 576, 1536);
+pub fn calibrate((tokens, inputs, outputs): (usize, usize, usize)) -> f64 {
     const TIME: Duration = Duration::from_millis(80);
-    let (m, k, n) = SHAPE;
+    let (m, k, n) = (tokens, inputs, outputs);
     let (a, b) = (vec![0.5; m * k], vec![0.25; k * n]);
     let mut out = vec![0.0; m * n];
     let mut product = || multiply(&mut out, Operand::new(&a, m, k), Operand::new(&b, k, n), false);
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn calibration_measures_something_plausible() {
-        let rate = calibrate();
+        let rate = calibrate((64, 96, 128));
         assert!(rate > 1e8 && rate < 1e15, "{rate:e}");
     }
 }
