@@ -122,10 +122,10 @@ fn parse_gguf(bytes: &[u8]) {
 
 fn open_gguf_model(bytes: &[u8]) {
     let path = file("input.gguf", bytes);
-    if let Ok(model) = gguf::open(&path) {
-        if let Ok(tokenizer) = Tokenizer::from_model(&model) {
-            converse(&tokenizer);
-        }
+    if let Ok(model) = gguf::open(&path)
+        && let Ok(tokenizer) = Tokenizer::from_model(&model)
+    {
+        converse(&tokenizer);
     }
     let _ = llm_quantize::quantize::gguf::open(&path, &SourceOptions::default());
 }
@@ -192,16 +192,16 @@ fn parse_config(bytes: &[u8]) {
 
 /// The configuration beside weights in the layout of GPTQ.
 fn open_packed(bytes: &[u8]) {
-    let directory = model("packed", "config.json", bytes);
     static WEIGHTS: OnceLock<()> = OnceLock::new();
+    let directory = model("packed", "config.json", bytes);
     WEIGHTS.get_or_init(|| {
         let weights = include_bytes!("model/gptq.safetensors");
         fs::write(directory.join("model.safetensors"), weights).expect("weights are written");
     });
-    if let Ok(model) = hf::open(&directory) {
-        if let Some(tensor) = model.packed() {
-            let _ = tensor.to_f32();
-        }
+    if let Ok(model) = hf::open(&directory)
+        && let Some(tensor) = model.packed()
+    {
+        let _ = tensor.to_f32();
     }
 }
 
@@ -309,8 +309,8 @@ fn open_manifest(bytes: &[u8]) {
 
 /// A unit under its own checksum is damaged; those that the seeds have are whole.
 fn open_unit(bytes: &[u8]) {
-    let directory = folder().join("units");
     static MADE: OnceLock<()> = OnceLock::new();
+    let directory = folder().join("units");
     MADE.get_or_init(|| {
         make_checkpoint(&directory);
     });

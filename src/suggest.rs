@@ -32,7 +32,7 @@ pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<
             ranked.push((distance, usize::MAX - common, name));
         }
     }
-    ranked.sort();
+    ranked.sort_unstable();
     ranked.dedup();
     let Some(&(least, most_common, _)) = ranked.first() else { return Vec::new() };
     let begun = |common: usize| usize::MAX - common == meant.len();

@@ -31,6 +31,9 @@ fn factor(index: usize, salt: usize) -> f32 {
     8f32.powf(mixed as f32 / 500.0 - 1.0)
 }
 
+/// A matrix by name, and the factors of its rows and columns.
+type Scaled<'f> = (&'f str, &'f dyn Fn(usize) -> f32, &'f dyn Fn(usize) -> f32);
+
 /// A matrix of the quantized model: what was rounded, and the factors that were moved into its rows
 /// and columns.
 struct Moved<'f> {
@@ -115,7 +118,7 @@ fn moved(model: &mut LocalModel, round: &dyn Fn(&mut [f32])) -> Vec<f64> {
                 weights.iter().enumerate().map(|(i, &weight)| weight / factor(i)).collect();
             set(model, &at(norm), &divided);
         }
-        let parts: [&[(&str, &dyn Fn(usize) -> f32, &dyn Fn(usize) -> f32)]; 2] = [
+        let parts: [&[Scaled]; 2] = [
             &[
                 ("self_attn.q_proj", &one, &attention),
                 ("self_attn.k_proj", &one, &attention),

@@ -182,10 +182,7 @@ fn is_unused(key: &str, value: &Value) -> bool {
 
 /// The keys of a configuration that could change the computation and are not among those that are
 /// read (`is_read`).
-pub(crate) fn unaccounted<'a>(
-    map: &'a Map<String, Value>,
-    is_read: impl Fn(&str) -> bool,
-) -> Vec<&'a str> {
+pub(crate) fn unaccounted(map: &Map<String, Value>, is_read: impl Fn(&str) -> bool) -> Vec<&str> {
     let fields = Fields::new(map, Path::new("config.json"));
     let neutral = |key: &str, value: &Value| {
         keys::is_neutral(&fields, key, value)

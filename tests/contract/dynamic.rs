@@ -175,7 +175,12 @@ fn the_contract_s_command_gives_the_contract_s_document() {
     assert!(complete.ends_with(&format!(", {whole:.2} bpw)")), "{complete}");
     let target = format!("  Tensors: {bits:.2} bpw, which is what a profile's target counts");
     assert!(lines.lines().any(|line| line.starts_with(&target)), "{target}\n{lines}");
-    // A second run writes over it, and says so.
+    run_again(&workspace, &document);
+}
+
+/// A second run writes over the first one's file, and says so.
+fn run_again(workspace: &Workspace, document: &Document) {
+    let tiny = tiny_model();
     let again: Document = json(&workspace.succeed(&[
         "--format",
         "json",

@@ -74,6 +74,11 @@ fn gguf_refuses_what_a_type_cannot_hold_by_name_and_place() {
     assert!((down[3 * 384 + 5] / 3e9 - 1.0).abs() < 0.01);
 }
 
+#[derive(serde::Deserialize)]
+struct Document {
+    status: String,
+}
+
 #[test]
 fn rows_that_become_zero_are_named() {
     let workspace = Workspace::new();
@@ -82,10 +87,6 @@ fn rows_that_become_zero_are_named() {
             values[384..2 * 384].iter_mut().for_each(|v| *v *= 1e-9);
         }
     });
-    #[derive(serde::Deserialize)]
-    struct Document {
-        status: String,
-    }
     for level in ["Q8_0", "Q4_K_M", "F16"] {
         let output = workspace
             .succeed(&["--format", "json", "quantize", "m", "gguf", "-q", level, "-n", "o"]);

@@ -1,5 +1,6 @@
 //! Checkpoints: kills at random points, Ctrl-C, and checkpoints that belong to another run.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let without_iterations = base.iter().take(7).chain(base.iter().skip(9)).copied();
     without_iterations.chain(SLOW).chain(["2"]).chain(more.iter().copied()).collect()
 }
+
+/// What is done to a checkpoint, by name.
+type Damage<'a> = (&'a str, Box<dyn Fn() + 'a>);
 
 #[cfg(unix)]
 #[test]
@@ -269,7 +273,7 @@ batch = 2
     // Two saves at least: then both slots hold a state.
     let units = || {
         let mut found = walk(&workspace.path(".checkpoint"));
-        found.retain(|path| path.ends_with(".unit"));
+        found.retain(|path| Path::new(path).extension().is_some_and(|kind| kind == "unit"));
         found.sort();
         found
     };
@@ -308,7 +312,7 @@ batch = 2
         found.retain(|path| path.contains("distilled-"));
         found
     };
-    let damages: [(&str, Box<dyn Fn()>); 6] = [
+    let damages: [Damage; 6] = [
         ("a layer of the first slot", Box::new(|| cut(slot('0').last().unwrap()))),
         ("a layer of the second slot", Box::new(|| cut(slot('1').last().unwrap()))),
         ("a layer of both", Box::new(|| [slot('0'), slot('1')].iter().for_each(|s| cut(&s[3])))),

@@ -247,7 +247,7 @@ fn the_last_line_names_the_file() {
         let last = said.trim_end().lines().last().unwrap_or_default();
         let size = last.strip_prefix(&format!("[llm-quantize] Complete: {name} ("));
         let size = size.unwrap_or_else(|| panic!("{arguments:?} ends with {last}"));
-        assert!(size.contains("B") && size.ends_with(')'), "{last}");
+        assert!(size.contains('B') && size.ends_with(')'), "{last}");
         assert!(workspace.path(name).exists(), "{name}");
     }
     let output = workspace.compress("m", &["--skip-validation"]);

@@ -42,35 +42,32 @@ pub(super) fn stages(
         plan.layers().map(|layer| estimate::flops(&layer.shape, &request.solver)).collect();
     let config = &model.config;
     let mut stages = Vec::new();
-    match &request.recipe {
-        Some(recipe) => {
-            if request.goes_by_loss() {
-                let seconds = sensitivity::seconds(plan, config, &request.solver, &speed);
-                stages.push(StageEstimate { stage: "sensitivity", seconds });
-            }
-            let seconds = writing(plan, model, recipe, text, &speed);
-            if seconds > 0.0 {
-                stages.push(StageEstimate { stage: "writing", seconds });
-            }
-            // Block by block.
-            let blocks = costs.len() / config.num_layers.max(1);
-            let seconds: f64 = costs
-                .chunks(blocks.max(1))
-                .map(|costs| estimate::makespan(costs, speed.threads) / speed.solver)
-                .sum();
-            let mut rest = tuning::estimate(plan, config, recipe, speed.products).stages;
-            rest.insert(1.min(rest.len()), StageEstimate { stage: "factorization", seconds });
-            stages.extend(rest);
+    if let Some(recipe) = &request.recipe {
+        if request.goes_by_loss() {
+            let seconds = sensitivity::seconds(plan, config, &request.solver, &speed);
+            stages.push(StageEstimate { stage: "sensitivity", seconds });
         }
-        None => {
-            if request.weighting == Weighting::Activation {
-                let tokens = request.calibration_samples * statistics::window(config.max_positions);
-                let seconds = forward(plan, tokens as f64) / speed.layers;
-                stages.push(StageEstimate { stage: "calibration", seconds });
-            }
-            let seconds = estimate::makespan(&costs, speed.threads) / speed.solver;
-            stages.push(StageEstimate { stage: "factorization", seconds });
+        let seconds = writing(plan, model, recipe, text, &speed);
+        if seconds > 0.0 {
+            stages.push(StageEstimate { stage: "writing", seconds });
         }
+        // Block by block.
+        let blocks = costs.len() / config.num_layers.max(1);
+        let seconds: f64 = costs
+            .chunks(blocks.max(1))
+            .map(|costs| estimate::makespan(costs, speed.threads) / speed.solver)
+            .sum();
+        let mut rest = tuning::estimate(plan, config, recipe, speed.products).stages;
+        rest.insert(1.min(rest.len()), StageEstimate { stage: "factorization", seconds });
+        stages.extend(rest);
+    } else {
+        if request.weighting == Weighting::Activation {
+            let tokens = request.calibration_samples * statistics::window(config.max_positions);
+            let seconds = forward(plan, tokens as f64) / speed.layers;
+            stages.push(StageEstimate { stage: "calibration", seconds });
+        }
+        let seconds = estimate::makespan(&costs, speed.threads) / speed.solver;
+        stages.push(StageEstimate { stage: "factorization", seconds });
     }
     if !request.skip_validation {
         let tokens = match request.eval_tokens {

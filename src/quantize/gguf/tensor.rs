@@ -188,7 +188,9 @@ impl GgufTensor {
             }
             other.read_rows(rows, &mut theirs);
             // Equal numbers, and the same bits where they are none.
-            own.iter().zip(&theirs).all(|(a, b)| a == b || a.to_bits() == b.to_bits())
+            #[expect(clippy::float_cmp, reason = "the same numbers are asked for")]
+            let same = |(a, b): (&f32, &f32)| a == b || a.to_bits() == b.to_bits();
+            own.iter().zip(&theirs).all(same)
         })
     }
 

@@ -146,7 +146,7 @@ pub fn first_beyond(
                 // In halves: the span of two finite values can be infinite.
                 let beyond = span / 2.0 > LARGEST / 2.0 * (most + 0.5);
                 let edge = if high >= -low { high } else { low };
-                let at = values.iter().position(|v| *v == edge)?;
+                let at = values.iter().position(|v| v.to_bits() == edge.to_bits())?;
                 beyond.then_some(number * group + at)
             })?;
             Some((row, column, values[column]))

@@ -79,9 +79,10 @@ const fn reach(kind: StoredType) -> f32 {
         StoredType::Q6_K => 128.0 * 32.5,
         StoredType::IQ4_NL => 127.5,
         StoredType::IQ4_XS => 32.0 * 127.5,
-        StoredType::IQ3_S => 31.0 * 16.0,
+        // Odd multiples up to 31 of levels up to 16; (code + 1/2) times a factor times the largest
+        // level of the grid is the same for IQ3_XXS (15.5 × 0.5 × 64).
+        StoredType::IQ3_S | StoredType::IQ3_XXS => 31.0 * 16.0,
         // (code + 1/2) times a factor times the largest level of the grid.
-        StoredType::IQ3_XXS => 15.5 * 0.5 * 64.0,
         StoredType::IQ2_XXS | StoredType::IQ2_XS | StoredType::IQ2_S => 15.5 * 0.25 * 45.0,
         StoredType::IQ1_S | StoredType::IQ1_M => 15.0 * 1.25,
         _ => f32::INFINITY,

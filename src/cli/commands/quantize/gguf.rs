@@ -120,6 +120,12 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let seconds = began.elapsed().as_secs_f64();
     let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
     let quality = quality::after(args, &path, Path::new(&report.output_path), context, &progress)?;
+    complete(&report, &progress);
+    quality::finish(&report, quality, context)
+}
+
+/// The last line, with the bits of the whole file; and those of its tensors, which a profile counts.
+fn complete(report: &QuantizeReport, progress: &Bars) {
     let bits = report.bits_per_weight;
     if let Some(alone) = report.tensor_bpw {
         progress.detail(&format!(
@@ -128,7 +134,6 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
         ));
     }
     progress.complete(&report.output_path, report.file_size, &format!(", {bits:.2} bpw"));
-    quality::finish(&report, quality, context)
 }
 
 /// What can be refused before anything is opened.

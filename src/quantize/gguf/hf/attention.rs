@@ -85,16 +85,14 @@ fn cap(
     if fields.get(key).is_none() {
         return Ok(default);
     }
-    Ok(match fields.positive(key)? {
-        Some(cap) => cap as f32,
-        None => {
-            warnings.push(format!(
-                "the model has no `{key}`, and llama.cpp always applies one: the file says {none}, \
-                 which changes nothing"
-            ));
-            none
-        }
-    })
+    if let Some(cap) = fields.positive(key)? {
+        return Ok(cap as f32);
+    }
+    warnings.push(format!(
+        "the model has no `{key}`, and llama.cpp always applies one: the file says {none}, \
+         which changes nothing"
+    ));
+    Ok(none)
 }
 
 impl Windows {

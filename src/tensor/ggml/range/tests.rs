@@ -68,7 +68,7 @@ fn rows() -> Vec<(String, Vec<f32>)> {
         let scaled = noise(number as u64, 512).iter().map(|v| v * 10.0 * most).collect();
         rows.push((format!("noise up to {most:e}"), scaled));
         rows.push((format!("all {most:e}"), vec![most; 512]));
-        let alternating = |at: usize| if at % 2 == 0 { most } else { -most };
+        let alternating = |at: usize| if at.is_multiple_of(2) { most } else { -most };
         rows.push((format!("± {most:e}"), (0..512).map(alternating).collect()));
         let half = |at: usize| if at < 256 { most } else { 0.01 };
         rows.push((format!("half of {most:e}"), (0..512).map(half).collect()));
