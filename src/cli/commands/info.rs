@@ -92,15 +92,16 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     let mut report = match source::open_local(&path) {
         Ok(model) => of_model(&model, is_gguf, args, &progress)?,
         // A model of an architecture that this crate does not run can still be looked at.
-        Err(error @ Error::Unsupported { .. }) => match (other_file(&path), kind) {
-            (Some(other), _) => return Err(other.into()),
-            (None, PathKind::Gguf) => of_gguf(&path, args, &progress)?,
-            (None, PathKind::Directory) if check(&path.join("config.json")).is_ok() => {
+        Err(error) => match (other_file(&path), kind, &error) {
+            (Some(other), ..) => return Err(other.into()),
+            (None, PathKind::Gguf, Error::Unsupported { .. }) => of_gguf(&path, args, &progress)?,
+            (None, PathKind::Directory, Error::Unsupported { .. })
+                if check(&path.join("config.json")).is_ok() =>
+            {
                 of_directory(&path, args, &progress)?
             }
             _ => return Err(located.explain(error).into()),
         },
-        Err(error) => return Err(located.explain(error).into()),
     };
     if let Some(name) = &located.name {
         report.model_name.clone_from(name);

@@ -125,8 +125,13 @@ fn check_weights(
     progress: &dyn Progress,
 ) -> Result<()> {
     use rayon::prelude::*;
-    let plain: std::collections::HashSet<&str> =
-        plan.slots.iter().map(|slot| slot.name.as_str()).collect();
+    // Integers of W8A8 have the name of the weight that they are made of.
+    let plain: std::collections::HashSet<&str> = plan
+        .slots
+        .iter()
+        .filter(|slot| slot.dtype == plan.plain_dtype())
+        .map(|slot| slot.name.as_str())
+        .collect();
     progress.start("Checking", model.weights.len() as u64, "tensors");
     let weights: Vec<_> = model.weights.iter().collect();
     let found = weights.into_par_iter().find_map_first(|(name, weight)| {
