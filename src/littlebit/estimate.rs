@@ -1,5 +1,6 @@
 //! What a plan will cost in time and memory, from operation counts and a short measurement.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use rand::{Rng, SeedableRng};
@@ -10,7 +11,8 @@ use super::budget::FactorShape;
 use super::engine::HostEngine;
 use super::plan::CompressionPlan;
 use super::solve::{Init, SolverConfig};
-use crate::{Error, Result};
+use crate::Result;
+use crate::backend::threads::on_several;
 
 /// What the factorization of a model needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,15 +118,12 @@ pub fn memory(shape: &FactorShape, config: &SolverConfig) -> u64 {
 /// # Errors
 /// What the solver can fail with.
 pub fn calibrate(threads: usize) -> Result<f64> {
-    let rates: Vec<Result<f64>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(rate)).collect();
-        workers
-            .into_iter()
-            .map(|worker| {
-                worker.join().unwrap_or_else(|_| Err(Error::General("a measurement failed".into())))
-            })
-            .collect()
+    let rates = Mutex::new(Vec::new());
+    on_several(threads.max(1), || {
+        let rate = rate();
+        rates.lock().unwrap_or_else(PoisonError::into_inner).push(rate);
     });
+    let rates = rates.into_inner().unwrap_or_else(PoisonError::into_inner);
     let rates = rates.into_iter().collect::<Result<Vec<_>>>()?;
     Ok(rates.iter().sum::<f64>() / rates.len().max(1) as f64)
 }

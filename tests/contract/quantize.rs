@@ -191,7 +191,7 @@ fn values_are_those_of_the_format() {
 fn options_change_types_metadata_and_files() {
     let workspace = Workspace::new();
     SMALL.write(&workspace.path("m.gguf"));
-    let document: Document = json(&workspace.succeed(&[
+    workspace.succeed(&[
         "--format",
         "json",
         "quantize",
@@ -207,13 +207,11 @@ fn options_change_types_metadata_and_files() {
         r"blk\.1\.attn_(q|k)=f16",
         "--token-embedding-type",
         "Q4_0",
-        "--tensor-type",
-        "nothing=q8_0",
         "--override-kv",
         "llama.context_length=int:64",
         "--override-kv",
         "general.name=str:Another name",
-    ]));
+    ]);
     let file = GgufFile::open(&workspace.path("new/folder/a.gguf")).unwrap();
     assert_eq!(file.tensors["blk.1.attn_q.weight"].kind.name, "F16");
     assert_eq!(file.tensors["blk.2.attn_q.weight"].kind.name, "Q4_0");
@@ -222,7 +220,11 @@ fn options_change_types_metadata_and_files() {
     assert!(
         matches!(&file.metadata["general.name"], Value::String(name) if name == "Another name")
     );
-    assert!(document.warnings.iter().any(|w| w.contains("nothing")), "{:?}", document.warnings);
+    // A pattern that names no tensor decides about nothing.
+    let idle = ["quantize", "m.gguf", "gguf", "-q", "q4_0", "--tensor-type", "nothing=q8_0"];
+    let said =
+        fails(&workspace, &[&["--format", "json"], &idle[..]].concat(), 2, "InvalidArgumentError");
+    assert!(said.message.contains("nothing matches no tensor"), "{}", said.message);
 
     let document: Document = json(&workspace.succeed(&[
         "--format",

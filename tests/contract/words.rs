@@ -218,7 +218,7 @@ fn the_last_line_names_the_file() {
     for (arguments, name) in [
         (vec!["quantize", tiny, "gguf", "-q", "Q4_K_M"], "./tiny-Q4_K_M.gguf"),
         (vec!["quantize", tiny, "gguf", "-q", "dynamic"], "./tiny-dynamic.gguf"),
-        ([&["quantize", tiny, "gptq", "-q", "4bit"][..], &few].concat(), "./tiny-GPTQ-4bit-g128"),
+        ([&["quantize", tiny, "gptq", "-q", "4bit"][..], &few].concat(), "./tiny-gptq-4bit-g128"),
         ([&["quantize", tiny, "smoothquant"][..], &few].concat(), "./tiny-smoothquant-w8a8"),
         (vec!["convert", "q.gguf", "hf", "-q", "F32"], "./q-hf-F32"),
         (vec!["analyze", tiny, "--chunks", "2", "-c", "64"], "./tiny.imatrix"),

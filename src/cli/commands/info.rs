@@ -83,7 +83,11 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     let located = if args.skip_scan {
         models::outline(&args.model, &args.hub, context, &check, &progress)?
     } else {
-        let judge = |_: &models::Located| Ok(());
+        let judge = |located: &models::Located| match source::open_local(&located.path) {
+            // It can still be looked at.
+            Err(Error::Unsupported { .. }) => Ok(()),
+            judged => judged.map(drop),
+        };
         models::locate_if(&args.model, &args.hub, context, &check, &judge, &progress)?
     };
     let path = located.path.clone();
