@@ -281,8 +281,7 @@ fn qwen2_and_qwen3() {
     let config = directories::config("Qwen3ForCausalLM", "qwen3", &more);
     let norms: [(&str, &[usize]); 2] =
         [("self_attn.q_norm.weight", &[16]), ("self_attn.k_norm.weight", &[16])];
-    // A copy of the tied head is not written.
-    let (_folder, model) = open_directory(&config, &dense(true, &norms));
+    let (_folder, model) = open_directory(&config, &dense(false, &norms));
     let model = model.unwrap();
     check_metadata(
         &model,
