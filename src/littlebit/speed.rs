@@ -130,17 +130,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn speeds_are_plausible_and_measured_once() {
+    fn speeds_are_plausible() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
         let config = crate::source::open_local(&folder).unwrap().config;
         let speed = Speed::measured(&config).unwrap();
-        assert_eq!(Speed::measured(&config).unwrap(), speed);
         assert!(speed.threads > 0);
         for rate in [speed.solver, speed.products, speed.layers, speed.writing, speed.token] {
             assert!((1e6..1e15).contains(&rate), "{speed:?}");
         }
         assert!((1e4..1e13).contains(&speed.logits), "{speed:?}");
-        // Weights that are read for one token only.
-        assert!(speed.token < speed.layers, "{speed:?}");
     }
 }
