@@ -6,15 +6,12 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 
 use super::catalog::{keep_expected, some_of};
-use super::config::{Architecture, LinearBiases, ModelConfig, RopeConfig, RopeScaling};
-use super::{LocalModel, ModelFormat, Weight, config_json, gguf_tokenizer, names};
+use super::config::{Architecture, LinearBiases, ModelConfig, RopeConfig};
+use super::{LocalModel, ModelFormat, Weight, config_json, gguf_rope, gguf_tokenizer, names};
 use crate::formats::gguf::{GgufFile, Value};
 use crate::formats::gguf_ext;
 use crate::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
-
-/// The factors of rotary frequencies, a tensor that is configuration.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Opens a file, or all parts of a split one.
 ///
@@ -48,17 +45,6 @@ pub fn open(path: &Path) -> Result<LocalModel> {
     let biases = biases(architecture, config.num_layers, &tensors, path)?;
     let mut weights = rename(tensors, &config, path)?;
     let left_out = keep_expected(&mut weights, &config, biases, path, &mut warnings)?;
-    for (name, weight) in &weights {
-        if let Weight::Stored(tensor) = weight
-            && tensor.dtype.is_copied()
-        {
-            return Err(config_json::unsupported(format!(
-                "{name} has type {}, which can be copied but not computed with",
-                tensor.dtype.name()
-            )));
-        }
-    }
-
     let tokenizer = gguf_tokenizer::rebuild(first, config.max_positions, &mut warnings)?;
     Ok(LocalModel {
         name: model_name(path),
@@ -174,23 +160,23 @@ fn architecture(file: &GgufFile) -> Result<Architecture> {
 }
 
 /// Metadata under the prefix of the architecture.
-struct Keys<'a> {
-    file: &'a GgufFile,
-    prefix: &'a str,
+pub(super) struct Keys<'a> {
+    pub(super) file: &'a GgufFile,
+    pub(super) prefix: &'a str,
 }
 
 impl Keys<'_> {
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
     }
 
-    fn missing(&self, name: &str) -> Error {
+    pub(super) fn missing(&self, name: &str) -> Error {
         self.file.damaged(format!("{} is missing", self.key(name)))
     }
 
     /// A size of at least 1 and at most `most`, if given. A list with one value per block is
     /// accepted when all are the same.
-    fn optional_size(&self, name: &str, most: u32) -> Result<Option<usize>> {
+    pub(super) fn optional_size(&self, name: &str, most: u32) -> Result<Option<usize>> {
         let key = self.key(name);
         let value = match self.file.metadata.get(&key) {
             Some(Value::Array(list)) => {
@@ -224,7 +210,7 @@ impl Keys<'_> {
 
     /// A finite positive number, if given: the shortest decimal number that is this f32, which is
     /// what the model's author wrote.
-    fn positive(&self, name: &str) -> Result<Option<f64>> {
+    pub(super) fn positive(&self, name: &str) -> Result<Option<f64>> {
         let key = self.key(name);
         match self.file.f32(&key)? {
             None => Ok(None),
@@ -384,79 +370,13 @@ fn configuration(
             .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
         rope: RopeConfig {
             theta: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
-            scaling: rope_scaling(keys, tensors.get(ROPE_FACTORS), head_dim, max_positions)?,
+            scaling: gguf_rope::scaling(keys, tensors, head_dim, max_positions)?,
         },
         sliding_window: None,
         tie_word_embeddings: !tensors.contains_key("output.weight"),
         torch_dtype: dtype(tensors).to_owned(),
         bos_token_id: gguf_tokenizer::bos_token(file)?,
         eos_token_ids: gguf_tokenizer::end_tokens(file)?,
-    })
-}
-
-fn rope_scaling(
-    keys: &Keys,
-    factors: Option<&StoredTensor>,
-    head_dim: usize,
-    max_positions: usize,
-) -> Result<RopeScaling> {
-    let kind = keys.file.text(&keys.key("rope.scaling.type"))?.unwrap_or("none");
-    let factor = match keys.positive("rope.scaling.factor")? {
-        None => keys.positive("rope.scale_linear")?,
-        factor => factor,
-    };
-    let unscaled = factor.is_none_or(|factor| (factor - 1.0).abs() < 1e-9);
-    let scaling = match kind {
-        "none" => RopeScaling::None,
-        "linear" if unscaled => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: factor.unwrap_or(1.0) },
-        "yarn" => yarn(keys, factor, max_positions)?,
-        other => {
-            return Err(config_json::unsupported(format!(
-                "architecture {} with rotary scaling \"{other}\" is not supported",
-                keys.prefix
-            )));
-        }
-    };
-    let Some(factors) = factors else { return Ok(scaling) };
-    if scaling != RopeScaling::None {
-        return Err(config_json::unsupported(format!(
-            "architecture {} with both {ROPE_FACTORS} and rotary scaling \"{kind}\" is not supported",
-            keys.prefix
-        )));
-    }
-    let values = factors.to_f32();
-    if values.len() != head_dim / 2 || !values.iter().all(|value| *value > 0.0 && value.is_finite())
-    {
-        return Err(keys
-            .file
-            .damaged(format!("{ROPE_FACTORS} is not {} positive numbers", head_dim / 2)));
-    }
-    Ok(RopeScaling::Factors(values))
-}
-
-/// llama.cpp multiplies `attn_factor` with the scale that the paper prescribes.
-fn yarn(keys: &Keys, factor: Option<f64>, max_positions: usize) -> Result<RopeScaling> {
-    let factor = factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?;
-    if keys.positive("rope.scaling.yarn_ext_factor")?.is_some_and(|mix| (mix - 1.0).abs() > 1e-9) {
-        return Err(config_json::unsupported(format!(
-            "architecture {} with partial YaRN (yarn_ext_factor) is not supported",
-            keys.prefix
-        )));
-    }
-    let more = match keys.positive("rope.scaling.yarn_attn_factor")? {
-        None => keys.positive("rope.scaling.attn_factor")?,
-        more => more,
-    };
-    Ok(RopeScaling::Yarn {
-        factor,
-        original_context: keys
-            .optional_size("rope.scaling.original_context_length", u32::MAX)?
-            .unwrap_or(max_positions),
-        beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-        beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-        attention_factor: more.map(|more| more * (0.1 * factor.ln() + 1.0)),
-        truncate: true,
     })
 }
 
@@ -523,8 +443,14 @@ fn rename(
     let mut weights = IndexMap::with_capacity(tensors.len());
     let mut unknown = Vec::new();
     for (gguf, tensor) in tensors {
-        if gguf == ROPE_FACTORS {
+        if gguf_rope::is_factors(&gguf) {
             continue;
+        }
+        if tensor.dtype.is_copied() {
+            return Err(config_json::unsupported(format!(
+                "{gguf} has type {}, which can be copied but not computed with",
+                tensor.dtype.name()
+            )));
         }
         let Some(name) = names::to_hugging_face(&gguf) else {
             unknown.push(gguf);

@@ -127,13 +127,17 @@ fn packed_formats_refuse_weights_beyond_their_scales() {
             "--no-checkpoints",
         ];
         let output = workspace.run(&arguments);
-        // SmoothQuant notices what such weights do to the activations behind them, too.
-        let code = output.status.code().unwrap();
-        assert!(
-            code == 8 || (method == "smoothquant" && code == 14),
-            "{method}: {}",
-            stderr(&output)
-        );
+        if method == "smoothquant" {
+            // Its factors move such a scale into the matrices around, where it fits.
+            #[derive(serde::Deserialize)]
+            struct Smoothed {
+                mean_relative_error: f64,
+            }
+            assert!(output.status.success(), "{}", stderr(&output));
+            assert!(json::<Smoothed>(&output).mean_relative_error < 0.01);
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(8), "{method}: {}", stderr(&output));
         assert!(stderr(&output).contains("layers.2.mlp."), "{method}: {}", stderr(&output));
         assert!(!workspace.path("out").exists());
     }
