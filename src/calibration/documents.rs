@@ -119,7 +119,8 @@ impl<'a> DocumentFile<'a> {
             Format::JsonLines => {
                 let forward = line_start(&self.bytes, cut);
                 let text_follows = !is_blank(&self.bytes[forward..]);
-                let at = if text_follows { forward } else { last_line_start(&self.bytes) };
+                let last = || last_line_start(&self.bytes).max(self.start);
+                let at = if text_follows { forward } else { last() };
                 // A file of one line is one document, whose text is split.
                 (!is_blank(&self.bytes[self.start..at])).then_some(at)
             }

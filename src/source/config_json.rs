@@ -41,7 +41,7 @@ pub struct ParsedConfig {
     pub quantization: Option<QuantizationConfig>,
     /// What the user should know.
     pub warnings: Vec<String>,
-    /// Whether the model is the text part of another one: then [`write`] makes the file that fits
+    /// Whether the model is the text part of another one: then [`write()`] makes the file that fits
     /// its weights.
     pub nested: bool,
 }

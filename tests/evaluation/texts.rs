@@ -26,6 +26,17 @@ fn split(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
     DocumentFile::open(path, None)?.read_split(usize::MAX, usize::MAX)
 }
 
+/// One document behind a byte-order mark: its text is split, and the mark is no part of it.
+#[test]
+fn a_single_line_behind_a_mark_is_split() {
+    let folder = TempDir::new().unwrap();
+    let words = "one two three four five six seven eight nine ten";
+    let line = format!("\u{feff}{{\"text\": \"{words}\"}}\n");
+    let (calibration, evaluation) = split(&write(&folder, "a.jsonl", line)).unwrap();
+    let whole: String = calibration.into_iter().chain(evaluation).collect();
+    assert_eq!(whole.split_whitespace().collect::<Vec<_>>().join(" "), words);
+}
+
 #[test]
 fn every_documented_form_of_document_is_read() {
     let folder = TempDir::new().unwrap();
@@ -111,7 +122,7 @@ fn errors_name_file_line_and_reason() {
     let message = calibration_error(read(&folder.path().join("missing.txt")));
     assert!(message.contains("missing.txt"), "{message}");
     let message = calibration_error(read(folder.path()));
-    assert!(message.contains("not a regular file"), "{message}");
+    assert!(message.contains("a directory, where a file is expected"), "{message}");
 }
 
 #[test]
