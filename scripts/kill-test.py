@@ -42,10 +42,10 @@ VOLATILE = {"duration_seconds", "peak_memory_bytes", "memory_bytes", "tokens_per
 
 def commands(model):
     """Name, arguments, and what is prepared before (arguments of runs that are not killed)."""
-    prepare_gguf = [["quantize", model, "gguf", "-q", "Q8_0", "-n", "in", "-o", "../shared", "--no-checkpoints"]]
+    prepare_gguf = [["quantize", model, "gguf", "-q", "Q8_0", "-n", "in", "-o", "../inputs", "--no-checkpoints"]]
     prepare_littlebit = [
         ["littlebit", "compress", model, "--effort", "none", "--iterations", "4", "--skip-validation",
-         "--weighting", "none", "-n", "in.littlebit", "-o", "../shared", "--no-checkpoints"]
+         "--weighting", "none", "-n", "in.littlebit", "-o", "../inputs", "--no-checkpoints"]
     ]
     packed = ["--calibration-samples", "1"]
     return [
@@ -62,9 +62,9 @@ def commands(model):
          ["littlebit", "compress", model, "--effort", "fast", "--recipe", "../recipe.toml", "--iterations", "4",
           "--skip-validation", "-n", "out.littlebit"], []),
         ("analyze", ["analyze", model, "--chunks", "24", "--ctx-size", "128", "-o", "out.imatrix", "--no-cache"], []),
-        ("convert", ["convert", "../shared/in.gguf", "hf", "-o", ".", "-n", "out"], prepare_gguf),
-        ("littlebit convert", ["littlebit", "convert", "../shared/in.littlebit", "gguf-ext", "-o", ".", "-n", "out"], prepare_littlebit),
-        ("quality report", ["quality", "report", model, "../shared/in.gguf", "--calibration-samples", "4",
+        ("convert", ["convert", "../inputs/in.gguf", "hf", "-o", ".", "-n", "out"], prepare_gguf),
+        ("littlebit convert", ["littlebit", "convert", "../inputs/in.littlebit", "gguf-ext", "-o", ".", "-n", "out"], prepare_littlebit),
+        ("quality report", ["quality", "report", model, "../inputs/in.gguf", "--calibration-samples", "4",
                             "--skip-coherence", "-o", "out.json"], prepare_gguf),
     ]
 
@@ -167,7 +167,7 @@ def main():
     chance = random.Random(options.seed)
     work = pathlib.Path(tempfile.mkdtemp(prefix="kill-test-"))
     (work / "recipe.toml").write_text(RECIPE)
-    (work / "shared").mkdir()
+    (work / "inputs").mkdir()
     runner = Runner(str(pathlib.Path(options.binary).resolve()), work, options.threads)
     chosen = [entry for entry in commands(str(pathlib.Path(options.model).resolve()))
               if not options.only or options.only in entry[0]]
