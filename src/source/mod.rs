@@ -12,6 +12,7 @@ pub mod config_json;
 pub(crate) mod config_keys;
 mod config_rope;
 pub mod gguf;
+mod gguf_parts;
 mod gguf_rope;
 mod gguf_tokenizer;
 pub mod hf;
