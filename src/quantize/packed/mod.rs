@@ -16,13 +16,15 @@ pub mod gram;
 pub mod grid;
 pub mod held;
 pub mod plan;
+mod preflight;
 pub mod report;
 pub mod request;
 pub mod smoothquant;
 mod store;
 mod work;
 
-pub use execute::{execute, refuse_early, shortages};
+pub use execute::execute;
 pub use plan::{PackedPlan, plan};
+pub use preflight::{refuse_early, shortages};
 pub use report::PackedReport;
 pub use request::{Alpha, Extras, Gptq, GroupSize, Method, PackedRequest, parse_bits};
