@@ -81,14 +81,19 @@ pub fn run<T: Send + 'static>(
             // Nobody listens any more when the time was over.
             let _ = sender.send(result);
         });
-    if thread.is_err() {
+    let Ok(thread) = thread else {
         return catch(work);
-    }
+    };
     // The thread waits for it.
     let _ = give.send(work);
     loop {
         match receiver.recv_timeout(POLL) {
-            Ok(result) => return result,
+            Ok(result) => {
+                // Its stack is given back before the next one is asked for: many short pieces of
+                // work would else hold the address space of threads that are still ending.
+                let _ = thread.join();
+                return result;
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Fault::Panic("its thread ended".to_owned()));
             }
