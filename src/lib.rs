@@ -19,6 +19,7 @@
 //! `[rows, cols]`; a linear layer's weight is `[out, in]`.
 
 pub mod analyze;
+pub mod arch;
 pub mod backend;
 pub mod calibration;
 pub mod checkpoint;

@@ -2,6 +2,7 @@
 //! the papers.
 
 use llm_quantize::Error;
+use llm_quantize::arch::families::LLAMA;
 use llm_quantize::littlebit::plan::{
     CompressionPlan, Loss, Losses, PlanRequest, PlannedTensor, TensorHeader, headers_from_config,
     plan, plan_by_loss, plan_config,
@@ -9,7 +10,6 @@ use llm_quantize::littlebit::plan::{
 use llm_quantize::littlebit::scale_choice::ScaleChoice;
 use llm_quantize::littlebit::scale_type::ScaleType;
 use llm_quantize::source::ModelConfig;
-use llm_quantize::source::config::{Architecture, RopeConfig, RopeScaling};
 use llm_quantize::tensor::StoredType;
 
 /// hidden, intermediate, layers, heads, key/value heads, vocabulary, tied head
@@ -25,8 +25,6 @@ fn config(dims: Dims) -> ModelConfig {
     let (hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, vocab_size, tied) =
         dims;
     ModelConfig {
-        architecture: Architecture::Llama,
-        class_name: "LlamaForCausalLM".into(),
         hidden_size,
         intermediate_size,
         num_layers,
@@ -36,12 +34,11 @@ fn config(dims: Dims) -> ModelConfig {
         vocab_size,
         max_positions: 4096,
         rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        sliding_window: None,
         tie_word_embeddings: tied,
         torch_dtype: "float16".into(),
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
+        ..ModelConfig::base(&LLAMA)
     }
 }
 

@@ -16,7 +16,6 @@ use crate::inference::linear::product::ProductLinear;
 use crate::inference::{Decoder, LinearLayer, Observer};
 use crate::linalg::products::Arithmetic;
 use crate::progress::Progress;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelConfig, Weight};
 use crate::{Error, Result};
 
@@ -158,8 +157,9 @@ impl Pass<'_> {
         if !self.backend.device.is_cpu() || Arithmetic::best() != Arithmetic::Bf16 {
             return Vec::new();
         }
-        let names = BLOCK_LINEARS.map(|linear| ModelConfig::linear_name(block, linear));
-        let stored = names.map(|name| self.model.weights.get(&format!("{name}.weight")));
+        let names = self.model.config.linear_names(block);
+        let stored: Vec<Option<&Weight>> =
+            names.iter().map(|name| self.model.weights.get(&format!("{name}.weight"))).collect();
         if !stored.iter().all(|weight| matches!(weight, Some(Weight::Stored(_)))) {
             return Vec::new();
         }
@@ -202,11 +202,7 @@ fn memory_needed(config: &ModelConfig, method: Method, length: usize) -> u64 {
     let batch = batch(length) * length;
     let widths = config.hidden_size * 4 + config.num_heads * config.head_dim * 2;
     let inside = 4 * batch * (widths + 3 * config.intermediate_size);
-    let block: usize = BLOCK_LINEARS
-        .iter()
-        .map(|linear| config.linear_shape(linear))
-        .map(|(rows, cols)| 4 * rows * cols)
-        .sum();
+    let block = 4 * config.linear_weights(0);
     let states = match method {
         Method::Activation => MOST_BATCHES,
         Method::Gradient | Method::Fisher => config.num_layers + 2,

@@ -23,10 +23,9 @@ use crate::formats::space;
 use crate::formats::super_weights::{MOST_COVERAGE, mask_path};
 use crate::inference::Decoder;
 use crate::progress::Progress;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::identity::identity;
 use crate::source::tokenizer::Tokenizer;
-use crate::source::{LocalModel, ModelConfig, names};
+use crate::source::{LocalModel, names};
 use crate::{Error, Result};
 
 /// Tokens of a sample, as in `llama-imatrix`.
@@ -223,8 +222,15 @@ fn check(model: &LocalModel, request: &AnalyzeRequest, backend: &Backend) -> Res
                 "a coverage of {coverage}; it is a share above 0, and at most {MOST_COVERAGE}"
             ));
         }
-        for linear in BLOCK_LINEARS {
-            stored(model, &format!("{}.weight", ModelConfig::linear_name(0, linear)))?;
+        if model.config.experts.is_some() {
+            return invalid(
+                "super weights are looked for in the down projection of each block, and a mixture of \
+                 experts has many: leave out --identify-super-weights"
+                    .into(),
+            );
+        }
+        for name in model.config.linear_names(0) {
+            stored(model, &format!("{name}.weight"))?;
         }
     }
     if request.method != Method::Activation && !backend.device.is_cpu() {

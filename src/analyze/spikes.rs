@@ -90,9 +90,10 @@ pub(super) fn search(
         }
         let mut seen = DownInput(None);
         x = block.forward(&x, &positions, None, Some(&mut seen))?;
-        let input = seen.0.ok_or_else(|| Error::Importance("a block has no MLP".into()))?;
-        let output = block.down.layer.forward(&input)?;
-        let weight = stored(model, &format!("{}.weight", block.down.name))?;
+        let input = seen.0.ok_or_else(no_mlp)?;
+        let down = block.down().ok_or_else(no_mlp)?;
+        let output = down.layer.forward(&input)?;
+        let weight = stored(model, &format!("{}.weight", down.name))?;
         let (rows, cols) = (weight.rows(), weight.cols());
         let output = with_f32(&output.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
         let spikes = with_f32(&input.to_device(&Device::Cpu)?, |input| {
@@ -132,12 +133,13 @@ pub(super) fn search(
     order.sort_by(|a, b| found[*b].1.output.abs().total_cmp(&found[*a].1.output.abs()));
     for at in order.into_iter().take(MOST_MEASURED) {
         let (index, spike) = &mut found[at];
-        let place = &mut decoder.block_mut(*index).down.layer;
+        let place = &mut decoder.block_mut(*index).down_mut().ok_or_else(no_mlp)?.layer;
         let layer: Arc<dyn LinearLayer> = Arc::from(std::mem::replace(place, Box::new(Vacant)));
         let removed = Some((spike.row, spike.column, spike.value));
         *place = Box::new(Without { layer: Arc::clone(&layer), removed });
         let without = perplexity(decoder);
-        decoder.block_mut(*index).down.layer = Box::new(Without { layer, removed: None });
+        let place = &mut decoder.block_mut(*index).down_mut().ok_or_else(no_mlp)?.layer;
+        *place = Box::new(Without { layer, removed: None });
         spike.perplexity_without = Some(without?);
     }
     let super_weights = found
@@ -277,6 +279,10 @@ impl LinearLayer for Vacant {
     fn forward(&self, _: &Tensor) -> Result<Tensor> {
         Err(Error::General("a layer is missing".into()))
     }
+}
+
+fn no_mlp() -> Error {
+    Error::Importance("a block has no MLP of its own".into())
 }
 
 #[cfg(test)]

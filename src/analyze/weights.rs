@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::source::{Architecture, LocalModel, Weight};
+use crate::arch::spec::Role;
+use crate::arch::tensors::linear_of_block;
+use crate::source::{LocalModel, Weight};
 use crate::tensor::{RowOrder, StoredTensor};
 use crate::{Error, Result};
 
@@ -35,15 +37,14 @@ pub(super) fn stored<'m>(model: &'m LocalModel, name: &str) -> Result<&'m Stored
 /// How the rows of a matrix lie in a GGUF file of the model, from the Hugging Face order.
 pub(super) fn gguf_order(model: &LocalModel, name: &str) -> RowOrder {
     let config = &model.config;
-    let paired = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
-    match name {
-        _ if !paired => RowOrder::Plain,
-        n if n.ends_with("self_attn.q_proj.weight") => {
-            RowOrder::RopePairs { heads: config.num_heads }
-        }
-        n if n.ends_with("self_attn.k_proj.weight") => {
-            RowOrder::RopePairs { heads: config.num_kv_heads }
-        }
+    let Some((block, module)) = linear_of_block(name).filter(|_| config.family.has_rope_pairs())
+    else {
+        return RowOrder::Plain;
+    };
+    let slots = config.slots(block);
+    match slots.iter().find(|slot| slot.name == module).map(|slot| slot.role) {
+        Some(Role::Query) => RowOrder::RopePairs { heads: config.num_heads },
+        Some(Role::Key) => RowOrder::RopePairs { heads: config.num_kv_heads },
         _ => RowOrder::Plain,
     }
 }

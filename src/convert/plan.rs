@@ -5,11 +5,11 @@ use indexmap::IndexMap;
 use super::compare::Difference;
 use super::gguf::GgufPlan;
 use super::grids::{self, TargetGrid};
+use crate::arch::tensors::linear_of_block;
 use crate::formats::packed::gptq::{self, Version};
 use crate::formats::packed::{Grouped, PackedKind, PackedTensor, awq};
 use crate::progress::Progress;
 use crate::quantize::gguf::{Level, SourceOptions};
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelFormat, Weight};
 use crate::suggest::did_you_mean;
 use crate::tensor::StoredType;
@@ -201,9 +201,7 @@ pub fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> R
 /// Whether a tensor is the weight of a linear layer of a block, the ones that are packed.
 #[must_use]
 pub fn is_linear(name: &str) -> bool {
-    name.strip_suffix(".weight").is_some_and(|name| {
-        name.starts_with("model.layers.") && BLOCK_LINEARS.iter().any(|part| name.ends_with(part))
-    })
+    linear_of_block(name).is_some()
 }
 
 /// Pairs of formats that cannot be. Returns the format of the source.

@@ -165,7 +165,7 @@ impl Original {
         for first in (0..count).step_by(ROWS) {
             let states = hidden.narrow(0, first, ROWS.min(count - first))?.contiguous()?;
             let logits = match head {
-                Some(head) => head.forward(&states)?,
+                Some(head) => self.decoder.logits_by(head, &states)?,
                 None => self.decoder.logits(&states)?,
             };
             rows::with_values(&logits, |values| {

@@ -16,6 +16,7 @@ use super::cache::Cached;
 use super::rope::Positions;
 use super::vector::kernels;
 use crate::Result;
+use crate::arch::spec::Attention;
 
 /// What attention needs to know about a block.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +29,10 @@ pub struct Geometry {
     pub head_dim: usize,
     /// Tokens that a position sees, itself included, if not all.
     pub window: Option<usize>,
+    /// What scores are multiplied with.
+    pub scale: f64,
+    /// `c`, where scores become `c tanh(score / c)`.
+    pub soft_cap: Option<f64>,
 }
 
 impl Geometry {
@@ -36,8 +41,18 @@ impl Geometry {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    pub(super) fn scale(&self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
+    /// That of a block.
+    #[must_use]
+    pub fn of(attention: &Attention) -> Self {
+        let Attention { heads, kv_heads, head_dim, window, scale, soft_cap, .. } = *attention;
+        Self { heads, kv_heads, head_dim, window, scale, soft_cap }
+    }
+
+    /// Bends scores to within the soft cap, if there is one.
+    pub(super) fn cap(&self, scores: &mut [f32]) {
+        if let Some(cap) = self.soft_cap {
+            soft_cap(scores, cap as f32);
+        }
     }
 
     /// Values of a token's keys.
@@ -51,6 +66,11 @@ impl Geometry {
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim
     }
+}
+
+/// `c tanh(x / c)`
+pub(crate) fn soft_cap(values: &mut [f32], cap: f32) {
+    values.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
 }
 
 /// Up to this many queries per sequence, each is computed by itself: dot products with the keys
@@ -196,7 +216,7 @@ fn single(
     out: &mut [f32],
 ) {
     let kernels = kernels();
-    let scale = geometry.scale() as f32;
+    let scale = geometry.scale as f32;
     let scaled: Vec<f32> = query.iter().map(|q| q * scale).collect();
     let first = geometry.first_seen(position);
     let range = view.at(first)..view.at(position) + view.head_dim;
@@ -213,6 +233,7 @@ fn single(
             (kernels.rows_f32)(keys, 4 * view.width, &scaled, &mut scores);
         }
     }
+    geometry.cap(&mut scores);
     let largest = (kernels.max)(&scores);
     let sum = (kernels.exp_sum)(&mut scores, largest);
     out.fill(0.0);
@@ -255,7 +276,7 @@ fn many(
         Accum::Replace,
         query,
         view.matrix(keys, from, to, &mut decoded).transpose(),
-        geometry.scale() as f32,
+        geometry.scale as f32,
         Par::Seq,
     );
     let mut sums = [0.0; QUERY_BLOCK];
@@ -264,6 +285,7 @@ fn many(
         row[..seen.start].fill(0.0);
         row[seen.end..].fill(0.0);
         let row = &mut row[seen];
+        geometry.cap(row);
         let largest = (kernels.max)(row);
         *sum = (kernels.exp_sum)(row, largest);
     }
@@ -307,7 +329,10 @@ pub(crate) fn operations(
         let length = start + first + count - from;
         let query = queries.narrow(2, first, count)?.contiguous()?;
         let scores = query.matmul(&keys.narrow(3, from, length)?.contiguous()?)?;
-        let mut scores = (scores * geometry.scale())?;
+        let mut scores = (scores * geometry.scale)?;
+        if let Some(cap) = geometry.soft_cap {
+            scores = ((scores / cap)?.tanh()? * cap)?;
+        }
         if count > 1 {
             let mask = positions.mask((first, geometry.window), || {
                 mask(geometry, start + first, count, from, queries.device())

@@ -1,16 +1,20 @@
 //! One transformer block: attention and MLP, each behind a norm and added to what came in.
+//!
+//! There is one forward pass, made of the pieces below over the operations of an engine. Those who
+//! change the layers of a block one after the other call the pieces: what goes into each group of
+//! layers is computed once and kept, instead of running the block anew for each.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
-use super::attention::{self, Geometry};
-use super::cache::{Cached, LayerCache};
+use super::attention::Geometry;
+use super::cache::LayerCache;
+use super::engine::{self, Engine, Fused, Heads, Memory, Operations, Tracked};
 use super::linear::Projection;
 use super::norm::RmsNorm;
+use super::places::{GatedPlaces, MlpPlaces, Places};
 use super::rope::Positions;
-use super::slices::{for_rows, in_pool, with_f32};
-use super::tracked;
-use super::vector::kernels;
+use super::slices::in_pool;
+use crate::arch::spec::{Activation, BlockSpec, Mlp, Slot};
 use crate::{Error, Result};
 
 /// Sees what goes into the linear layers.
@@ -33,47 +37,128 @@ pub enum Execution {
     Tracked,
 }
 
+/// The norms of a block.
+#[derive(Debug, Clone)]
+pub struct Norms {
+    /// Of what goes into the attention.
+    pub before_attention: RmsNorm,
+    /// Of what it gives, if the family has it.
+    pub after_attention: Option<RmsNorm>,
+    /// Of what goes into the MLP.
+    pub before_mlp: RmsNorm,
+    /// Of what it gives, if the family has it.
+    pub after_mlp: Option<RmsNorm>,
+    /// Of each head of the queries and of the keys, if the family has them.
+    pub heads: Option<(RmsNorm, RmsNorm)>,
+}
+
 /// A block with its weights.
 #[derive(Debug)]
 pub struct Block {
-    /// Norm before attention.
-    pub input_norm: RmsNorm,
-    /// Queries.
-    pub query: Projection,
-    /// Keys.
-    pub key: Projection,
-    /// Values.
-    pub value: Projection,
-    /// Output of attention.
-    pub output: Projection,
-    /// Norm of each head of the queries and of the keys, if the family has them.
-    pub head_norms: Option<(RmsNorm, RmsNorm)>,
-    /// Norm before the MLP.
-    pub post_norm: RmsNorm,
-    /// Gate of the MLP.
-    pub gate: Projection,
-    /// Up projection of the MLP.
-    pub up: Projection,
-    /// Down projection of the MLP.
-    pub down: Projection,
-    /// Heads and window.
-    pub geometry: Geometry,
+    spec: BlockSpec,
+    places: Places,
+    linears: Vec<Projection>,
+    /// Whether the weights of each are quantized.
+    quantized: Vec<bool>,
+    /// Norms.
+    pub norms: Norms,
+    geometry: Geometry,
     /// How it computes.
     pub execution: Execution,
 }
 
+/// Who sees what goes into the layers, if anybody does.
+pub(super) struct Observed<'a, 'o>(Option<&'a mut (dyn Observer + 'o)>);
+
+impl Observed<'_, '_> {
+    pub(super) fn see(&mut self, layers: &[&Projection], x: &Tensor) -> Result<()> {
+        let Some(observer) = &mut self.0 else { return Ok(()) };
+        let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
+        observer.linear_input(&names, x)
+    }
+}
+
 impl Block {
-    /// The seven linear layers, in the order of [`crate::source::config::BLOCK_LINEARS`].
+    /// A block of layers in the order of `slots`, which are those of `spec`.
+    ///
+    /// # Errors
+    /// If a layer is missing.
+    pub fn new(
+        spec: BlockSpec,
+        slots: &[Slot],
+        linears: Vec<Projection>,
+        norms: Norms,
+        execution: Execution,
+    ) -> Result<Self> {
+        if slots.len() != linears.len() {
+            return Err(Error::General(format!(
+                "{} layers for a block of {}",
+                linears.len(),
+                slots.len()
+            )));
+        }
+        let geometry = Geometry::of(&spec.attention);
+        let quantized = slots.iter().map(Slot::is_quantized).collect();
+        let places = Places::of(slots)?;
+        Ok(Self { places, spec, linears, quantized, norms, geometry, execution })
+    }
+
+    /// The same block with other layers and norms.
+    ///
+    /// # Panics
+    /// If there are more or fewer layers.
     #[must_use]
-    pub fn projections(&self) -> [&Projection; 7] {
-        let Self { query, key, value, output, gate, up, down, .. } = self;
-        [query, key, value, output, gate, up, down]
+    pub fn with(&self, linears: Vec<Projection>, norms: Norms) -> Self {
+        assert_eq!(linears.len(), self.linears.len(), "as many layers as before");
+        Self {
+            spec: self.spec.clone(),
+            places: self.places.clone(),
+            linears,
+            quantized: self.quantized.clone(),
+            norms,
+            geometry: self.geometry,
+            execution: self.execution,
+        }
+    }
+
+    /// What it computes.
+    #[must_use]
+    pub fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
+    /// The linear layers whose weights are quantized, in the order of [`BlockSpec::slots`].
+    #[must_use]
+    pub fn projections(&self) -> Vec<&Projection> {
+        let all = self.linears.iter().zip(&self.quantized);
+        all.filter(|(_, quantized)| **quantized).map(|(linear, _)| linear).collect()
     }
 
     /// The same, to exchange their weights.
-    pub fn projections_mut(&mut self) -> [&mut Projection; 7] {
-        let Self { query, key, value, output, gate, up, down, .. } = self;
-        [query, key, value, output, gate, up, down]
+    pub fn projections_mut(&mut self) -> Vec<&mut Projection> {
+        let all = self.linears.iter_mut().zip(&self.quantized);
+        all.filter(|(_, quantized)| **quantized).map(|(linear, _)| linear).collect()
+    }
+
+    /// Down projection of the MLP, if the block has one MLP.
+    #[must_use]
+    pub fn down(&self) -> Option<&Projection> {
+        match &self.places.mlp {
+            MlpPlaces::Gated(places) => Some(&self.linears[places.down]),
+            MlpPlaces::Experts(_) => None,
+        }
+    }
+
+    /// The same, to exchange its weight.
+    pub fn down_mut(&mut self) -> Option<&mut Projection> {
+        match &self.places.mlp {
+            MlpPlaces::Gated(places) => Some(&mut self.linears[places.down]),
+            MlpPlaces::Experts(_) => None,
+        }
+    }
+
+    pub(super) fn linear(&self, place: usize) -> &Projection {
+        &self.linears[place]
     }
 
     /// Runs the block on `x`, f32 `[batch · seq, hidden]`, whose rows are at `positions`.
@@ -92,238 +177,255 @@ impl Block {
         observer: Option<&mut (dyn Observer + 'o)>,
     ) -> Result<Tensor> {
         let cached = cache.as_ref().map_or(0, |cache| cache.len());
-        if x.dims2()? != (positions.tokens(), self.input_norm.width())
+        let width = self.norms.before_attention.width();
+        if x.dims2()? != (positions.tokens(), width)
             || positions.start != cached
             || (cache.is_some() && positions.batch != 1)
         {
             return Err(Error::General(format!(
-                "a block of width {} cannot take activations {:?} for {} sequences of {} tokens at \
-                 position {} with {cached} tokens in the cache",
-                self.input_norm.width(),
+                "a block of width {width} cannot take activations {:?} for {} sequences of {} tokens \
+                 at position {} with {cached} tokens in the cache",
                 x.dims(),
                 positions.batch,
                 positions.seq,
                 positions.start
             )));
         }
-        match self.execution {
-            Execution::Fused => in_pool(|| self.fused(x, positions, cache, observer)),
-            Execution::Operations => self.operations(x, positions, cache, observer),
-            Execution::Tracked if cache.is_none() => {
-                in_pool(|| self.tracked(x, positions, observer))
-            }
-            Execution::Tracked => {
-                Err(Error::General("tracked execution has no key/value cache".into()))
-            }
-        }
+        let memory = cache.map_or(Memory::None, Memory::Cache);
+        self.run(x, positions, memory, Observed(observer))
     }
 
     /// Runs one more token of each of many sequences, `x` `[sequences, hidden]`, all of them at
-    /// the position of `positions`. `keys` and `values` hold what each sequence has seen,
-    /// `[tokens, kv_heads · head_dim]`, and get the new rows.
+    /// the position of `positions`. `seen` holds the keys and values of each sequence,
+    /// `[tokens, kv_heads · head_dim]`, and gets the new rows.
     pub(super) fn step(
         &self,
         x: &Tensor,
         positions: &Positions,
         seen: &mut [(Vec<f32>, Vec<f32>)],
     ) -> Result<Tensor> {
-        let (keys_width, queries_width) = (self.geometry.key_width(), self.geometry.query_width());
-        let attend = |query: &[f32], key: &[f32], value: &Tensor| {
-            let mut attended = vec![0.0; query.len()];
-            with_f32(value, |value| {
-                attended
-                    .par_chunks_exact_mut(queries_width)
-                    .zip(query.par_chunks_exact(queries_width))
-                    .zip(key.par_chunks_exact(keys_width).zip(value.par_chunks_exact(keys_width)))
-                    .zip(seen)
-                    .for_each(|(((out, query), (key, value)), (keys, values))| {
-                        keys.extend_from_slice(key);
-                        values.extend_from_slice(value);
-                        let (keys, values) = (Cached::Single(keys), Cached::Single(values));
-                        let span = (1, positions.start);
-                        out.copy_from_slice(&attention::fused(
-                            &self.geometry,
-                            span,
-                            query,
-                            keys,
-                            values,
-                        ));
-                    });
-            })?;
-            Ok(attended)
-        };
-        in_pool(|| self.fused_with(x, positions, None, attend))
+        self.run(x, positions, Memory::Many(seen), Observed(None))
     }
 
-    fn fused<'o>(
+    fn run(
         &self,
         x: &Tensor,
         positions: &Positions,
-        cache: Option<&mut LayerCache>,
-        observer: Option<&mut (dyn Observer + 'o)>,
+        memory: Memory<'_>,
+        observer: Observed<'_, '_>,
     ) -> Result<Tensor> {
-        let (geometry, span) = (&self.geometry, positions.span());
-        let attend = |query: &[f32], key: &[f32], value: &Tensor| match cache {
-            Some(cache) => {
-                with_f32(value, |value| cache.append(key, value))??;
-                let (keys, values) = cache.slices()?;
-                Ok(attention::fused(geometry, span, query, keys, values))
+        match self.execution {
+            Execution::Fused => {
+                in_pool(|| self.with_engine(&Fused, x, positions, memory, observer))
             }
-            None => with_f32(value, |value| {
-                let (keys, values) = (Cached::Single(key), Cached::Single(value));
-                attention::fused(geometry, span, query, keys, values)
-            }),
-        };
-        self.fused_with(x, positions, observer, attend)
-    }
-
-    /// Fused execution around `attend`, which gets rotated queries and keys, and the values.
-    fn fused_with<'o>(
-        &self,
-        x: &Tensor,
-        positions: &Positions,
-        mut observer: Option<&mut (dyn Observer + 'o)>,
-        attend: impl FnOnce(&[f32], &[f32], &Tensor) -> Result<Vec<f32>>,
-    ) -> Result<Tensor> {
-        let geometry = &self.geometry;
-        let normed = self.input_norm.fused(x)?;
-        observe(&mut observer, &[&self.query, &self.key, &self.value], &normed)?;
-        let (query, (key, value)) = rayon::join(
-            || self.query.fused(&normed),
-            || rayon::join(|| self.key.fused(&normed), || self.value.fused(&normed)),
-        );
-        let mut query = with_f32(&query?, <[f32]>::to_vec)?;
-        let mut key = with_f32(&key?, <[f32]>::to_vec)?;
-        let value = value?;
-        if let Some((query_norm, key_norm)) = &self.head_norms {
-            positions.fused(&mut query, geometry.heads, |head| query_norm.row(head));
-            positions.fused(&mut key, geometry.kv_heads, |head| key_norm.row(head));
-        } else {
-            positions.fused(&mut query, geometry.heads, |_| {});
-            positions.fused(&mut key, geometry.kv_heads, |_| {});
-        }
-        let attended = attend(&query, &key, &value)?;
-        let attended =
-            Tensor::from_vec(attended, (positions.tokens(), geometry.query_width()), x.device())?;
-        observe(&mut observer, &[&self.output], &attended)?;
-        let attended = self.output.fused(&attended)?;
-
-        let mut sum = with_f32(x, <[f32]>::to_vec)?;
-        add(&mut sum, &attended)?;
-        let mut normed = sum.clone();
-        self.post_norm.in_place(&mut normed);
-        let normed = Tensor::from_vec(normed, x.shape().clone(), x.device())?;
-        observe(&mut observer, &[&self.gate, &self.up], &normed)?;
-        let (gate, up) = rayon::join(|| self.gate.fused(&normed), || self.up.fused(&normed));
-        let (gate, up) = (gate?, up?);
-        let width = gate.dim(1)?;
-        let mut inner = vec![0.0; gate.elem_count()];
-        with_f32(&gate, |gate| {
-            with_f32(&up, |up| {
-                for_rows(&mut inner, width, |row, out| {
-                    let range = row * width..(row + 1) * width;
-                    (kernels().silu_mul)(&gate[range.clone()], &up[range], out);
-                });
-            })
-        })??;
-        let inner = Tensor::from_vec(inner, gate.shape().clone(), x.device())?;
-        observe(&mut observer, &[&self.down], &inner)?;
-        add(&mut sum, &self.down.fused(&inner)?)?;
-        Ok(Tensor::from_vec(sum, x.shape().clone(), x.device())?)
-    }
-
-    fn operations<'o>(
-        &self,
-        x: &Tensor,
-        positions: &Positions,
-        cache: Option<&mut LayerCache>,
-        mut observer: Option<&mut (dyn Observer + 'o)>,
-    ) -> Result<Tensor> {
-        let Geometry { heads, kv_heads, head_dim, .. } = self.geometry;
-        let normed = self.input_norm.ops(x)?;
-        observe(&mut observer, &[&self.query, &self.key, &self.value], &normed)?;
-        let mut query = self.query.operations(&normed)?.reshape((
-            positions.batch,
-            positions.seq,
-            heads,
-            head_dim,
-        ))?;
-        let mut key = self.key.operations(&normed)?.reshape((
-            positions.batch,
-            positions.seq,
-            kv_heads,
-            head_dim,
-        ))?;
-        let value = self.value.operations(&normed)?;
-        if let Some((query_norm, key_norm)) = &self.head_norms {
-            query = query_norm.ops(&query)?;
-            key = key_norm.ops(&key)?;
-        }
-        let (query, key) = (positions.ops(&query)?, positions.ops(&key)?);
-        let (keys, values) = match cache {
-            Some(cache) => {
-                let rows = (positions.tokens(), kv_heads * head_dim);
-                cache.append_tensors(&key.reshape(rows)?, &value)?
+            Execution::Operations => self.with_engine(&Operations, x, positions, memory, observer),
+            Execution::Tracked => {
+                in_pool(|| self.with_engine(&Tracked, x, positions, memory, observer))
             }
-            None => (key, value),
-        };
-        let shape = (positions.batch, positions.start + positions.seq, kv_heads, head_dim);
-        let (keys, values) = (keys.reshape(shape)?, values.reshape(shape)?);
-        let attended = attention::operations(&self.geometry, positions, &query, &keys, &values)?;
-        observe(&mut observer, &[&self.output], &attended)?;
-        let x = (x + self.output.operations(&attended)?)?;
+        }
+    }
 
-        let normed = self.post_norm.ops(&x)?;
-        observe(&mut observer, &[&self.gate, &self.up], &normed)?;
-        let gate = self.gate.operations(&normed)?.silu()?;
-        let inner = (gate * self.up.operations(&normed)?)?;
-        observe(&mut observer, &[&self.down], &inner)?;
-        Ok((x + self.down.operations(&inner)?)?)
+    /// The forward pass.
+    fn with_engine(
+        &self,
+        engine: &dyn Engine,
+        x: &Tensor,
+        positions: &Positions,
+        memory: Memory<'_>,
+        mut observer: Observed<'_, '_>,
+    ) -> Result<Tensor> {
+        let normed = engine.norm(&self.norms.before_attention, x)?;
+        let attended = self.attend_with(engine, &normed, positions, memory, &mut observer)?;
+        observer.see(&[self.linear(self.places.output)], &attended)?;
+        let x = self.after_attention_with(engine, x, &attended)?;
+        let normed = engine.norm(&self.norms.before_mlp, &x)?;
+        let out = match (&self.spec.mlp, &self.places.mlp) {
+            (Mlp::Gated(gated), MlpPlaces::Gated(places)) => {
+                let inner =
+                    self.inner(engine, gated.activation, *places, &normed, &mut observer)?;
+                let down = self.linear(places.down);
+                observer.see(&[down], &inner)?;
+                engine.linears(&[down], &inner)?.remove(0)
+            }
+            (Mlp::Experts(experts), MlpPlaces::Experts(places)) => {
+                self.mixture(engine, experts, places, &normed, &mut observer)?
+            }
+            _ => return Err(Error::General("a block with the layers of another".into())),
+        };
+        self.add(engine, &x, out, self.norms.after_mlp.as_ref())
+    }
+
+    /// Attention over the projections of `normed`.
+    fn attend_with(
+        &self,
+        engine: &dyn Engine,
+        normed: &Tensor,
+        positions: &Positions,
+        memory: Memory<'_>,
+        observer: &mut Observed<'_, '_>,
+    ) -> Result<Tensor> {
+        let layers: Vec<&Projection> =
+            self.places.qkv.iter().map(|&place| self.linear(place)).collect();
+        observer.see(&layers, normed)?;
+        let mut projected = engine.linears(&layers, normed)?;
+        let (queries, keys) = (self.geometry.query_width(), self.geometry.key_width());
+        if let [all] = projected.as_slice() {
+            projected = vec![
+                engine::columns(all, 0, queries)?,
+                engine::columns(all, queries, keys)?,
+                engine::columns(all, queries + keys, keys)?,
+            ];
+        }
+        let [query, key, value] = projected.as_slice() else {
+            return Err(Error::General("attention without queries, keys and values".into()));
+        };
+        let (query_norm, key_norm) = match &self.norms.heads {
+            Some((query, key)) => (Some(query), Some(key)),
+            None => (None, None),
+        };
+        let rope = self.spec.attention.rope;
+        let heads = |count, norm| Heads { count, norm, rope };
+        let query = engine.rotate(query, &heads(self.geometry.heads, query_norm), positions)?;
+        let key = engine.rotate(key, &heads(self.geometry.kv_heads, key_norm), positions)?;
+        engine.attention(&self.geometry, positions, [&query, &key, value], memory)
+    }
+
+    fn after_attention_with(
+        &self,
+        engine: &dyn Engine,
+        x: &Tensor,
+        attended: &Tensor,
+    ) -> Result<Tensor> {
+        let out = engine.linears(&[self.linear(self.places.output)], attended)?.remove(0);
+        self.add(engine, x, out, self.norms.after_attention.as_ref())
+    }
+
+    /// What goes into the down projection of a gated MLP.
+    pub(super) fn inner(
+        &self,
+        engine: &dyn Engine,
+        activation: Activation,
+        places: GatedPlaces,
+        normed: &Tensor,
+        observer: &mut Observed<'_, '_>,
+    ) -> Result<Tensor> {
+        let gate = self.linear(places.gate);
+        let Some(up) = places.up else {
+            observer.see(&[gate], normed)?;
+            let both = engine.linears(&[gate], normed)?.remove(0);
+            let width = both.dim(1)? / 2;
+            let (gate, up) =
+                (engine::columns(&both, 0, width)?, engine::columns(&both, width, width)?);
+            return engine.gated(activation, &gate, &up);
+        };
+        let layers = [gate, self.linear(up)];
+        observer.see(&layers, normed)?;
+        let both = engine.linears(&layers, normed)?;
+        engine.gated(activation, &both[0], &both[1])
+    }
+
+    /// `x` plus what a half of the block gives, behind its norm.
+    fn add(
+        &self,
+        engine: &dyn Engine,
+        x: &Tensor,
+        out: Tensor,
+        norm: Option<&RmsNorm>,
+    ) -> Result<Tensor> {
+        match norm {
+            Some(norm) => engine.add(x, &engine.norm(norm, &out)?),
+            None => engine.add(x, &out),
+        }
     }
 }
 
+/// The pieces, for whole sequences without a cache.
 impl Block {
-    fn tracked<'o>(
+    fn by_piece(
         &self,
         x: &Tensor,
-        positions: &Positions,
-        mut observer: Option<&mut (dyn Observer + 'o)>,
+        piece: impl FnOnce(&dyn Engine) -> Result<Tensor> + Send,
     ) -> Result<Tensor> {
-        let geometry = &self.geometry;
-        let normed = self.input_norm.tracked(x)?;
-        observe(&mut observer, &[&self.query, &self.key, &self.value], &normed)?;
-        let mut query = self.query.operations(&normed)?;
-        let mut key = self.key.operations(&normed)?;
-        let value = self.value.operations(&normed)?;
-        if let Some((query_norm, key_norm)) = &self.head_norms {
-            query = query_norm.tracked(&query)?;
-            key = key_norm.tracked(&key)?;
-        }
-        let query = tracked::rope(&query, positions, geometry.heads)?;
-        let key = tracked::rope(&key, positions, geometry.kv_heads)?;
-        let attended = tracked::attention(geometry, positions, &query, &key, &value)?;
-        observe(&mut observer, &[&self.output], &attended)?;
-        let x = (x + self.output.operations(&attended)?)?;
+        if x.device().is_cpu() { in_pool(|| piece(&Fused)) } else { piece(&Operations) }
+    }
 
-        let normed = self.post_norm.tracked(&x)?;
-        observe(&mut observer, &[&self.gate, &self.up], &normed)?;
-        let gate = self.gate.operations(&normed)?;
-        let inner = tracked::silu_mul(&gate, &self.up.operations(&normed)?)?;
-        observe(&mut observer, &[&self.down], &inner)?;
-        Ok((x + self.down.operations(&inner)?)?)
+    /// Input of q, k and v: the norm of `x`, `[tokens, hidden]`.
+    pub fn attention_input(&self, x: &Tensor) -> Result<Tensor> {
+        self.by_piece(x, |engine| engine.norm(&self.norms.before_attention, x))
+    }
+
+    /// Input of o, `[tokens, heads · head_dim]`: attention over the projections of
+    /// [`attention_input`](Self::attention_input), `[tokens, hidden]`.
+    pub fn attend(&self, normed: &Tensor, positions: &Positions) -> Result<Tensor> {
+        self.by_piece(normed, |engine| {
+            self.attend_with(engine, normed, positions, Memory::None, &mut Observed(None))
+        })
+    }
+
+    /// The residual stream after attention: `x` plus o of `attended`.
+    pub fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        self.by_piece(x, |engine| self.after_attention_with(engine, x, attended))
+    }
+
+    /// Input of gate and up: the norm of `x`, the residual stream after attention.
+    pub fn mlp_input(&self, x: &Tensor) -> Result<Tensor> {
+        self.by_piece(x, |engine| engine.norm(&self.norms.before_mlp, x))
+    }
+
+    /// Input of down, `[tokens, intermediate]`: `act(gate) · up` of
+    /// [`mlp_input`](Self::mlp_input).
+    ///
+    /// # Errors
+    /// For a mixture of experts, which has no such thing.
+    pub fn gated(&self, normed: &Tensor) -> Result<Tensor> {
+        let (Mlp::Gated(gated), MlpPlaces::Gated(places)) = (&self.spec.mlp, &self.places.mlp)
+        else {
+            return Err(Error::General("a mixture of experts is not one MLP".into()));
+        };
+        self.by_piece(normed, |engine| {
+            self.inner(engine, gated.activation, *places, normed, &mut Observed(None))
+        })
+    }
+
+    /// The residual stream after the MLP: `x` plus down of `inner`.
+    ///
+    /// # Errors
+    /// For a mixture of experts.
+    pub fn after_mlp(&self, x: &Tensor, inner: &Tensor) -> Result<Tensor> {
+        let MlpPlaces::Gated(places) = &self.places.mlp else {
+            return Err(Error::General("a mixture of experts is not one MLP".into()));
+        };
+        self.by_piece(x, |engine| {
+            let out = engine.linears(&[self.linear(places.down)], inner)?.remove(0);
+            self.add(engine, x, out, self.norms.after_mlp.as_ref())
+        })
     }
 }
 
-fn observe<'o>(
-    observer: &mut Option<&mut (dyn Observer + 'o)>,
-    projections: &[&Projection],
-    x: &Tensor,
-) -> Result<()> {
-    let Some(observer) = observer else { return Ok(()) };
-    let names: Vec<&str> = projections.iter().map(|projection| projection.name.as_str()).collect();
-    observer.linear_input(&names, x)
-}
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
 
-fn add(sum: &mut [f32], addend: &Tensor) -> Result<()> {
-    with_f32(addend, |addend| sum.iter_mut().zip(addend).for_each(|(sum, value)| *sum += value))
+    use crate::backend::Backend;
+    use crate::inference::Decoder;
+
+    #[test]
+    fn the_pieces_are_the_block() {
+        let model = crate::source::open_local(Path::new("models/tiny")).unwrap();
+        let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
+        let tokens: Vec<u32> = (0..48).map(|i| (i * 37 + 5) % 2000).collect();
+        let x = decoder.embed(&tokens).unwrap();
+        let positions = decoder.positions(3, 16, 0);
+        let block = decoder.block(1);
+        let whole = block.forward(&x, &positions, None, None).unwrap();
+        let attended = block.attend(&block.attention_input(&x).unwrap(), &positions).unwrap();
+        let middle = block.after_attention(&x, &attended).unwrap();
+        let inner = block.gated(&block.mlp_input(&middle).unwrap()).unwrap();
+        let pieces = block.after_mlp(&middle, &inner).unwrap();
+        assert_eq!(
+            whole.to_vec2::<f32>().unwrap(),
+            pieces.to_vec2::<f32>().unwrap(),
+            "the same operations in the same order"
+        );
+    }
 }

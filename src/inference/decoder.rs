@@ -1,4 +1,4 @@
-//! The decoder graph of llama, mistral, qwen2 and qwen3 models.
+//! The decoder graph of a model, as its configuration describes it.
 
 use candle_core::{Device, Tensor};
 
@@ -6,9 +6,9 @@ use super::block::{Block, Execution, Observer};
 use super::cache::{CacheType, KvCache};
 use super::linear::LinearLayer;
 use super::norm::RmsNorm;
-use super::rope::{Positions, Rope};
+use super::rope::{Positions, Ropes};
 use super::slices::in_pool;
-use super::weights::{Embedding, Weights};
+use super::weights::{Embedding, Head, Weights};
 use crate::backend::Backend;
 use crate::source::{LocalModel, ModelConfig};
 use crate::tensor::StoredTensor;
@@ -22,8 +22,8 @@ pub struct Decoder {
     embedding: Embedding,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    head: Box<dyn LinearLayer>,
-    rope: Rope,
+    head: Head,
+    rope: Ropes,
 }
 
 impl std::fmt::Debug for Decoder {
@@ -54,7 +54,7 @@ impl Decoder {
     fn of(model: &LocalModel, weights: &Weights<'_>) -> Result<Self> {
         let config = model.config.clone();
         Ok(Self {
-            rope: Rope::new(&config.rope, config.head_dim)?,
+            rope: Ropes::new(&config)?,
             device: weights.device().clone(),
             embedding: weights.embedding()?,
             blocks: (0..config.num_layers).map(|i| weights.block(i)).collect::<Result<_>>()?,
@@ -223,12 +223,13 @@ impl Decoder {
         })
     }
 
+    /// [`logits`](Self::logits) with another matrix in the place of the head's.
+    pub fn logits_by(&self, head: &dyn LinearLayer, hidden: &Tensor) -> Result<Tensor> {
+        self.head.logits_by(head, hidden)
+    }
+
     /// Logits of any rows of hidden states: `[rows, hidden]` to f32 `[rows, vocab]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        if self.device.is_cpu() {
-            in_pool(|| self.head.forward(hidden))
-        } else {
-            self.head.forward(hidden)
-        }
+        self.head.logits(hidden)
     }
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{Device, Tensor};
 
 use super::slices::for_rows;
+use crate::arch::spec::RopeOf;
+use crate::source::ModelConfig;
 use crate::source::config::{RopeConfig, RopeScaling};
 use crate::{Error, Result};
 
@@ -24,6 +26,8 @@ pub struct Rope {
     magnitude: f64,
     /// What holds beyond the trained context instead.
     beyond: Option<Beyond>,
+    /// Width of a head, of which the first values may turn alone.
+    head_dim: usize,
 }
 
 /// Frequencies of texts that are longer than the trained context.
@@ -56,7 +60,11 @@ impl Rope {
         if !(config.theta.is_finite() && config.theta > 0.0) {
             return Err(Error::General(format!("rotary base {} is not positive", config.theta)));
         }
-        let plain = plain(config.theta, head_dim);
+        let turning = config.width.unwrap_or(head_dim);
+        if turning == 0 || turning > head_dim || !turning.is_multiple_of(2) {
+            return Err(Error::General(format!("{turning} rotating values of {head_dim}")));
+        }
+        let plain = plain(config.theta, turning);
         let mut magnitude = 1.0;
         let mut beyond = None;
         let frequencies = match &config.scaling {
@@ -82,7 +90,7 @@ impl Rope {
                 let factor = positive("yarn", *factor)?;
                 let bounds = yarn_bounds(
                     config.theta,
-                    head_dim,
+                    turning,
                     *original_context as f64,
                     positive("yarn", *beta_fast)?,
                     positive("yarn", *beta_slow)?,
@@ -104,7 +112,7 @@ impl Rope {
                     theta: config.theta,
                     factor: positive("dynamic", *factor)?,
                 };
-                if head_dim == 2 {
+                if turning == 2 {
                     return Err(Error::General(
                         "dynamic rotary scaling of heads of width 2".into(),
                     ));
@@ -120,7 +128,7 @@ impl Rope {
             }
             RopeScaling::Factors(factors) => divided(&plain, factors)?,
         };
-        Ok(Self { frequencies, magnitude, beyond })
+        Ok(Self { frequencies, magnitude, beyond, head_dim })
     }
 
     /// Radians per token of each pair of dimensions, `[head_dim / 2]`, within the trained context.
@@ -152,9 +160,8 @@ impl Rope {
         }
     }
 
-    /// The rotations of `batch` sequences that each cover positions `start..start + seq`.
-    #[must_use]
-    pub fn positions(&self, batch: usize, seq: usize, start: usize) -> Positions {
+    /// The rotations of `seq` positions from `start` on.
+    fn turns(&self, seq: usize, start: usize) -> Turns {
         let half = self.frequencies.len();
         let frequencies = self.frequencies_up_to(start + seq);
         let (mut cos, mut sin) = (Vec::with_capacity(seq * half), Vec::with_capacity(seq * half));
@@ -165,15 +172,47 @@ impl Rope {
                 sin.push((s * self.magnitude) as f32);
             }
         }
-        Positions {
-            batch,
-            seq,
-            start,
-            half,
-            turns: Arc::new(Turns { cos, sin, half, seq }),
-            tensors: OnceLock::new(),
-            masks: Mutex::default(),
-        }
+        Turns { cos, sin, half, head_dim: self.head_dim, seq, tensors: OnceLock::new() }
+    }
+
+    /// The rotations of `batch` sequences that each cover positions `start..start + seq`, in a model
+    /// that has no others.
+    #[must_use]
+    pub fn positions(&self, batch: usize, seq: usize, start: usize) -> Positions {
+        Positions::new((batch, seq, start), Arc::new(self.turns(seq, start)), None)
+    }
+}
+
+/// The rotary embeddings of a model: that of layers that see everything, and that of layers with a
+/// window where it is another.
+#[derive(Debug, Clone)]
+pub struct Ropes {
+    model: Rope,
+    window: Option<Rope>,
+}
+
+impl Ropes {
+    /// Those of a model.
+    ///
+    /// # Errors
+    /// As [`Rope::new`].
+    pub fn new(config: &ModelConfig) -> Result<Self> {
+        let window = config.window_rope.as_ref().map(|rope| Rope::new(rope, config.head_dim));
+        Ok(Self { model: Rope::new(&config.rope, config.head_dim)?, window: window.transpose()? })
+    }
+
+    /// The rotations of `batch` sequences that each cover positions `start..start + seq`.
+    #[must_use]
+    pub fn positions(&self, batch: usize, seq: usize, start: usize) -> Positions {
+        let turns = |rope: &Rope| Arc::new(rope.turns(seq, start));
+        let window = self.window.as_ref().map(turns);
+        Positions::new((batch, seq, start), turns(&self.model), window)
+    }
+
+    /// Whether the rotations of a token depend on the length of its text.
+    #[must_use]
+    pub fn depends_on_length(&self) -> bool {
+        self.model.depends_on_length() || self.window.as_ref().is_some_and(Rope::depends_on_length)
     }
 }
 
@@ -219,7 +258,7 @@ fn llama3(frequency: f64, factor: f64, low: f64, high: f64, context: f64) -> f64
 
 /// First and last dimension of `YaRN`'s ramp: where a wave makes `fast` and `slow` rotations within
 /// the original context.
-fn yarn_bounds(
+pub(crate) fn yarn_bounds(
     theta: f64,
     head_dim: usize,
     context: f64,
@@ -239,7 +278,8 @@ fn yarn_bounds(
     (low, if high - low == 0.0 { high + 0.001 } else { high })
 }
 
-fn ramp((low, high): (f64, f64), dimension: f64) -> f64 {
+/// Share of the stretching at a dimension, 0 to 1.
+pub(crate) fn ramp((low, high): (f64, f64), dimension: f64) -> f64 {
     ((dimension - low) / (high - low)).clamp(0.0, 1.0)
 }
 
@@ -250,12 +290,14 @@ pub(crate) struct Turns {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    head_dim: usize,
     seq: usize,
+    /// `[seq, 1, half]` on the device of the activations.
+    tensors: OnceLock<(Tensor, Tensor)>,
 }
 
 impl Turns {
-    /// Calls `prepare` on each head of each row of `data`, `[batch · seq, heads · 2 half]`, and
-    /// turns it: forwards for a `direction` of 1, and by the transposed rotation, which is that of
+    /// Calls `prepare` on each head of each row of `data`, `[batch · seq, heads · d]`, and turns it: forwards for a `direction` of 1, and by the transposed rotation, which is that of
     /// gradients, for -1.
     pub(crate) fn apply(
         &self,
@@ -265,12 +307,12 @@ impl Turns {
         direction: f32,
     ) {
         let half = self.half;
-        for_rows(data, heads * 2 * half, |row, values| {
+        for_rows(data, heads * self.head_dim, |row, values| {
             let at = row % self.seq * half;
             let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
-            for head in values.chunks_exact_mut(2 * half) {
+            for head in values.chunks_exact_mut(self.head_dim) {
                 prepare(head);
-                let (low, high) = head.split_at_mut(half);
+                let (low, high) = head[..2 * half].split_at_mut(half);
                 for i in 0..half {
                     let (a, b, sin) = (low[i], high[i], direction * sin[i]);
                     low[i] = a * cos[i] - b * sin;
@@ -291,15 +333,22 @@ pub struct Positions {
     pub seq: usize,
     /// Position of the first token.
     pub start: usize,
-    half: usize,
     turns: Arc<Turns>,
-    /// `[seq, 1, half]` on the device of the activations.
-    tensors: OnceLock<(Tensor, Tensor)>,
+    /// Those of layers with a window, where they are others.
+    window: Option<Arc<Turns>>,
     /// Attention masks of this span, which all blocks share, by first query and window.
     masks: Mutex<HashMap<(usize, Option<usize>), Tensor>>,
 }
 
 impl Positions {
+    fn new(
+        (batch, seq, start): (usize, usize, usize),
+        turns: Arc<Turns>,
+        window: Option<Arc<Turns>>,
+    ) -> Self {
+        Self { batch, seq, start, turns, window, masks: Mutex::default() }
+    }
+
     /// Tokens of a sequence and the position of its first one.
     pub(crate) fn span(&self) -> (usize, usize) {
         (self.seq, self.start)
@@ -311,29 +360,28 @@ impl Positions {
         self.batch * self.seq
     }
 
-    /// Calls `prepare` on each head of each row of `data`, `[tokens, heads · 2 half]`, and turns it.
-    pub(crate) fn fused(
-        &self,
-        data: &mut [f32],
-        heads: usize,
-        prepare: impl Fn(&mut [f32]) + Sync,
-    ) {
-        self.turns.apply(data, heads, prepare, 1.0);
+    /// The rotations of a kind of layers.
+    pub(crate) fn turns(&self, of: RopeOf) -> &Arc<Turns> {
+        match (of, &self.window) {
+            (RopeOf::Window, Some(window)) => window,
+            _ => &self.turns,
+        }
     }
 
-    /// The rotations by themselves.
-    pub(crate) fn turns(&self) -> Arc<Turns> {
-        Arc::clone(&self.turns)
-    }
-
-    /// Turns `x`, `[batch, seq, heads, 2 half]`, with candle operations that have gradients.
-    pub(crate) fn ops(&self, x: &Tensor) -> Result<Tensor> {
-        let (cos, sin) = self.tensors(x.device())?;
-        let low = x.narrow(3, 0, self.half)?;
-        let high = x.narrow(3, self.half, self.half)?;
+    /// Turns `x`, `[batch, seq, heads, d]`, with candle operations that have gradients.
+    pub(crate) fn ops(&self, x: &Tensor, of: RopeOf) -> Result<Tensor> {
+        let turns = self.turns(of);
+        let (half, head_dim) = (turns.half, turns.head_dim);
+        let (cos, sin) = turns.tensors(x.device())?;
+        let low = x.narrow(3, 0, half)?;
+        let high = x.narrow(3, half, half)?;
         let turned_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
         let turned_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
-        Ok(Tensor::cat(&[turned_low, turned_high], 3)?)
+        if 2 * half == head_dim {
+            return Ok(Tensor::cat(&[turned_low, turned_high], 3)?);
+        }
+        let rest = x.narrow(3, 2 * half, head_dim - 2 * half)?;
+        Ok(Tensor::cat(&[turned_low, turned_high, rest], 3)?)
     }
 
     /// The mask of that first query and window, made if it is not there yet.
@@ -350,15 +398,17 @@ impl Positions {
         masks.insert(key, mask.clone());
         Ok(mask)
     }
+}
 
+impl Turns {
     fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
         if let Some((cos, sin)) = self.tensors.get() {
             return Ok((cos.clone(), sin.clone()));
         }
         let shape = (self.seq, 1, self.half);
         let pair = (
-            Tensor::from_slice(&self.turns.cos, shape, device)?,
-            Tensor::from_slice(&self.turns.sin, shape, device)?,
+            Tensor::from_slice(&self.cos, shape, device)?,
+            Tensor::from_slice(&self.sin, shape, device)?,
         );
         Ok(self.tensors.get_or_init(|| pair).clone())
     }

@@ -4,11 +4,9 @@
 use candle_core::{Device, Tensor};
 
 use super::block::Block;
-use super::linear::LinearLayer;
 use super::norm::RmsNorm;
-use super::rope::{Positions, Rope};
-use super::slices::in_pool;
-use super::weights::{Embedding, Weights};
+use super::rope::{Positions, Ropes};
+use super::weights::{Embedding, Head, Weights};
 use crate::Result;
 use crate::backend::Backend;
 use crate::source::LocalModel;
@@ -18,7 +16,7 @@ pub struct StreamedDecoder<'m> {
     model: &'m LocalModel,
     weights: Weights<'m>,
     embedding: Embedding,
-    rope: Rope,
+    rope: Ropes,
     device: Device,
 }
 
@@ -31,7 +29,7 @@ impl<'m> StreamedDecoder<'m> {
         let weights = Weights::new(model, &backend.device)?;
         Ok(Self {
             embedding: weights.embedding()?,
-            rope: Rope::new(&model.config.rope, model.config.head_dim)?,
+            rope: Ropes::new(&model.config)?,
             device: backend.device.clone(),
             weights,
             model,
@@ -96,7 +94,7 @@ impl std::fmt::Debug for StreamedDecoder<'_> {
 /// The final norm and the head.
 pub struct OutputLayer {
     norm: RmsNorm,
-    head: Box<dyn LinearLayer>,
+    head: Head,
     device: Device,
 }
 
@@ -108,11 +106,7 @@ impl OutputLayer {
 
     /// Logits of normed hidden states: `[rows, hidden]` to f32 `[rows, vocab]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        if self.device.is_cpu() {
-            in_pool(|| self.head.forward(hidden))
-        } else {
-            self.head.forward(hidden)
-        }
+        self.head.logits(hidden)
     }
 }
 

@@ -3,24 +3,23 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::attention::Geometry;
-use super::block::{Block, Execution};
+use super::block::{Block, Execution, Norms};
 use super::linear::packed::PackedLinear;
 use super::linear::stored::{DevicePrecision, StoredLinear};
 use super::linear::{AbsentLinear, LinearLayer, Projection};
 use super::norm::RmsNorm;
-use crate::source::config::{Architecture, ModelConfig};
+use super::slices::in_pool;
+use crate::arch::Slot;
+use crate::arch::spec::{HEAD_NORMS, NormSlot};
+pub use crate::arch::tensors::{EMBEDDING, HEAD};
+use crate::arch::tensors::{FINAL_NORM, norm_values};
+use crate::source::config::ModelConfig;
 use crate::source::{LocalModel, Weight};
 use crate::tensor::StoredTensor;
 use crate::{Error, Result};
 
 /// Values up to which a model's dense weights are kept in f32 on a device (4 GiB).
 const EXACT_ON_DEVICE: usize = 1 << 30;
-
-/// Hugging Face name of the embedding.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Hugging Face name of an untied head.
-pub const HEAD: &str = "lm_head.weight";
 
 /// Reads weights of one model for one device.
 pub(crate) struct Weights<'m> {
@@ -96,12 +95,14 @@ impl<'m> Weights<'m> {
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<RmsNorm> {
-        RmsNorm::new(self.vector(name, width)?, self.config().rms_norm_eps, &self.device)
+        let mut weight = self.vector(name, width)?;
+        norm_values(self.config(), &mut weight);
+        RmsNorm::new(weight, self.config().rms_norm_eps, &self.device)
     }
 
     /// The final norm.
     pub(crate) fn final_norm(&self) -> Result<RmsNorm> {
-        self.norm("model.norm.weight", self.config().hidden_size)
+        self.norm(FINAL_NORM, self.config().hidden_size)
     }
 
     /// A matrix `[out, in]` of any representation.
@@ -128,17 +129,13 @@ impl<'m> Weights<'m> {
         }
     }
 
-    fn projection(&self, block: usize, linear: &str) -> Result<Projection> {
-        let config = self.config();
-        let name = ModelConfig::linear_name(block, linear);
-        let shape = config.linear_shape(linear);
-        let layer = self.linear(&format!("{name}.weight"), shape)?;
+    fn projection(&self, block: usize, slot: &Slot) -> Result<Projection> {
+        let name = ModelConfig::module_name(block, &slot.name);
+        let layer = self.linear(&format!("{name}.weight"), (slot.out, slot.inputs))?;
         let bias_name = format!("{name}.bias");
-        // Qwen2 always has these three; elsewhere a bias is there if the file has it.
-        let required = config.architecture == Architecture::Qwen2
-            && matches!(linear, "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj");
-        let bias = if required || self.model.weights.contains_key(&bias_name) {
-            Some(self.vector(&bias_name, shape.0)?)
+        // One that the configuration does not mention is there if the file has it.
+        let bias = if slot.bias || self.model.weights.contains_key(&bias_name) {
+            Some(self.vector(&bias_name, slot.out)?)
         } else {
             None
         };
@@ -148,35 +145,29 @@ impl<'m> Weights<'m> {
     /// Block `index`.
     pub(crate) fn block(&self, index: usize) -> Result<Block> {
         let config = self.config();
-        let name = |part: &str| format!("model.layers.{index}.{part}");
-        let head_norms = if config.architecture == Architecture::Qwen3 {
-            Some((
-                self.norm(&name("self_attn.q_norm.weight"), config.head_dim)?,
-                self.norm(&name("self_attn.k_norm.weight"), config.head_dim)?,
-            ))
+        let spec = config.block(index);
+        let norm = |slot: NormSlot, width| {
+            self.norm(&format!("{}.weight", ModelConfig::module_name(index, slot.name)), width)
+        };
+        let of_stream = |slot: NormSlot| norm(slot, config.hidden_size);
+        let heads = if spec.attention.head_norms {
+            let width = spec.attention.head_dim;
+            Some((norm(HEAD_NORMS[0], width)?, norm(HEAD_NORMS[1], width)?))
         } else {
             None
         };
-        let window = config.sliding_window.as_ref().and_then(|window| window.of(index));
-        Ok(Block {
-            input_norm: self.norm(&name("input_layernorm.weight"), config.hidden_size)?,
-            query: self.projection(index, "self_attn.q_proj")?,
-            key: self.projection(index, "self_attn.k_proj")?,
-            value: self.projection(index, "self_attn.v_proj")?,
-            output: self.projection(index, "self_attn.o_proj")?,
-            head_norms,
-            post_norm: self.norm(&name("post_attention_layernorm.weight"), config.hidden_size)?,
-            gate: self.projection(index, "mlp.gate_proj")?,
-            up: self.projection(index, "mlp.up_proj")?,
-            down: self.projection(index, "mlp.down_proj")?,
-            geometry: Geometry {
-                heads: config.num_heads,
-                kv_heads: config.num_kv_heads,
-                head_dim: config.head_dim,
-                window,
-            },
-            execution: if self.device.is_cpu() { Execution::Fused } else { Execution::Operations },
-        })
+        let norms = Norms {
+            before_attention: of_stream(spec.norms.before_attention)?,
+            after_attention: spec.norms.after_attention.map(of_stream).transpose()?,
+            before_mlp: of_stream(spec.norms.before_mlp)?,
+            after_mlp: spec.norms.after_mlp.map(of_stream).transpose()?,
+            heads,
+        };
+        let slots = spec.slots(config.hidden_size);
+        let linears =
+            slots.iter().map(|slot| self.projection(index, slot)).collect::<Result<_>>()?;
+        let execution = if self.device.is_cpu() { Execution::Fused } else { Execution::Operations };
+        Block::new(spec, &slots, linears, norms, execution)
     }
 
     /// The embedding.
@@ -184,14 +175,46 @@ impl<'m> Weights<'m> {
         let shape = [self.config().vocab_size, self.config().hidden_size];
         Ok(Embedding {
             table: self.stored(EMBEDDING, &shape)?.clone(),
+            scale: self.config().embedding_scale().map(|scale| scale as f32),
             device: self.device.clone(),
         })
     }
 
     /// The head: the embedding itself if the two are tied.
-    pub(crate) fn head(&self) -> Result<Box<dyn LinearLayer>> {
+    pub(crate) fn head(&self) -> Result<Head> {
         let config = self.config();
-        self.linear(head_name(config), (config.vocab_size, config.hidden_size))
+        let layer = self.linear(head_name(config), (config.vocab_size, config.hidden_size))?;
+        Ok(Head { layer, soft_cap: config.logit_soft_cap })
+    }
+}
+
+/// What makes logits of normed hidden states.
+pub(crate) struct Head {
+    layer: Box<dyn LinearLayer>,
+    soft_cap: Option<f64>,
+}
+
+impl Head {
+    /// `(vocabulary, hidden)`
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        self.layer.dims()
+    }
+
+    /// `[rows, hidden]` to f32 `[rows, vocab]`.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.logits_by(self.layer.as_ref(), hidden)
+    }
+
+    /// The same with another matrix in the place of the head's.
+    pub(crate) fn logits_by(&self, layer: &dyn LinearLayer, hidden: &Tensor) -> Result<Tensor> {
+        let run = || {
+            let logits = layer.forward(hidden)?;
+            match self.soft_cap {
+                None => Ok(logits),
+                Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            }
+        };
+        if hidden.device().is_cpu() { in_pool(run) } else { run() }
     }
 }
 
@@ -240,6 +263,8 @@ fn check(config: &ModelConfig) -> Result<(), String> {
 #[derive(Debug, Clone)]
 pub struct Embedding {
     table: StoredTensor,
+    /// What its values are multiplied with, if they are.
+    scale: Option<f32>,
     device: Device,
 }
 
@@ -262,6 +287,9 @@ impl Embedding {
         let mut out = vec![0.0; tokens.len() * cols];
         let read = |(token, out): (&u32, &mut [f32])| {
             self.table.read_rows(*token as usize..*token as usize + 1, out);
+            if let Some(scale) = self.scale {
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
         };
         if tokens.len() > 64 {
             tokens.par_iter().zip(out.par_chunks_exact_mut(cols)).for_each(read);

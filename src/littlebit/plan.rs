@@ -6,8 +6,7 @@ use std::collections::BTreeSet;
 use super::budget::FactorShape;
 use super::scale_choice::ScaleChoice;
 use super::scale_type::ScaleType;
-use crate::source::catalog::expected_tensors;
-use crate::source::config::{Architecture, BLOCK_LINEARS, LinearBiases};
+use crate::arch::tensors::{self, linear_of_block};
 use crate::source::{LocalModel, ModelConfig};
 use crate::tensor::{StoredTensor, StoredType};
 use crate::{Error, Result};
@@ -48,12 +47,10 @@ pub fn headers_of(model: &LocalModel) -> Vec<TensorHeader> {
 }
 
 /// The headers of a model of a given shape with 16 bits per parameter, for planning without
-/// weights. Biases are those of the architecture as it is published.
+/// weights.
 #[must_use]
 pub fn headers_from_config(config: &ModelConfig) -> Vec<TensorHeader> {
-    let qkv = config.architecture == Architecture::Qwen2;
-    let biases = LinearBiases { qkv, ..LinearBiases::default() };
-    expected_tensors(config, biases)
+    tensors::of_model(config)
         .into_iter()
         .map(|tensor| {
             let mut header =
@@ -400,12 +397,10 @@ fn check_target(request: &PlanRequest) -> Result<()> {
 
 /// Name without `.weight` and block of a linear layer of a block.
 fn factorizable(header: &TensorHeader) -> Option<(&str, usize)> {
+    let (block, _) = linear_of_block(&header.name)?;
     let name = header.name.strip_suffix(".weight")?;
-    let (block, linear) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let fits = BLOCK_LINEARS.contains(&linear)
-        && header.shape.len() == 2
-        && header.shape.iter().all(|&d| d > 0);
-    Some((name, block.parse().ok()?)).filter(|_| fits)
+    let fits = header.shape.len() == 2 && header.shape.iter().all(|&d| d > 0);
+    fits.then_some((name, block))
 }
 
 fn is_embedding(name: &str) -> bool {

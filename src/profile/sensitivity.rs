@@ -206,7 +206,8 @@ impl<'a> Probe<'a> {
                 return Err(Error::Interrupted { resume: None });
             }
             let projections = self.original.decoder().block(block).projections();
-            let names = projections.map(|p| format!("{}.weight", p.name));
+            let names: Vec<String> =
+                projections.iter().map(|p| format!("{}.weight", p.name)).collect();
             let mut originals = Vec::new();
             for (number, name) in names.iter().enumerate() {
                 let Some(tensor) = self.replacement(name, kinds)? else { continue };

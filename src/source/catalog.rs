@@ -1,4 +1,4 @@
-//! The tensors that a model of a given shape has, and the check that a file has just these.
+//! The check that a file has just the tensors that a model of its shape has.
 
 use std::path::Path;
 
@@ -6,53 +6,10 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 
 use super::Weight;
-use super::config::{Architecture, BLOCK_LINEARS, LinearBiases, ModelConfig};
+use super::config::ModelConfig;
 use super::present::missing_tensors;
+use crate::arch::tensors::{self, EMBEDDING, HEAD};
 use crate::{Error, Result};
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// A tensor that must be there: Hugging Face name and shape, `[out, in]` for matrices.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpectedTensor {
-    /// `model.layers.0.mlp.up_proj.weight`
-    pub name: String,
-    /// Dimensions, outermost first.
-    pub shape: Vec<usize>,
-}
-
-/// All tensors of a model, embedding first, head last.
-#[must_use]
-pub fn expected_tensors(config: &ModelConfig, biases: LinearBiases) -> Vec<ExpectedTensor> {
-    let mut list = Vec::new();
-    let mut add = |name: String, shape: &[usize]| {
-        list.push(ExpectedTensor { name, shape: shape.to_vec() });
-    };
-    let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
-    add("model.embed_tokens.weight".to_owned(), &[vocabulary, hidden]);
-    for block in 0..config.num_layers {
-        let prefix = format!("model.layers.{block}");
-        add(format!("{prefix}.input_layernorm.weight"), &[hidden]);
-        for linear in BLOCK_LINEARS {
-            let (out, inputs) = config.linear_shape(linear);
-            add(format!("{prefix}.{linear}.weight"), &[out, inputs]);
-            if biases.has(linear) {
-                add(format!("{prefix}.{linear}.bias"), &[out]);
-            }
-        }
-        if config.architecture == Architecture::Qwen3 {
-            add(format!("{prefix}.self_attn.q_norm.weight"), &[config.head_dim]);
-            add(format!("{prefix}.self_attn.k_norm.weight"), &[config.head_dim]);
-        }
-        add(format!("{prefix}.post_attention_layernorm.weight"), &[hidden]);
-    }
-    add("model.norm.weight".to_owned(), &[hidden]);
-    if !config.tie_word_embeddings {
-        add("lm_head.weight".to_owned(), &[vocabulary, hidden]);
-    }
-    list
-}
 
 /// Reduces `weights` to the tensors that the model has. Others are dropped; a warning names them,
 /// unless they are known to carry nothing (rotary tables, a copy of a tied head). Returns the names
@@ -65,14 +22,11 @@ pub fn expected_tensors(config: &ModelConfig, biases: LinearBiases) -> Vec<Expec
 pub fn keep_expected(
     weights: &mut IndexMap<String, Weight>,
     config: &ModelConfig,
-    biases: LinearBiases,
     path: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<String>> {
-    let expected: IndexMap<String, Vec<usize>> = expected_tensors(config, biases)
-        .into_iter()
-        .map(|tensor| (tensor.name, tensor.shape))
-        .collect();
+    let expected: IndexMap<String, Vec<usize>> =
+        tensors::of_model(config).into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
     let missing: Vec<&str> =
         expected.keys().map(String::as_str).filter(|name| !weights.contains_key(*name)).collect();
     let extra: Vec<&str> = weights

@@ -1,18 +1,7 @@
-//! The shape of a model: architecture and hyper-parameters, whatever file they came from.
+//! The shape of a model: family and hyper-parameters, whatever file they came from.
 
-/// Decoder families that this tool runs. All are pre-norm transformers with `RMSNorm`, rotary
-/// positions and `SwiGLU`; they differ in biases, q/k norms and windows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 1–3 and everything that copies it.
-    Llama,
-    /// Mistral: Llama with a sliding window.
-    Mistral,
-    /// Qwen2 and Qwen2.5: biases on q, k and v.
-    Qwen2,
-    /// Qwen3: `RMSNorm` on each head of q and k.
-    Qwen3,
-}
+use crate::arch::family::Biases;
+use crate::arch::{BlockSpec, Family, Slot};
 
 /// Rotary position embedding (half-split pairs, as in Hugging Face).
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +10,8 @@ pub struct RopeConfig {
     pub theta: f64,
     /// How wavelengths are stretched beyond the trained context.
     pub scaling: RopeScaling,
+    /// Values of a head that rotate, the first ones, if not all.
+    pub width: Option<usize>,
 }
 
 /// Ways to stretch rotary positions, named as in `rope_scaling.rope_type`.
@@ -123,23 +114,26 @@ pub struct LinearBiases {
     pub mlp: bool,
 }
 
-impl LinearBiases {
-    /// Whether one of [`BLOCK_LINEARS`] has one.
-    #[must_use]
-    pub fn has(self, linear: &str) -> bool {
-        match linear {
-            "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => self.qkv,
-            "self_attn.o_proj" => self.output,
-            _ => self.mlp,
-        }
-    }
+/// Sizes of a mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertSizes {
+    /// Number of experts.
+    pub count: usize,
+    /// Experts of a token.
+    pub used: usize,
+    /// Width of an expert.
+    pub inner: usize,
+    /// Width of the expert that every token uses, if there is one.
+    pub shared: Option<usize>,
+    /// Whether the shares of the chosen ones are scaled to a sum of 1.
+    pub normalized: bool,
 }
 
 /// Everything about a model that is not a weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Family.
-    pub architecture: Architecture,
+    pub family: &'static Family,
     /// Hugging Face class (`LlamaForCausalLM`).
     pub class_name: String,
     /// Width of the residual stream.
@@ -158,12 +152,26 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Context length, tokens.
     pub max_positions: usize,
+    /// Trained context, where it is a member of the class (Phi-3).
+    pub original_positions: Option<usize>,
     /// Epsilon of every `RMSNorm`.
     pub rms_norm_eps: f64,
     /// Positions.
     pub rope: RopeConfig,
+    /// Positions in layers with a window, where they have their own.
+    pub window_rope: Option<RopeConfig>,
     /// Local attention, if any.
     pub sliding_window: Option<SlidingWindow>,
+    /// Which linear layers add a bias.
+    pub biases: LinearBiases,
+    /// Mixtures of experts in the place of MLPs.
+    pub experts: Option<ExpertSizes>,
+    /// Scores are divided by the root of this, if not by that of the width of a head.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// `c`, where scores become `c tanh(score / c)`.
+    pub attention_soft_cap: Option<f64>,
+    /// The same for logits.
+    pub logit_soft_cap: Option<f64>,
     /// The head is the embedding.
     pub tie_word_embeddings: bool,
     /// Element type that the config states (`bfloat16`, `float16`, `float32`).
@@ -174,38 +182,95 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// The seven linear layers of a block, in execution order.
-pub const BLOCK_LINEARS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 impl ModelConfig {
-    /// `[out, in]` of a block's linear layer (one of [`BLOCK_LINEARS`]).
-    ///
-    /// # Panics
-    /// If `linear` is not one of them.
+    /// What a family assumes, without sizes: to be completed by those.
     #[must_use]
-    pub fn linear_shape(&self, linear: &str) -> (usize, usize) {
-        let (queries, keys) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
-        match linear {
-            "self_attn.q_proj" => (queries, self.hidden_size),
-            "self_attn.k_proj" | "self_attn.v_proj" => (keys, self.hidden_size),
-            "self_attn.o_proj" => (self.hidden_size, queries),
-            "mlp.gate_proj" | "mlp.up_proj" => (self.intermediate_size, self.hidden_size),
-            "mlp.down_proj" => (self.hidden_size, self.intermediate_size),
-            other => panic!("{other} is not a linear layer of a block"),
+    pub fn base(family: &'static Family) -> Self {
+        let defaults = &family.defaults;
+        let plain = |theta| RopeConfig { theta, scaling: RopeScaling::None, width: None };
+        Self {
+            family,
+            class_name: family.classes.first().map_or("", |(class, _)| class).to_owned(),
+            hidden_size: 0,
+            intermediate_size: 0,
+            num_layers: 0,
+            num_heads: 0,
+            num_kv_heads: 0,
+            head_dim: 0,
+            vocab_size: 0,
+            max_positions: defaults.max_positions,
+            original_positions: defaults.original_positions,
+            rms_norm_eps: defaults.epsilon,
+            rope: plain(defaults.theta),
+            window_rope: family.window_rope.then(|| plain(10_000.0)),
+            sliding_window: None,
+            biases: LinearBiases { qkv: family.biases == Biases::Qkv, ..LinearBiases::default() },
+            experts: None,
+            query_pre_attn_scalar: None,
+            attention_soft_cap: None,
+            logit_soft_cap: None,
+            tie_word_embeddings: defaults.tied,
+            torch_dtype: String::new(),
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
         }
     }
 
-    /// Name of a linear layer without `.weight`: `model.layers.3.mlp.up_proj`.
+    /// Block `index`.
     #[must_use]
-    pub fn linear_name(block: usize, linear: &str) -> String {
-        format!("model.layers.{block}.{linear}")
+    pub fn block(&self, index: usize) -> BlockSpec {
+        self.family.block(self, index)
+    }
+
+    /// The linear layers of block `index`, in the order in which they are computed.
+    #[must_use]
+    pub fn slots(&self, index: usize) -> Vec<Slot> {
+        self.block(index).slots(self.hidden_size)
+    }
+
+    /// Names of the linear layers of block `index` whose weights are quantized, without `.weight`, in
+    /// the order in which they are computed.
+    #[must_use]
+    pub fn linear_names(&self, index: usize) -> Vec<String> {
+        let slots = self.slots(index).into_iter().filter(Slot::is_quantized);
+        slots.map(|slot| Self::module_name(index, &slot.name)).collect()
+    }
+
+    /// Weights of the linear layers of block `index`.
+    #[must_use]
+    pub fn linear_weights(&self, index: usize) -> usize {
+        self.slots(index).iter().map(|slot| slot.out * slot.inputs).sum()
+    }
+
+    /// Name of a module of a block: `model.layers.3.mlp.up_proj`.
+    #[must_use]
+    pub fn module_name(block: usize, module: &str) -> String {
+        format!("model.layers.{block}.{module}")
+    }
+
+    /// Whether a layer sees a window only.
+    #[must_use]
+    pub fn has_window(&self, layer: usize) -> bool {
+        self.sliding_window.as_ref().is_some_and(|window| window.of(layer).is_some())
+    }
+
+    /// What scores are multiplied with.
+    #[must_use]
+    pub fn query_scale(&self) -> f64 {
+        1.0 / self.query_pre_attn_scalar.unwrap_or(self.head_dim as f64).sqrt()
+    }
+
+    /// What embeddings are multiplied with, if they are.
+    #[must_use]
+    pub fn embedding_scale(&self) -> Option<f64> {
+        self.family.scaled_embedding.then(|| (self.hidden_size as f64).sqrt())
+    }
+
+    /// The model type of its class.
+    #[must_use]
+    pub fn model_type(&self) -> &'static str {
+        let classes = self.family.classes;
+        let own = classes.iter().find(|(name, _)| *name == self.class_name);
+        own.or(classes.first()).map_or(self.family.name, |(_, kind)| kind)
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Architecture, LinearBiases, ModelConfig};
+use super::config::{LinearBiases, ModelConfig};
 use super::config_rope;
 
 mod classes;
@@ -16,18 +16,20 @@ mod fields;
 pub(crate) mod keys;
 mod windows;
 
-use classes::Class;
-pub(super) use classes::unsupported;
+pub(super) use classes::Class;
+pub(crate) use classes::unsupported;
 pub(crate) use fields::Fields;
 use fields::whole;
 
+use crate::arch::family::Biases;
+use crate::arch::spec::Activation;
 use crate::formats::packed::QuantizationConfig;
 use crate::source::json as json_file;
 use crate::{Error, Result};
 
 /// Upper bounds that keep every product of two sizes far from overflow.
-const MAX_WIDTH: u64 = 1 << 24;
-const MAX_COUNT: u64 = 1 << 16;
+pub(crate) const MAX_WIDTH: u64 = 1 << 24;
+pub(crate) const MAX_COUNT: u64 = 1 << 16;
 const MAX_POSITIONS: u64 = 1 << 40;
 
 /// A configuration with what only the loader of the weights needs.
@@ -35,8 +37,6 @@ const MAX_POSITIONS: u64 = 1 << 40;
 pub struct ParsedConfig {
     /// The model's shape.
     pub config: ModelConfig,
-    /// Which attention layers have a bias.
-    pub biases: LinearBiases,
     /// How the linear layers are packed, if they are.
     pub quantization: Option<QuantizationConfig>,
     /// What the user should know.
@@ -57,7 +57,7 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
         return Err(Error::damaged(path, "not a JSON object"));
     };
     let class = classes::class(&root, path)?;
-    let (architecture, class_name) = (class.architecture, class.name.to_owned());
+    let (family, class_name) = (class.family, class.name.to_owned());
     let quantization = quantization(&root)?;
     let fields = Fields::new(class.text.unwrap_or(&root), path);
     let mut warnings = Vec::new();
@@ -66,15 +66,18 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
     if class.text.is_some() {
         keys::refuse_unknown_around(&fields.with(&root), &class.known_keys(), class.name)?;
     }
-    keys::warn(&fields, architecture, class.name, &mut warnings);
+    keys::warn(&fields, &class, &mut warnings);
 
     let hidden_size = fields.size("hidden_size", MAX_WIDTH)?;
     let num_layers = fields.size("num_hidden_layers", MAX_COUNT)?;
-    let num_heads = fields.size("num_attention_heads", MAX_COUNT)?;
-    let defaults = Defaults::of(architecture);
+    let defaults = &family.defaults;
+    let num_heads = match (fields.get("num_attention_heads"), defaults.heads) {
+        (None, Some(heads)) => heads,
+        _ => fields.size("num_attention_heads", MAX_COUNT)?,
+    };
     let num_kv_heads = match fields.get("num_key_value_heads") {
         Some(Value::Null) => num_heads,
-        None => defaults.num_kv_heads.unwrap_or(num_heads),
+        None => defaults.kv_heads.unwrap_or(num_heads),
         Some(_) => fields.size("num_key_value_heads", MAX_COUNT)?,
     };
     if !num_heads.is_multiple_of(num_kv_heads) {
@@ -101,33 +104,52 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
     let max_positions = fields
         .optional_size("max_position_embeddings", MAX_POSITIONS)?
         .unwrap_or(defaults.max_positions);
-    let rope = config_rope::parse(&fields, &class_name, head_dim, max_positions, &mut warnings)?;
-    let config = ModelConfig {
-        architecture,
+    let intermediate_size = match (fields.get("intermediate_size"), defaults.intermediate) {
+        (None, Some(width)) => width,
+        _ => fields.size("intermediate_size", MAX_WIDTH)?,
+    };
+    let shape = config_rope::Shape { head_dim, max_positions };
+    let (rope, window_rope) = config_rope::parse(&fields, &class, &shape, &mut warnings)?;
+    let mut config = ModelConfig {
+        family,
         class_name,
         hidden_size,
-        intermediate_size: fields.size("intermediate_size", MAX_WIDTH)?,
+        intermediate_size,
         num_layers,
         num_heads,
         num_kv_heads,
         head_dim,
         vocab_size: fields.size("vocab_size", MAX_WIDTH)?,
         max_positions,
-        rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
+        original_positions: match defaults.original_positions {
+            None => None,
+            Some(default) => Some(
+                fields
+                    .optional_size("original_max_position_embeddings", MAX_POSITIONS)?
+                    .unwrap_or(default),
+            ),
+        },
+        rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
         rope,
-        sliding_window: windows::read(&fields, architecture, num_layers)?,
-        tie_word_embeddings: tied(&root, &fields)?,
+        window_rope,
+        sliding_window: windows::read(&fields, &class, (num_layers, max_positions))?,
+        biases: biases(&fields, &class)?,
+        experts: None,
+        query_pre_attn_scalar: None,
+        attention_soft_cap: None,
+        logit_soft_cap: None,
+        tie_word_embeddings: tied(&root, &fields, defaults.tied)?,
         torch_dtype: dtype(&root, &fields),
         bos_token_id: token_ids(&fields, "bos_token_id")?.first().copied(),
         eos_token_ids: token_ids(&fields, "eos_token_id")?,
     };
-    let biases = biases(&fields, &class)?;
-    Ok(ParsedConfig { config, biases, quantization, warnings, nested: class.text.is_some() })
+    (family.read)(&fields, &mut config)?;
+    Ok(ParsedConfig { config, quantization, warnings, nested: class.text.is_some() })
 }
 
 /// What wraps a text model states for it; the text model's own word comes first.
-fn tied(root: &Map<String, Value>, fields: &Fields) -> Result<bool> {
-    let outer = fields.with(root).flag("tie_word_embeddings", false)?;
+fn tied(root: &Map<String, Value>, fields: &Fields, default: bool) -> Result<bool> {
+    let outer = fields.with(root).flag("tie_word_embeddings", default)?;
     fields.flag("tie_word_embeddings", outer)
 }
 
@@ -136,13 +158,12 @@ fn tied(root: &Map<String, Value>, fields: &Fields) -> Result<bool> {
 fn biases(fields: &Fields, class: &Class) -> Result<LinearBiases> {
     let attention = fields.flag("attention_bias", false)?;
     let mlp = fields.flag("mlp_bias", false)?;
-    let (fits, biases) = match class.architecture {
-        Architecture::Llama => (true, LinearBiases { qkv: attention, output: attention, mlp }),
-        Architecture::Qwen3 => {
-            (!mlp, LinearBiases { qkv: attention, output: attention, mlp: false })
-        }
-        Architecture::Mistral => (!attention && !mlp, LinearBiases::default()),
-        Architecture::Qwen2 => (!mlp, LinearBiases { qkv: true, output: false, mlp: false }),
+    let both = LinearBiases { qkv: attention, output: attention, mlp };
+    let (fits, biases) = match class.family.biases {
+        Biases::AttentionAndMlp => (true, both),
+        Biases::Attention => (!mlp, both),
+        Biases::Never => (!attention && !mlp, LinearBiases::default()),
+        Biases::Qkv => (!mlp, LinearBiases { qkv: true, output: false, mlp: false }),
     };
     if fits {
         return Ok(biases);
@@ -153,15 +174,33 @@ fn biases(fields: &Fields, class: &Class) -> Result<LinearBiases> {
 
 /// Members of a supported class that compute something else than the decoder graph does.
 fn refuse_variants(fields: &Fields, class: &Class) -> Result<()> {
-    if let Some(activation) = fields.text("hidden_act")?
-        && !matches!(activation, "silu" | "swish")
-    {
-        return Err(unsupported(format!(
-            "{} with `hidden_act` \"{activation}\" (\"silu\" is supported)",
-            class.name
-        )));
+    let of_class = |key: &str, activation: &str| match (class.family.activation, key) {
+        (Activation::Silu, _) => matches!(activation, "silu" | "swish"),
+        (Activation::GeluTanh, "hidden_activation") => {
+            matches!(activation, "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast")
+        }
+        // Not read by the class: old files say "gelu" there.
+        (Activation::GeluTanh, _) => {
+            matches!(activation, "gelu" | "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast")
+        }
+    };
+    for key in ["hidden_act", "hidden_activation"] {
+        if let Some(activation) = fields.text(key)?
+            && !of_class(key, activation)
+        {
+            let usual = match class.family.activation {
+                Activation::Silu => "silu",
+                Activation::GeluTanh => "gelu_pytorch_tanh",
+            };
+            return Err(unsupported(format!(
+                "{} with `{key}` \"{activation}\" (\"{usual}\" is supported)",
+                class.name
+            )));
+        }
     }
-    for key in ["num_local_experts", "num_experts", "n_routed_experts"] {
+    let expert_keys = ["n_routed_experts", "num_local_experts", "num_experts"];
+    let read = if class.family.experts.is_some() { 1 } else { expert_keys.len() };
+    for key in &expert_keys[..read] {
         if let Some(experts) = fields.optional_integer(key, MAX_COUNT)?
             && experts > 1
         {
@@ -192,14 +231,8 @@ pub fn generation_end_tokens(text: &str, path: &Path) -> Result<Vec<u32>> {
 /// Writes a configuration as transformers 4 would (which transformers 5 reads too). [`parse`]
 /// gives it back.
 #[must_use]
-pub fn write(config: &ModelConfig, biases: LinearBiases) -> String {
-    let model_type = match config.architecture {
-        Architecture::Llama => "llama",
-        Architecture::Mistral if config.class_name == classes::MINISTRAL => "ministral",
-        Architecture::Mistral => "mistral",
-        Architecture::Qwen2 => "qwen2",
-        Architecture::Qwen3 => "qwen3",
-    };
+pub fn write(config: &ModelConfig) -> String {
+    let model_type = config.model_type();
     let eos = match config.eos_token_ids.as_slice() {
         [] => Value::Null,
         [one] => json!(one),
@@ -219,43 +252,18 @@ pub fn write(config: &ModelConfig, biases: LinearBiases) -> String {
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope.theta,
-        "rope_scaling": config_rope::write(&config.rope.scaling, config.max_positions),
+        "rope_scaling": config_rope::write(config),
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": config.torch_dtype,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos,
     });
-    match config.architecture {
-        Architecture::Llama => {
-            root["attention_bias"] = json!(biases.qkv);
-            root["mlp_bias"] = json!(biases.mlp);
-        }
-        Architecture::Qwen3 => root["attention_bias"] = json!(biases.qkv),
-        Architecture::Mistral | Architecture::Qwen2 => {}
-    }
+    (config.family.write)(config, &mut root);
+    config_rope::write_rest(config, &mut root);
     windows::write(config, &mut root);
     let mut text = format!("{root:#}");
     text.push('\n');
     text
-}
-
-/// What the configuration classes assume for missing keys, where they differ.
-struct Defaults {
-    num_kv_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_positions: usize,
-}
-
-impl Defaults {
-    fn of(architecture: Architecture) -> Self {
-        let (num_kv_heads, head_dim, max_positions) = match architecture {
-            Architecture::Llama => (None, None, 2048),
-            Architecture::Mistral => (Some(8), None, 4096 * 32),
-            Architecture::Qwen2 => (Some(32), None, 32_768),
-            Architecture::Qwen3 => (Some(32), Some(128), 32_768),
-        };
-        Self { num_kv_heads, head_dim, max_positions }
-    }
 }
 
 /// How the layers of a checkpoint are packed, if they are.

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::{RopeConfig, RopeScaling};
-use super::config_json::{Fields, unsupported};
+use super::config::{ModelConfig, RopeConfig, RopeScaling};
+use super::config_json::{Class, Fields, unsupported};
 use crate::Result;
 
 const MAX_POSITIONS: u64 = 1 << 40;
@@ -36,30 +36,69 @@ const KNOWN: [&str; 19] = [
 /// vLLM multiplies with the first, which transformers ignores; the second orders the axes of images.
 const IGNORED: [&str; 2] = ["attn_factor", "mrope_interleaved"];
 
-/// Reads base and scaling. Transformers 5 puts both into `rope_parameters`, there possibly one set
-/// per kind of attention layer.
+/// Sizes that rotations depend on.
+pub(super) struct Shape {
+    pub(super) head_dim: usize,
+    pub(super) max_positions: usize,
+}
+
+/// Reads base and scaling, and those of layers with a window where they have their own. Transformers
+/// 5 puts both into `rope_parameters`, there possibly one set per kind of attention layer.
 pub(super) fn parse(
     fields: &Fields,
-    class_name: &str,
-    head_dim: usize,
-    max_positions: usize,
+    class: &Class,
+    shape: &Shape,
     warnings: &mut Vec<String>,
-) -> Result<RopeConfig> {
+) -> Result<(RopeConfig, Option<RopeConfig>)> {
+    let own_of_windows = class.family.window_rope;
     let mut scaling = fields.object("rope_parameters")?.or(fields.object("rope_scaling")?);
+    let mut window = None;
     if let Some(per_layer) = &scaling
         && let Some(full) = per_layer.object("full_attention")?
     {
-        let sliding = per_layer.get("sliding_attention");
-        if sliding.is_some_and(|sliding| Some(sliding) != per_layer.get("full_attention")) {
+        window = per_layer.object("sliding_attention")?;
+        if window.as_ref().is_some_and(|window| !own_of_windows && !window.same_as(&full)) {
             return Err(unsupported(format!(
-                "{class_name} with other `rope_parameters` for sliding attention"
+                "{} with other `rope_parameters` for sliding attention",
+                class.name
             )));
         }
         scaling = Some(full);
     }
     let none = Map::new();
     let scaling = scaling.unwrap_or_else(|| fields.with(&none));
-    refuse_unknown(&scaling, class_name)?;
+    let rope = one(fields, &scaling, class, shape, warnings)?;
+    if !own_of_windows {
+        return Ok((rope, None));
+    }
+    let window = window.unwrap_or_else(|| fields.with(&none));
+    let theta = match window.positive("rope_theta")? {
+        None => fields.positive("rope_local_base_freq")?,
+        theta => theta,
+    };
+    refuse_unknown(&window, class.name)?;
+    let context = Context {
+        head_dim: shape.head_dim,
+        max_positions: shape.max_positions,
+        beside: None,
+        of_class: None,
+    };
+    let window = RopeConfig {
+        theta: theta.unwrap_or(10_000.0),
+        scaling: parse_scaling(&window, class.name, &context)?,
+        width: None,
+    };
+    Ok((rope, Some(window)))
+}
+
+fn one(
+    fields: &Fields,
+    scaling: &Fields,
+    class: &Class,
+    shape: &Shape,
+    warnings: &mut Vec<String>,
+) -> Result<RopeConfig> {
+    refuse_unknown(scaling, class.name)?;
     if let Some(factor) = scaling.get("attn_factor").filter(|factor| !factor.is_null()) {
         warnings.push(format!(
             "`attn_factor` {factor} of config.json's rotary scaling is left out, as transformers \
@@ -67,26 +106,47 @@ pub(super) fn parse(
         ));
     }
     let partial = scaling.positive("partial_rotary_factor")?;
+    let mut width = None;
     if let Some(part) = partial.or(fields.positive("partial_rotary_factor")?)
         && part < 1.0
     {
-        return Err(unsupported(format!("{class_name} with `partial_rotary_factor` {part}")));
+        if !class.family.partial_rope {
+            return Err(unsupported(format!("{} with `partial_rotary_factor` {part}", class.name)));
+        }
+        let rotating = (shape.head_dim as f64 * part) as usize;
+        if rotating == 0 || !rotating.is_multiple_of(2) {
+            return Err(fields.damaged(format!(
+                "`partial_rotary_factor` {part} of heads of width {} is {rotating} values",
+                shape.head_dim
+            )));
+        }
+        width = Some(rotating);
     }
     let theta = scaling.positive("rope_theta")?.or(fields.positive("rope_theta")?);
     // Phi-3 and its relatives put it beside the rotary scaling.
     let beside = fields.optional_size("original_max_position_embeddings", MAX_POSITIONS)?;
-    let context = Context { head_dim, max_positions, beside };
+    let context = Context {
+        head_dim: width.unwrap_or(shape.head_dim),
+        max_positions: shape.max_positions,
+        beside,
+        of_class: class.family.defaults.original_positions,
+    };
     Ok(RopeConfig {
-        theta: theta.unwrap_or(10_000.0),
-        scaling: parse_scaling(&scaling, class_name, &context)?,
+        theta: theta.unwrap_or(class.family.defaults.theta),
+        scaling: parse_scaling(scaling, class.name, &context)?,
+        width,
     })
 }
 
 fn refuse_unknown(scaling: &Fields, class_name: &str) -> Result<()> {
-    let neutral = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
-    let unknown = scaling
-        .entries()
-        .find(|(key, value)| !KNOWN.contains(key) && !IGNORED.contains(key) && !neutral(value));
+    let neutral = |key: &str, value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        // YaRN's mix with extrapolation, which is whole.
+        value => key == "extrapolation_factor" && value.as_f64() == Some(1.0),
+    };
+    let unknown = scaling.entries().find(|(key, value)| {
+        !KNOWN.contains(key) && !IGNORED.contains(key) && !neutral(key, value)
+    });
     match unknown {
         None => Ok(()),
         Some((key, value)) => {
@@ -101,6 +161,8 @@ struct Context {
     max_positions: usize,
     /// `original_max_position_embeddings` of the model's own keys.
     beside: Option<usize>,
+    /// What the class assumes for it where it is a member of the class, and then counts more.
+    of_class: Option<usize>,
 }
 
 fn parse_scaling(fields: &Fields, class_name: &str, context: &Context) -> Result<RopeScaling> {
@@ -126,6 +188,10 @@ fn parse_scaling(fields: &Fields, class_name: &str, context: &Context) -> Result
             high_freq_factor: fields.positive("high_freq_factor")?.unwrap_or(4.0),
             original_context: original.unwrap_or(8192),
         }),
+        // An older name of it, where the class has factors for long texts only.
+        "longrope" | "su" | "yarn" if context.of_class.is_some() => {
+            longrope(fields, context, original)
+        }
         "yarn" => {
             let original_context = original.unwrap_or(max_positions);
             let factor = match fields.positive("factor")? {
@@ -188,7 +254,11 @@ fn longrope(fields: &Fields, context: &Context, original: Option<usize>) -> Resu
             })
     };
     let (short, long) = (list("short_factor")?, list("long_factor")?);
-    let original_context = original.or(context.beside).unwrap_or(context.max_positions);
+    let original = match context.of_class {
+        Some(default) => Some(context.beside.unwrap_or(default)),
+        None => original.or(context.beside),
+    };
+    let original_context = original.unwrap_or(context.max_positions);
     let attention_factor = if let Some(given) = fields.positive("attention_factor")? {
         given
     } else {
@@ -208,9 +278,23 @@ fn longrope(fields: &Fields, context: &Context, original: Option<usize>) -> Resu
     Ok(RopeScaling::LongRope { short, long, original_context, attention_factor })
 }
 
+/// What else a configuration says about rotations, beside base and scaling.
+pub(super) fn write_rest(config: &ModelConfig, root: &mut Value) {
+    if let Some(width) = config.rope.width {
+        root["partial_rotary_factor"] = json!(width as f64 / config.head_dim as f64);
+    }
+    if let Some(window) = &config.window_rope {
+        root["rope_local_base_freq"] = json!(window.theta);
+    }
+    if let Some(positions) = config.original_positions {
+        root["original_max_position_embeddings"] = json!(positions);
+    }
+}
+
 /// The value of `rope_scaling`.
-pub(super) fn write(scaling: &RopeScaling, max_positions: usize) -> Value {
-    match scaling {
+pub(super) fn write(config: &ModelConfig) -> Value {
+    let max_positions = config.max_positions;
+    match &config.rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => {
             json!({ "rope_type": "linear", "type": "linear", "factor": factor })

@@ -1,14 +1,19 @@
 //! A GGUF file as a model: metadata into a configuration, tensors under their Hugging Face names in
 //! the bytes of the file, the tokenizer rebuilt.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use indexmap::IndexMap;
 
 use super::catalog::{keep_expected, some_of};
-use super::config::{Architecture, LinearBiases, ModelConfig, RopeConfig};
+use super::config::{LinearBiases, ModelConfig, RopeConfig};
 pub(crate) use super::gguf_parts::{model_name, open_parts, part_paths};
 use super::{LocalModel, ModelFormat, Weight, config_json, gguf_rope, gguf_tokenizer, names};
+use crate::arch::Family;
+use crate::arch::families::{LLAMA, QWEN2, QWEN3};
+use crate::arch::family::Biases;
+use crate::arch::tensors::{self, Edit};
 use crate::formats::gguf::{GgufFile, Value};
 use crate::formats::gguf_ext;
 use crate::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
@@ -27,7 +32,7 @@ pub fn open(path: &Path) -> Result<LocalModel> {
         return gguf_ext::open(path)?.model();
     }
     let mut warnings = Vec::new();
-    let architecture = architecture(first)?;
+    let family = family(first)?;
     let keys =
         Keys { file: first, prefix: first.text("general.architecture")?.unwrap_or_default() };
     refuse_variants(&keys)?;
@@ -42,16 +47,16 @@ pub fn open(path: &Path) -> Result<LocalModel> {
             }
         }
     }
-    let config = configuration(&keys, architecture, &tensors, &mut warnings)?;
-    let biases = biases(architecture, config.num_layers, &tensors, path)?;
+    let mut config = configuration(&keys, family, &tensors, &mut warnings)?;
+    config.biases = biases(family, config.num_layers, &tensors, path)?;
     let mut weights = rename(tensors, &config, path)?;
-    let left_out = keep_expected(&mut weights, &config, biases, path, &mut warnings)?;
+    let left_out = keep_expected(&mut weights, &config, path, &mut warnings)?;
     let tokenizer = gguf_tokenizer::rebuild(first, config.max_positions, &mut warnings)?;
     Ok(LocalModel {
         name: model_name(path),
         path: path.to_path_buf(),
         format: ModelFormat::Gguf,
-        config_json: config_json::write(&config, biases),
+        config_json: config_json::write(&config),
         config,
         tokenizer_json: tokenizer.as_ref().map(|files| files.tokenizer_json.clone()),
         tokenizer_config_json: tokenizer.map(|files| files.tokenizer_config_json),
@@ -61,7 +66,7 @@ pub fn open(path: &Path) -> Result<LocalModel> {
     })
 }
 
-fn architecture(file: &GgufFile) -> Result<Architecture> {
+fn family(file: &GgufFile) -> Result<&'static Family> {
     let name = file
         .text("general.architecture")?
         .ok_or_else(|| file.damaged("general.architecture is missing"))?;
@@ -74,9 +79,9 @@ fn architecture(file: &GgufFile) -> Result<Architecture> {
         )));
     }
     Ok(match name {
-        "llama" => Architecture::Llama,
-        "qwen2" => Architecture::Qwen2,
-        "qwen3" => Architecture::Qwen3,
+        "llama" => &LLAMA,
+        "qwen2" => &QWEN2,
+        "qwen3" => &QWEN3,
         other => {
             return Err(config_json::unsupported(format!("architecture {other} is not supported")));
         }
@@ -227,7 +232,7 @@ const MAX_COUNT: u32 = 1 << 16;
 
 fn configuration(
     keys: &Keys,
-    architecture: Architecture,
+    family: &'static Family,
     tensors: &IndexMap<String, StoredTensor>,
     warnings: &mut Vec<String>,
 ) -> Result<ModelConfig> {
@@ -272,15 +277,7 @@ fn configuration(
             keys.prefix
         ));
     }
-    let class_name = match architecture {
-        Architecture::Llama => "LlamaForCausalLM",
-        Architecture::Mistral => "MistralForCausalLM",
-        Architecture::Qwen2 => "Qwen2ForCausalLM",
-        Architecture::Qwen3 => "Qwen3ForCausalLM",
-    };
     Ok(ModelConfig {
-        architecture,
-        class_name: class_name.to_owned(),
         hidden_size,
         intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
         num_layers: keys.size("block_count", MAX_COUNT)?,
@@ -295,12 +292,13 @@ fn configuration(
         rope: RopeConfig {
             theta: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
             scaling: gguf_rope::scaling(keys, tensors, head_dim, max_positions)?,
+            width: None,
         },
-        sliding_window: None,
         tie_word_embeddings: !tensors.contains_key("output.weight"),
         torch_dtype: dtype(tensors).to_owned(),
         bos_token_id: gguf_tokenizer::bos_token(file)?,
         eos_token_ids: gguf_tokenizer::end_tokens(file)?,
+        ..ModelConfig::base(family)
     })
 }
 
@@ -318,7 +316,7 @@ fn dtype(tensors: &IndexMap<String, StoredTensor>) -> &'static str {
 
 /// Which linear layers have biases: those of a kind in all blocks or in none.
 fn biases(
-    architecture: Architecture,
+    family: &Family,
     layers: usize,
     tensors: &IndexMap<String, StoredTensor>,
     path: &Path,
@@ -344,29 +342,31 @@ fn biases(
         ))
     };
     let [Some(qkv), Some(output), Some(mlp)] = found else { return Err(partial()) };
-    let fits = match architecture {
-        Architecture::Qwen2 => !output && !mlp,
-        Architecture::Mistral => !qkv && !output && !mlp,
+    let fits = match family.biases {
+        Biases::Qkv => !output && !mlp,
+        Biases::Never => !qkv && !output && !mlp,
         // The configuration has one switch for all four of the attention.
-        Architecture::Llama => qkv == output,
-        Architecture::Qwen3 => qkv == output && !mlp,
+        Biases::AttentionAndMlp => qkv == output,
+        Biases::Attention => qkv == output && !mlp,
     };
     if !fits {
         return Err(partial());
     }
-    let qkv = qkv || architecture == Architecture::Qwen2;
+    let qkv = qkv || family.biases == Biases::Qkv;
     Ok(LinearBiases { qkv, output, mlp })
 }
 
 /// Tensors under their Hugging Face names, q and k of the llama architecture in its row order.
 fn rename(
-    tensors: IndexMap<String, StoredTensor>,
+    stored: IndexMap<String, StoredTensor>,
     config: &ModelConfig,
     path: &Path,
 ) -> Result<IndexMap<String, Weight>> {
-    let mut weights = IndexMap::with_capacity(tensors.len());
+    let mut weights = IndexMap::with_capacity(stored.len());
     let mut unknown = Vec::new();
-    for (gguf, tensor) in tensors {
+    let edits: HashMap<String, Edit> =
+        tensors::of_model(config).into_iter().map(|tensor| (tensor.gguf, tensor.edit)).collect();
+    for (gguf, tensor) in stored {
         if gguf_rope::is_factors(&gguf) {
             continue;
         }
@@ -380,15 +380,10 @@ fn rename(
             unknown.push(gguf);
             continue;
         };
-        let heads = match (config.architecture, name.rsplit('.').nth(1)) {
-            (Architecture::Llama, Some("q_proj")) => Some(config.num_heads),
-            (Architecture::Llama, Some("k_proj")) => Some(config.num_kv_heads),
-            _ => None,
-        };
-        let tensor = match heads {
-            Some(heads) => in_pairs(tensor, heads, config.head_dim)
+        let tensor = match edits.get(&gguf) {
+            Some(Edit::Pairs { heads }) => in_pairs(tensor, *heads, config.head_dim)
                 .ok_or_else(|| Error::damaged(path, format!("{gguf} has an unexpected shape")))?,
-            None => tensor,
+            _ => tensor,
         };
         weights.insert(name, Weight::Stored(tensor));
     }

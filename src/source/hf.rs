@@ -14,7 +14,10 @@ use serde_json::{Value, json};
 
 use super::catalog::{keep_expected, keep_head, some_of};
 use super::packed::{self, Entry};
-use super::{LocalModel, ModelFormat, Weight, chat_files, config_json, present, text_names};
+use super::{
+    LocalModel, ModelFormat, Weight, chat_files, config_json, experts, present, text_names,
+};
+use crate::arch::tensors;
 use crate::formats::input;
 use crate::source::json as json_file;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
@@ -76,19 +79,14 @@ pub fn open(directory: &Path) -> Result<LocalModel> {
         set(&mut text, "tie_word_embeddings", json!(false));
     }
     let warnings = &mut parsed.warnings;
-    left_out.extend(keep_expected(
-        &mut weights,
-        &parsed.config,
-        parsed.biases,
-        directory,
-        warnings,
-    )?);
+    experts::split(&mut weights, &parsed.config, directory)?;
+    left_out.extend(keep_expected(&mut weights, &parsed.config, directory, warnings)?);
     if parsed.config.torch_dtype.is_empty() {
         parsed.config.torch_dtype = most_used_dtype(&weights);
     }
     if parsed.nested {
         // The weights have the names of the plain class now.
-        text = config_json::write(&parsed.config, parsed.biases);
+        text = config_json::write(&parsed.config);
     }
 
     let tokenizer_json =
@@ -435,7 +433,7 @@ fn refuse_other_types(
     parsed: &config_json::ParsedConfig,
     directory: &Path,
 ) -> Result<()> {
-    let expected = super::catalog::expected_tensors(&parsed.config, parsed.biases);
+    let expected = tensors::of_model(&parsed.config);
     let Some((name, dtype)) =
         expected.iter().find_map(|tensor| refused.get_key_value(&tensor.name))
     else {

@@ -9,8 +9,8 @@ mod chat_functions;
 mod chat_size;
 pub mod config;
 pub mod config_json;
-pub(crate) mod config_keys;
 mod config_rope;
+pub(crate) mod experts;
 pub mod gguf;
 mod gguf_parts;
 mod gguf_rope;
@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
-pub use config::{Architecture, ModelConfig};
+pub use config::ModelConfig;
 
 use crate::formats::detect::{self, PathKind};
 use crate::formats::littlebit;
@@ -178,7 +178,7 @@ pub struct LocalModel {
     /// `tokenizer_config.json` as text (with `chat_template`), if any.
     pub tokenizer_config_json: Option<String>,
     /// Weights by Hugging Face name (`model.layers.0.mlp.up_proj.weight`), in file order: exactly
-    /// the tensors of [`catalog::expected_tensors`].
+    /// the tensors of [`crate::arch::tensors::of_model`].
     pub weights: IndexMap<String, Weight>,
     /// Tensors of the source that are none of the model's, by their names there.
     pub left_out: Vec<String>,

@@ -1,14 +1,13 @@
 //! The real decoder, measured: a tiny Llama with random weights.
 
 use indexmap::IndexMap;
+use llm_quantize::arch::families::LLAMA;
 use llm_quantize::backend::Backend;
 use llm_quantize::calibration::{EvaluationWindows, InputStatistics, Protocol};
 use llm_quantize::eval::{Decoding, LanguageModel, Perplexity, TextGenerator};
 use llm_quantize::inference::Decoder;
 use llm_quantize::progress::NullProgress;
-use llm_quantize::source::config::{
-    Architecture, BLOCK_LINEARS, ModelConfig, RopeConfig, RopeScaling,
-};
+use llm_quantize::source::config::ModelConfig;
 use llm_quantize::source::{LocalModel, ModelFormat, Weight};
 use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
 use rand::{Rng, SeedableRng};
@@ -20,8 +19,6 @@ const VOCAB: usize = 61;
 
 fn config() -> ModelConfig {
     ModelConfig {
-        architecture: Architecture::Llama,
-        class_name: "LlamaForCausalLM".into(),
         hidden_size: 32,
         intermediate_size: 48,
         num_layers: 2,
@@ -31,13 +28,30 @@ fn config() -> ModelConfig {
         vocab_size: VOCAB,
         max_positions: 128,
         rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        sliding_window: None,
         tie_word_embeddings: true,
         torch_dtype: "float32".into(),
         bos_token_id: None,
         eos_token_ids: vec![3],
+        ..ModelConfig::base(&LLAMA)
     }
+}
+
+/// The linear layers of a block.
+const BLOCK_LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// `[out, in]` of one of them.
+fn linear_shape(config: &ModelConfig, linear: &str) -> (usize, usize) {
+    let slots = config.slots(0);
+    let slot = slots.iter().find(|slot| slot.name == linear).unwrap();
+    (slot.out, slot.inputs)
 }
 
 /// A Llama of two blocks with weights drawn evenly between ±`size`.
@@ -62,8 +76,8 @@ pub(crate) fn random_llama(size: f32) -> Decoder {
             weights.insert(name, tensor(vec![hidden], 1.0));
         }
         for linear in BLOCK_LINEARS {
-            let (rows, columns) = config.linear_shape(linear);
-            let name = format!("{}.weight", ModelConfig::linear_name(block, linear));
+            let (rows, columns) = linear_shape(&config, linear);
+            let name = format!("{}.weight", ModelConfig::module_name(block, linear));
             weights.insert(name, tensor(vec![rows, columns], 0.0));
         }
     }
@@ -149,9 +163,9 @@ fn its_linear_layers_are_observed() {
         decoder.hidden(window, 2, None, Some(&mut statistics)).unwrap();
     }
     assert_eq!(statistics.layers.len(), 2 * BLOCK_LINEARS.len());
-    let layer = |name: &str| &statistics.layers[&ModelConfig::linear_name(1, name)];
+    let layer = |name: &str| &statistics.layers[&ModelConfig::module_name(1, name)];
     for linear in BLOCK_LINEARS {
-        assert_eq!(layer(linear).sum_squares.len(), decoder.config().linear_shape(linear).1);
+        assert_eq!(layer(linear).sum_squares.len(), linear_shape(decoder.config(), linear).1);
         assert_eq!(layer(linear).tokens, 300);
         assert!(layer(linear).weights().iter().all(|&weight| weight > 0.0));
     }

@@ -14,9 +14,19 @@ use llm_quantize::inference::decoder::Decoder;
 use llm_quantize::source::{self, LocalModel};
 
 /// What the decoder computes: it must not be refused.
-const COMPUTED: [&str; 23] = [
-    "llama2",
-    "llama3",
+const COMPUTED: [&str; 43] = [
+    "fee-phi-attnfactor",
+    "gemma2",
+    "gemma2-layertypes",
+    "gemma2-nosoftcap",
+    "gemma2-qpas",
+    "gemma2-untied",
+    "gemma3-linear8",
+    "gemma3-pattern2",
+    "gemma3-qpas",
+    "gemma3-text",
+    "gemma3-untied",
+    "gemma3-wrap",
     "llama-bias",
     "llama-dynamic-beyond",
     "llama-headdim",
@@ -26,18 +36,28 @@ const COMPUTED: [&str; 23] = [
     "llama-yarn",
     "llama-yarn-mscale",
     "llama-yarn-notrunc",
+    "llama2",
+    "llama3",
     "llava-llama",
     "ministral",
     "mistral-sw",
     "mistral3-wrap",
+    "mixtral",
+    "mixtral-sw",
+    "phi3",
+    "phi3-longrope",
+    "phi4-mini",
     "qwen2-layertypes",
     "qwen2-sw",
     "qwen2.5",
     "qwen2.5-vl",
+    "qwen2moe",
     "qwen3",
     "qwen3-bias",
     "qwen3-sw",
     "qwen3-vl",
+    "qwen3moe",
+    "qwen3moe-nonorm",
 ];
 
 fn folder() -> Option<PathBuf> {

@@ -3,9 +3,10 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::Activation;
 use candle_transformers::models::{llama, mistral, qwen2, qwen3};
-use llm_quantize::source::config::{Architecture, BLOCK_LINEARS, RopeScaling};
+use llm_quantize::arch::families::{LLAMA, MISTRAL, QWEN2, QWEN3};
+use llm_quantize::source::config::RopeScaling;
 
-use crate::tiny::{Tiny, config, largest_difference, logits, tokens, window};
+use crate::tiny::{BLOCK_LINEARS, Tiny, config, largest_difference, logits, tokens, window};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -68,19 +69,19 @@ fn check_llama(model: &Tiny, length: usize) {
 
 #[test]
 fn llama() {
-    check_llama(&Tiny::new(config(Architecture::Llama), &[], 21), 24);
+    check_llama(&Tiny::new(config(&LLAMA), &[], 21), 24);
 }
 
 #[test]
 fn llama_tied() {
-    let mut config = config(Architecture::Llama);
+    let mut config = config(&LLAMA);
     config.tie_word_embeddings = true;
     check_llama(&Tiny::new(config, &[], 22), 24);
 }
 
 #[test]
 fn llama3_positions() {
-    let mut config = config(Architecture::Llama);
+    let mut config = config(&LLAMA);
     config.rope.scaling = RopeScaling::Llama3 {
         factor: 8.0,
         low_freq_factor: 1.0,
@@ -117,14 +118,14 @@ fn check_mistral(model: &Tiny, length: usize) {
 
 #[test]
 fn mistral() {
-    let mut config = config(Architecture::Mistral);
+    let mut config = config(&MISTRAL);
     config.head_dim = 12;
     check_mistral(&Tiny::new(config, &[], 24), 24);
 }
 
 #[test]
 fn mistral_with_a_window() {
-    let mut config = config(Architecture::Mistral);
+    let mut config = config(&MISTRAL);
     config.sliding_window = Some(window(9, 0));
     check_mistral(&Tiny::new(config, &[], 25), 32);
 }
@@ -157,7 +158,7 @@ fn check_qwen2(model: &Tiny) {
 #[test]
 fn qwen2() {
     for tied in [false, true] {
-        let mut config = config(Architecture::Qwen2);
+        let mut config = config(&QWEN2);
         config.tie_word_embeddings = tied;
         config.rope.theta = 1e6;
         check_qwen2(&Tiny::new(config, &BLOCK_LINEARS[..3], 26));
@@ -167,7 +168,7 @@ fn qwen2() {
 #[test]
 fn qwen3() {
     for tied in [false, true] {
-        let mut config = config(Architecture::Qwen3);
+        let mut config = config(&QWEN3);
         config.tie_word_embeddings = tied;
         config.head_dim = 16;
         let model = Tiny::new(config, &[], 27);

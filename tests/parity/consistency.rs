@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Tensor, Var};
+use llm_quantize::arch::families::{LLAMA, MISTRAL, QWEN3};
 use llm_quantize::inference::generate::StopReason;
 use llm_quantize::inference::{
     CacheType, Decoder, Execution, Generator, LinearLayer, Observer, Sampling,
 };
-use llm_quantize::source::config::{Architecture, BLOCK_LINEARS, ModelConfig};
+use llm_quantize::source::config::ModelConfig;
 
-use crate::tiny::{Tiny, config, largest_difference, logits, tokens, window};
+use crate::tiny::{
+    BLOCK_LINEARS, Tiny, config, largest_difference, linear_shape, logits, tokens, window,
+};
 
 fn models() -> Vec<Tiny> {
-    let mut windowed = config(Architecture::Mistral);
+    let mut windowed = config(&MISTRAL);
     windowed.sliding_window = Some(window(9, 1));
     vec![
-        Tiny::new(config(Architecture::Llama), &BLOCK_LINEARS, 31),
+        Tiny::new(config(&LLAMA), &BLOCK_LINEARS, 31),
         Tiny::new(windowed, &[], 32),
-        Tiny::new(config(Architecture::Qwen3), &[], 33),
+        Tiny::new(config(&QWEN3), &[], 33),
     ]
 }
 
@@ -185,14 +188,14 @@ fn an_observer_sees_every_input_once_per_token() {
         seen.push(squares.0);
     }
     let names: Vec<String> = (0..model.config.num_layers)
-        .flat_map(|block| BLOCK_LINEARS.map(|linear| ModelConfig::linear_name(block, linear)))
+        .flat_map(|block| BLOCK_LINEARS.map(|linear| ModelConfig::module_name(block, linear)))
         .collect();
     for observed in &seen {
         assert_eq!(observed.len(), names.len());
         for (at, name) in names.iter().enumerate() {
             let (count, sums) = &observed[name];
             assert_eq!(*count, 24);
-            assert_eq!(sums.len(), model.config.linear_shape(BLOCK_LINEARS[at % 7]).1);
+            assert_eq!(sums.len(), linear_shape(&model.config, BLOCK_LINEARS[at % 7]).1);
         }
         assert_eq!(observed[&names[0]], observed[&names[2]]);
         assert_ne!(observed[&names[0]], observed[&names[4]]);
@@ -370,7 +373,7 @@ fn greedy_generation_takes_the_largest_logit_each_time() {
 
 #[test]
 fn generation_stops_where_the_context_ends() {
-    let mut config = config(Architecture::Llama);
+    let mut config = config(&LLAMA);
     config.max_positions = 20;
     let model = Tiny::new(config, &[], 35);
     let decoder = model.decoder();

@@ -1,13 +1,12 @@
 //! Every option of the graph against the reference in f64.
 
+use llm_quantize::arch::families::{LLAMA, MISTRAL, QWEN2, QWEN3};
 use llm_quantize::inference::Execution;
 use llm_quantize::inference::rope::Rope;
-use llm_quantize::source::config::{
-    Architecture, BLOCK_LINEARS, ModelConfig, RopeConfig, RopeScaling,
-};
+use llm_quantize::source::config::{ModelConfig, RopeConfig, RopeScaling};
 
 use crate::reference;
-use crate::tiny::{Tiny, config, largest_difference, logits, tokens, window};
+use crate::tiny::{BLOCK_LINEARS, Tiny, config, largest_difference, logits, tokens, window};
 
 /// Rounding of activations in f32, for logits of magnitude up to about ten.
 const TOLERANCE: f64 = 1e-4;
@@ -24,25 +23,25 @@ fn check(model: &Tiny, length: usize) {
 }
 
 fn scaled(scaling: RopeScaling) -> ModelConfig {
-    let mut config = config(Architecture::Llama);
+    let mut config = config(&LLAMA);
     config.head_dim = 16;
-    config.rope = RopeConfig { theta: 10_000.0, scaling };
+    config.rope = RopeConfig { theta: 10_000.0, scaling, width: None };
     config
 }
 
 #[test]
 fn plain_llama() {
-    check(&Tiny::new(config(Architecture::Llama), &[], 1), 40);
+    check(&Tiny::new(config(&LLAMA), &[], 1), 40);
 }
 
 #[test]
 fn long_sequences_take_several_query_blocks() {
-    check(&Tiny::new(config(Architecture::Llama), &[], 2), 300);
+    check(&Tiny::new(config(&LLAMA), &[], 2), 300);
 }
 
 #[test]
 fn one_and_few_tokens() {
-    let model = Tiny::new(config(Architecture::Llama), &[], 3);
+    let model = Tiny::new(config(&LLAMA), &[], 3);
     for length in 1..=6 {
         check(&model, length);
     }
@@ -50,25 +49,25 @@ fn one_and_few_tokens() {
 
 #[test]
 fn tied_head() {
-    let mut config = config(Architecture::Llama);
+    let mut config = config(&LLAMA);
     config.tie_word_embeddings = true;
     check(&Tiny::new(config, &[], 4), 20);
 }
 
 #[test]
 fn biases_everywhere() {
-    check(&Tiny::new(config(Architecture::Llama), &BLOCK_LINEARS, 5), 20);
+    check(&Tiny::new(config(&LLAMA), &BLOCK_LINEARS, 5), 20);
 }
 
 #[test]
 fn qwen2_biases() {
     let biased = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-    check(&Tiny::new(config(Architecture::Qwen2), &biased, 6), 20);
+    check(&Tiny::new(config(&QWEN2), &biased, 6), 20);
 }
 
 #[test]
 fn qwen3_head_norms_and_explicit_head_width() {
-    let mut config = config(Architecture::Qwen3);
+    let mut config = config(&QWEN3);
     config.head_dim = 20;
     check(&Tiny::new(config, &[], 7), 20);
 }
@@ -76,7 +75,7 @@ fn qwen3_head_norms_and_explicit_head_width() {
 #[test]
 fn one_key_head_and_one_per_query() {
     for kv_heads in [1, 6] {
-        let mut config = config(Architecture::Llama);
+        let mut config = config(&LLAMA);
         config.num_kv_heads = kv_heads;
         check(&Tiny::new(config, &[], 8), 20);
     }
@@ -87,7 +86,7 @@ fn sliding_windows() {
     for (size, first_layer, length) in
         [(7, 0, 40), (1, 0, 10), (7, 1, 40), (200, 0, 330), (64, 1, 3)]
     {
-        let mut config = config(Architecture::Mistral);
+        let mut config = config(&MISTRAL);
         config.sliding_window = Some(window(size, first_layer));
         check(&Tiny::new(config, &[], 9), length);
     }
@@ -149,7 +148,7 @@ fn yarn_ramp_starts_and_ends_where_llama_cpp_says() {
             attention_factor: Some(1.0),
             truncate: true,
         };
-        let rope = Rope::new(&RopeConfig { theta, scaling }, head_dim).unwrap();
+        let rope = Rope::new(&RopeConfig { theta, scaling, width: None }, head_dim).unwrap();
         for (i, frequency) in rope.frequencies().iter().enumerate() {
             let plain = theta.powf(-2.0 * i as f64 / head_dim as f64);
             let slower = plain / frequency;
@@ -167,7 +166,7 @@ fn yarn_ramp_starts_and_ends_where_llama_cpp_says() {
 #[test]
 fn unusable_positions_are_refused() {
     let refused = |theta: f64, scaling: RopeScaling, head_dim: usize| {
-        Rope::new(&RopeConfig { theta, scaling }, head_dim).is_err()
+        Rope::new(&RopeConfig { theta, scaling, width: None }, head_dim).is_err()
     };
     assert!(refused(1e4, RopeScaling::None, 7));
     assert!(refused(f64::NAN, RopeScaling::None, 8));

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use indexmap::IndexMap;
+use llm_quantize::arch::Family;
+use llm_quantize::arch::families::QWEN3;
 use llm_quantize::backend::Backend;
 use llm_quantize::inference::Decoder;
-use llm_quantize::source::config::{
-    Architecture, BLOCK_LINEARS, ModelConfig, RopeConfig, RopeScaling, SlidingWindow,
-};
+use llm_quantize::source::config::{ModelConfig, SlidingWindow};
 use llm_quantize::source::{LocalModel, ModelFormat, Weight};
 use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
 use rand::{Rng, SeedableRng};
@@ -23,11 +23,27 @@ pub(crate) struct Tiny {
     pub(crate) tensors: IndexMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
+/// The linear layers of a block.
+pub(crate) const BLOCK_LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// `[out, in]` of one of them.
+pub(crate) fn linear_shape(config: &ModelConfig, linear: &str) -> (usize, usize) {
+    let slots = config.slots(0);
+    let slot = slots.iter().find(|slot| slot.name == linear).unwrap();
+    (slot.out, slot.inputs)
+}
+
 /// Two blocks, six heads that share two key heads of width 8, untied.
-pub(crate) fn config(architecture: Architecture) -> ModelConfig {
+pub(crate) fn config(family: &'static Family) -> ModelConfig {
     ModelConfig {
-        architecture,
-        class_name: format!("{architecture:?}ForCausalLM"),
         hidden_size: 48,
         intermediate_size: 80,
         num_layers: 2,
@@ -37,12 +53,11 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
         vocab_size: 61,
         max_positions: 512,
         rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        sliding_window: None,
         tie_word_embeddings: false,
         torch_dtype: "float32".into(),
         bos_token_id: None,
         eos_token_ids: vec![],
+        ..ModelConfig::base(family)
     }
 }
 
@@ -66,12 +81,12 @@ impl Tiny {
             let name = |part: &str| format!("model.layers.{block}.{part}");
             add(name("input_layernorm.weight"), vec![hidden], 1.0, 0.3);
             add(name("post_attention_layernorm.weight"), vec![hidden], 1.0, 0.3);
-            if config.architecture == Architecture::Qwen3 {
+            if config.family == &QWEN3 {
                 add(name("self_attn.q_norm.weight"), vec![config.head_dim], 1.0, 0.5);
                 add(name("self_attn.k_norm.weight"), vec![config.head_dim], 1.0, 0.5);
             }
             for linear in BLOCK_LINEARS {
-                let (rows, cols) = config.linear_shape(linear);
+                let (rows, cols) = linear_shape(&config, linear);
                 add(name(&format!("{linear}.weight")), vec![rows, cols], 0.0, 0.35);
                 if biased.contains(&linear) {
                     add(name(&format!("{linear}.bias")), vec![rows], 0.0, 0.5);

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use llm_quantize::Error;
+use llm_quantize::arch::families::LLAMA;
 use llm_quantize::source::config::RopeScaling;
 use llm_quantize::source::{LocalModel, ModelConfig, Weight, config_json, names, open_local};
 use llm_quantize::tensor::{StoredType, ggml};
@@ -165,7 +166,7 @@ fn the_same_weights_read_the_same_from_both_formats() {
             // The converter calls Mistral llama; GGUF has no element type.
             let mut expected = directory.config.clone();
             if model_type == "mistral" {
-                expected.architecture = llm_quantize::source::Architecture::Llama;
+                expected.family = &LLAMA;
                 expected.class_name = "LlamaForCausalLM".into();
             }
             let dtype = match kind {

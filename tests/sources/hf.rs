@@ -349,10 +349,10 @@ fn what_is_not_a_model_is_explained() {
     assert!(error.to_string().contains("pytorch_model.bin"), "{error}");
 
     // The architecture is refused first: weights do not matter then.
-    let gemma = json!({ "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text" });
-    std::fs::write(path.join("config.json"), gemma.to_string()).unwrap();
+    let other = json!({ "architectures": ["MambaForCausalLM"], "model_type": "mamba" });
+    std::fs::write(path.join("config.json"), other.to_string()).unwrap();
     let error = failure(path);
-    assert!(error.to_string().contains("Gemma3ForCausalLM"), "{error}");
+    assert!(error.to_string().contains("MambaForCausalLM"), "{error}");
 
     std::fs::write(path.join("notes.txt"), b"not a model").unwrap();
     assert_eq!(failure(&path.join("notes.txt")).exit_code(), 1);

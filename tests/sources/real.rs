@@ -11,9 +11,10 @@
 
 use std::path::PathBuf;
 
+use llm_quantize::arch::families::LLAMA;
 use llm_quantize::source::chat::ChatMessage;
 use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{Architecture, ModelFormat, Weight, open_local};
+use llm_quantize::source::{ModelFormat, Weight, open_local};
 use sha2::{Digest, Sha256};
 
 use super::llama::Llama;
@@ -73,7 +74,7 @@ fn smollm2_has_the_shape_and_values_that_others_read() {
     assert_eq!(model.format, ModelFormat::Gguf);
     assert_eq!(model.warnings, [""; 0]);
     let config = &model.config;
-    assert_eq!(config.architecture, Architecture::Llama);
+    assert_eq!(config.family, &LLAMA);
     assert_eq!((config.hidden_size, config.intermediate_size), (576, 1536));
     assert_eq!((config.num_heads, config.num_kv_heads, config.head_dim), (9, 3, 64));
     assert_eq!((config.num_layers, config.vocab_size, config.max_positions), (30, 49152, 8192));

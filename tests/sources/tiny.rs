@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use indexmap::IndexMap;
-use llm_quantize::source::catalog::expected_tensors;
+use llm_quantize::arch::tensors;
 use llm_quantize::source::config_json;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ pub(crate) fn values(name: &str, count: usize) -> Vec<f32> {
 /// Random weights for a configuration.
 pub(crate) fn tensors(config: &Value) -> Tensors {
     let parsed = config_json::parse(&config.to_string(), Path::new("config.json")).unwrap();
-    expected_tensors(&parsed.config, parsed.biases)
+    tensors::of_model(&parsed.config)
         .into_iter()
         .map(|tensor| {
             let values = values(&tensor.name, tensor.shape.iter().product());

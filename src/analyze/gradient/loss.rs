@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::inference::attention::soft_cap;
 use crate::inference::slices::with_f32;
 use crate::linalg::products::{Operand, multiply};
 use crate::tensor::StoredTensor;
@@ -14,6 +15,8 @@ const TILE_VALUES: usize = 1 << 24;
 /// The output matrix, `[vocabulary, hidden]`, as stored.
 pub(super) struct Head<'m> {
     weight: &'m StoredTensor,
+    /// `c`, where logits are `c tanh(product / c)`.
+    soft_cap: Option<f32>,
 }
 
 /// A loss and its gradient.
@@ -25,8 +28,8 @@ pub(super) struct Loss {
 }
 
 impl<'m> Head<'m> {
-    pub(super) fn new(weight: &'m StoredTensor) -> Self {
-        Self { weight }
+    pub(super) fn new(weight: &'m StoredTensor, soft_cap: Option<f64>) -> Self {
+        Self { weight, soft_cap: soft_cap.map(|cap| cap as f32) }
     }
 
     /// Negative log-likelihood of `tokens[1..]` given normed final states `hidden`, `[tokens,
@@ -52,7 +55,14 @@ impl<'m> Head<'m> {
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocabulary)
             .zip(&tokens[1..=scored])
-            .map(|(row, &target)| to_gradient(row, target as usize))
+            .map(|(row, &target)| {
+                let Some(cap) = self.soft_cap else { return to_gradient(row, target as usize) };
+                soft_cap(row, cap);
+                let slopes: Vec<f32> = row.iter().map(|z| 1.0 - (z / cap).powi(2)).collect();
+                let loss = to_gradient(row, target as usize);
+                row.iter_mut().zip(slopes).for_each(|(value, slope)| *value *= slope);
+                loss
+            })
             .collect();
         let mut gradient = vec![0.0; rows * width];
         self.tiles(|first, count, weight| {

@@ -22,7 +22,6 @@ use crate::inference::slices::{in_pool, with_f32};
 use crate::inference::weights::{EMBEDDING, HEAD};
 use crate::inference::{Decoder, Execution};
 use crate::source::LocalModel;
-use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
 
 /// The backward pass of a model.
@@ -46,7 +45,11 @@ impl<'m> Gradients<'m> {
             Method::Fisher => Reduction::Squared,
             Method::Activation | Method::Gradient => Reduction::Absolute,
         };
-        Ok(Self { model, reduction, head: Head::new(stored(model, head)?) })
+        Ok(Self {
+            model,
+            reduction,
+            head: Head::new(stored(model, head)?, model.config.logit_soft_cap),
+        })
     }
 
     /// Adds what the samples in `tokens`, each of `length`, give. `stop` is told the share of the
@@ -139,7 +142,6 @@ impl<'m> Gradients<'m> {
             installed.layers.push(std::mem::replace(&mut projection.layer, layer));
             installed.now.push(Named { name: projection.name.clone(), linear });
         }
-        debug_assert_eq!(installed.now.len(), BLOCK_LINEARS.len());
         Ok(installed)
     }
 }

@@ -12,8 +12,8 @@ use crate::formats::littlebit::{Entry, LittleBitFile, TOKENIZER_CONFIG_FILE};
 use crate::formats::space;
 use crate::littlebit::factor::Factor;
 use crate::progress::Progress;
+use crate::source::Weight;
 use crate::source::names::size_label;
-use crate::source::{Architecture, Weight};
 use crate::tensor::StoredType;
 use crate::{Error, Result};
 
@@ -93,12 +93,7 @@ fn chat_template(file: &LittleBitFile) -> Result<Option<String>> {
 
 fn metadata(file: &LittleBitFile) -> Result<IndexMap<String, Value>> {
     let config = file.config()?;
-    let base = match config.architecture {
-        Architecture::Llama | Architecture::Mistral => "llama",
-        Architecture::Qwen2 => "qwen2",
-        Architecture::Qwen3 => "qwen3",
-    };
-    let architecture = format!("{ARCHITECTURE}{base}");
+    let architecture = format!("{ARCHITECTURE}{}", config.family.gguf);
     let about = file.about();
     let mut metadata = IndexMap::new();
     let mut set = |key: String, value: Value| {

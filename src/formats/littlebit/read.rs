@@ -201,15 +201,14 @@ impl LittleBitFile {
     /// of this configuration has.
     pub fn model(&self) -> Result<LocalModel> {
         let config_json = self.config_json()?;
-        let ParsedConfig { config, biases, mut warnings, .. } = self.parsed_config(&config_json)?;
+        let ParsedConfig { config, mut warnings, .. } = self.parsed_config(&config_json)?;
         let mut weights = IndexMap::with_capacity(self.contents.tensors.len());
         for name in self.contents.tensors.keys() {
             if let Some(weight) = self.tensor(name)? {
                 weights.insert(name.clone(), weight);
             }
         }
-        let left_out =
-            catalog::keep_expected(&mut weights, &config, biases, &self.path, &mut warnings)?;
+        let left_out = catalog::keep_expected(&mut weights, &config, &self.path, &mut warnings)?;
         let stem = || self.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         Ok(LocalModel {
             name: self.about().source.name.clone().or_else(stem).unwrap_or_default(),

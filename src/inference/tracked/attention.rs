@@ -139,7 +139,7 @@ impl Given<'_> {
                 let place = self.place(index / heads, index % heads);
                 let (mut weights, mut out) = (Vec::new(), vec![0.0; self.seq * d]);
                 for first in (0..self.seq).step_by(QUERY_BLOCK) {
-                    let span = self.weights(&place, first, &mut weights);
+                    let span = self.weights(&place, first, &mut weights, None);
                     let p = Operand::new(&weights, span.count, span.length);
                     let values = self.keys_of(self.values, &place, &span);
                     let rows = first * d..(first + span.count) * d;
@@ -179,23 +179,40 @@ impl Given<'_> {
         Operand::part(&from[at..], place.narrow, span.length, self.geometry.head_dim)
     }
 
-    /// `softmax(q kᵀ s)` of a block of queries over the keys that any of them sees.
-    fn weights(&self, place: &Place, first: usize, weights: &mut Vec<f32>) -> Span {
+    /// `softmax(cap(q kᵀ s))` of a block of queries over the keys that any of them sees. `slopes` gets
+    /// what the soft cap does to gradients, if there is one.
+    fn weights(
+        &self,
+        place: &Place,
+        first: usize,
+        weights: &mut Vec<f32>,
+        slopes: Option<&mut Vec<f32>>,
+    ) -> Span {
         let kernels = kernels();
-        let scale = self.geometry.scale() as f32;
+        let scale = self.geometry.scale as f32;
         let count = QUERY_BLOCK.min(self.seq - first);
         let from = self.geometry.first_seen(first);
         let length = first + count - from;
         let span = Span { first, count, from, length };
         weights.resize(count * length, 0.0);
+        let mut slopes = slopes.filter(|_| self.geometry.soft_cap.is_some()).map(|slopes| {
+            slopes.clear();
+            slopes.resize(count * length, 0.0);
+            slopes
+        });
         let query = self.queries_of(self.queries, place, &span);
         multiply_here(weights, query, self.keys_of(self.keys, place, &span).t(), false);
         for (i, row) in weights.chunks_exact_mut(length).enumerate() {
             let seen = self.geometry.first_seen(first + i) - from..first + i + 1 - from;
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
+            let (seen_from, seen_to) = (seen.start, seen.end);
             let row = &mut row[seen];
             row.iter_mut().for_each(|score| *score *= scale);
+            if let Some(slopes) = &mut slopes {
+                slopes_of_cap(&self.geometry, row, &mut slopes[i * length..][seen_from..seen_to]);
+            }
+            self.geometry.cap(row);
             let largest = (kernels.max)(row);
             let sum = 1.0 / (kernels.exp_sum)(row, largest);
             row.iter_mut().for_each(|weight| *weight *= sum);
@@ -230,19 +247,19 @@ impl Given<'_> {
     }
 
     /// With the weights `P = softmax(q kᵀ s)` and `D = rowsum(dO ∘ O)`:
-    /// `dS = s P ∘ (dO vᵀ − D)`, `dq = dS k`, `dk = dSᵀ q`, `dv = Pᵀ dO`.
+    /// `dS = s P ∘ (dO vᵀ − D)`, times the slopes of a soft cap, `dq = dS k`, `dk = dSᵀ q`, `dv = Pᵀ dO`.
     fn head(&self, sequence: usize, head: usize) -> HeadGradients {
         let (seq, d) = (self.seq, self.geometry.head_dim);
-        let scale = self.geometry.scale() as f32;
+        let scale = self.geometry.scale as f32;
         let place = self.place(sequence, head);
         let mut gradients = HeadGradients {
             queries: vec![0.0; seq * d],
             keys: vec![0.0; seq * d],
             values: vec![0.0; seq * d],
         };
-        let (mut weights, mut inner) = (Vec::new(), Vec::new());
+        let (mut weights, mut inner, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
         for first in (0..seq).step_by(QUERY_BLOCK) {
-            let span = self.weights(&place, first, &mut weights);
+            let span = self.weights(&place, first, &mut weights, Some(&mut slopes));
             let Span { count, length, from, .. } = span;
             let dout = self.queries_of(self.dout, &place, &span);
             inner.resize(count * length, 0.0);
@@ -259,6 +276,9 @@ impl Given<'_> {
                     *inner = scale * weight * (*inner - pull);
                 }
             }
+            if self.geometry.soft_cap.is_some() {
+                inner.iter_mut().zip(&slopes).for_each(|(inner, slope)| *inner *= slope);
+            }
             let ds = Operand::new(&inner, count, length);
             let rows = first * d..(first + count) * d;
             let keys = self.keys_of(self.keys, &place, &span);
@@ -267,6 +287,14 @@ impl Given<'_> {
             multiply_here(&mut gradients.keys[range], ds.t(), query, true);
         }
         gradients
+    }
+}
+
+/// `1 − tanh²(score / c)`
+fn slopes_of_cap(geometry: &Geometry, scores: &[f32], slopes: &mut [f32]) {
+    let Some(cap) = geometry.soft_cap else { return };
+    for (slope, score) in slopes.iter_mut().zip(scores) {
+        *slope = 1.0 - (score / cap as f32).tanh().powi(2);
     }
 }
 

@@ -3,17 +3,17 @@
 //! activations; norms stay as they are.
 
 mod attention;
-mod swiglu;
+mod gated;
 
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 pub(crate) use attention::attention;
-pub(crate) use swiglu::silu_mul;
+pub(crate) use gated::gated;
 
 use super::norm::RmsNorm;
-use super::rope::{Positions, Turns};
+use super::rope::Turns;
 use super::slices::{for_rows, with_f32};
 use super::vector::kernels;
 use crate::Result;
@@ -77,9 +77,9 @@ impl CustomOp1 for NormOp {
     }
 }
 
-/// Turns `x`, `[tokens, heads · d]`, to its positions.
-pub(crate) fn rope(x: &Tensor, positions: &Positions, heads: usize) -> Result<Tensor> {
-    Ok(x.apply_op1(RopeOp { turns: positions.turns(), heads })?)
+/// Turns `x`, `[tokens, heads · d]`.
+pub(crate) fn rope(x: &Tensor, turns: &Arc<Turns>, heads: usize) -> Result<Tensor> {
+    Ok(x.apply_op1(RopeOp { turns: Arc::clone(turns), heads })?)
 }
 
 struct RopeOp {

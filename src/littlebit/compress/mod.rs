@@ -157,7 +157,7 @@ pub fn compress(
     let fingerprint = facts.fingerprint(model, request, backend, &text)?;
     let store = UnitStore::open(&request.checkpoints, &fingerprint, progress)?;
     let resumed_layers = store.announce(
-        model.config.num_layers,
+        &model.config,
         request.recipe.is_some(),
         matches!(request.checkpoints, Checkpoints::Resume(_)),
         progress,

@@ -106,6 +106,7 @@ pub(super) fn refuse_early(
     size: u64,
     request: &CompressRequest,
 ) -> Result<()> {
+    check_graph(model, request)?;
     let folder = folder_of(request);
     space::check_writable(folder)?;
     space::check_free_space(folder, size)?;
@@ -113,6 +114,25 @@ pub(super) fn refuse_early(
         Some((message, suggestion)) => Err(Error::OutOfMemory { message, suggestion }),
         None => Ok(()),
     }
+}
+
+/// Refuses to recover what has no gradients here.
+fn check_graph(model: &LocalModel, request: &CompressRequest) -> Result<()> {
+    let config = &model.config;
+    let what = if config.experts.is_some() {
+        "a mixture of experts"
+    } else if config.logit_soft_cap.is_some() {
+        "soft caps on logits"
+    } else {
+        return Ok(());
+    };
+    if request.recipe.is_none() {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        message: format!("{} has {what}, through which nothing is tuned", config.class_name),
+        suggestion: "Use --effort none".to_owned(),
+    })
 }
 
 /// What [`refuse_early`] would refuse for lack of disk or memory, as warnings.

@@ -19,7 +19,6 @@ use crate::littlebit::normalise::Importance;
 use crate::littlebit::plan::{CompressionPlan, LayerPlan, Loss, Losses};
 use crate::littlebit::solve::{SolverConfig, solve};
 use crate::littlebit::speed::Speed;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::{ModelConfig, Weight};
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 use crate::{Error, Result};
@@ -62,8 +61,9 @@ pub(super) fn seconds(
     let blocks = config.num_layers as f64;
     // Behind the matrices of a block lie half of the blocks on average; the head always does.
     let behind = plan.factorized_weights() as f64 * f64::midpoint(blocks, 1.0) + head * blocks;
-    let flops = OVERHEAD * 2.0 * behind * (TOKENS * BLOCK_LINEARS.len()) as f64;
-    let compared = (TOKENS * config.vocab_size * BLOCK_LINEARS.len()) as f64 * blocks;
+    let layers = config.linear_names(0).len().max(1);
+    let flops = OVERHEAD * 2.0 * behind * (TOKENS * layers) as f64;
+    let compared = (TOKENS * config.vocab_size * layers) as f64 * blocks;
     // As many at a time as there are threads; all wait for the last one. Then they are multiplied out.
     let solver = solver(full);
     let costs: Vec<f64> = plan
@@ -75,7 +75,7 @@ pub(super) fn seconds(
         })
         .collect();
     let solving: f64 = costs
-        .chunks(BLOCK_LINEARS.len())
+        .chunks(layers)
         .flat_map(|block| block.chunks(speed.threads.max(1)))
         .map(|group| group.iter().copied().fold(0.0, f64::max))
         .sum();
@@ -114,11 +114,11 @@ impl Run<'_> {
             if self.progress.stop_requested() {
                 return Err(self.interrupted());
             }
-            let layers = layers_of(plan, block)?;
+            let layers = layers_of(plan, &self.model.config, block)?;
             let id = format!("sensitivity-{block}");
             let restored = self.store.has(&id);
             let found = if let Some(unit) = self.store.load(&id)? {
-                measured(&unit, block)?
+                measured(&unit, block, layers.len())?
             } else {
                 let walk = match &mut walk {
                     Some(walk) => walk,
@@ -163,7 +163,7 @@ impl Run<'_> {
         Ok(Walk { original, block: 0, input })
     }
 
-    /// Nats per token that are lost by each layer of a block, in the order of [`BLOCK_LINEARS`].
+    /// Nats per token that are lost by each layer of a block, in their order.
     fn losses_of(&self, walk: &mut Walk, block: usize, layers: &[&LayerPlan]) -> Result<Vec<f64>> {
         while walk.block < block {
             walk.advance(None)?;
@@ -222,10 +222,10 @@ impl Run<'_> {
 }
 
 /// The losses of a unit.
-fn measured(unit: &UnitData, block: usize) -> Result<Vec<f64>> {
+fn measured(unit: &UnitData, block: usize, layers: usize) -> Result<Vec<f64>> {
     let bytes = unit.bytes(UNIT).unwrap_or_default();
     let (values, rest) = bytes.as_chunks::<8>();
-    if values.len() != BLOCK_LINEARS.len() || !rest.is_empty() {
+    if values.len() != layers || !rest.is_empty() {
         return Err(Error::Checkpoint(format!(
             "the sensitivities of layer {block} are not in the checkpoint"
         )));
@@ -233,12 +233,16 @@ fn measured(unit: &UnitData, block: usize) -> Result<Vec<f64>> {
     Ok(values.iter().map(|&value| f64::from_le_bytes(value)).collect())
 }
 
-/// The matrices of a block in the order of [`BLOCK_LINEARS`].
-fn layers_of(plan: &CompressionPlan, block: usize) -> Result<Vec<&LayerPlan>> {
-    BLOCK_LINEARS
-        .iter()
-        .map(|linear| {
-            let name = ModelConfig::linear_name(block, linear);
+/// The matrices of a block in their order.
+fn layers_of<'p>(
+    plan: &'p CompressionPlan,
+    config: &ModelConfig,
+    block: usize,
+) -> Result<Vec<&'p LayerPlan>> {
+    config
+        .linear_names(block)
+        .into_iter()
+        .map(|name| {
             let found = plan.layers().find(|layer| layer.name == name);
             found.ok_or_else(|| Error::General(format!("the plan has no {name}")))
         })

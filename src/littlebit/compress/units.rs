@@ -8,7 +8,6 @@ use crate::Result;
 use crate::checkpoint::{CheckpointStore, Fingerprint, UnitData};
 use crate::progress::Progress;
 use crate::source::ModelConfig;
-use crate::source::config::BLOCK_LINEARS;
 
 /// Keeps units of work by name.
 pub(super) enum UnitStore {
@@ -38,7 +37,7 @@ impl UnitStore {
     /// finished: tuned, or factorized where nothing is tuned.
     pub(super) fn announce(
         &self,
-        layers: usize,
+        config: &ModelConfig,
         tuned: bool,
         asked: bool,
         progress: &dyn Progress,
@@ -49,14 +48,13 @@ impl UnitStore {
             done.range(front.to_owned()..).next().is_some_and(|unit| unit.starts_with(front))
         };
         let finished = |&block: &usize| {
-            let mut names =
-                BLOCK_LINEARS.iter().map(|linear| ModelConfig::linear_name(block, linear));
             if tuned {
                 begins(&format!("tuned-{block}-"))
             } else {
-                names.all(|name| begins(&format!("{name}@")))
+                config.linear_names(block).iter().all(|name| begins(&format!("{name}@")))
             }
         };
+        let layers = config.num_layers;
         let completed = (0..layers).filter(finished).count();
         store.announce(completed, layers, asked, progress);
         completed

@@ -16,7 +16,6 @@ use super::recipe::DistillationRecipe;
 use super::{drop_placed, in_its_place, place, place_of, set_learning, with_values};
 use crate::inference::Decoder;
 use crate::inference::rope::Positions;
-use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
 
 /// What the model learns from.
@@ -136,7 +135,7 @@ impl Distillation<'_> {
         let mut gradient = gradient_of(&loss, &output)?.1;
         let mut total = f64::from(loss.to_scalar::<f32>()?);
         adam.count_step();
-        let per_block = BLOCK_LINEARS.len();
+        let per_block = self.layers.len() / self.student.blocks().len();
         for (index, block) in self.student.blocks().iter().enumerate().rev() {
             let layers = index * per_block..(index + 1) * per_block;
             set_learning(&self.layers[layers.clone()], self.learning());

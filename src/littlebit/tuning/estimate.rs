@@ -159,15 +159,13 @@ pub fn calibrate((tokens, inputs, outputs): (usize, usize, usize)) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::families::LLAMA;
     use crate::littlebit::plan::{PlanRequest, headers_from_config, plan};
     use crate::littlebit::tuning::Effort;
-    use crate::source::config::{Architecture, RopeConfig, RopeScaling};
 
     /// SmolLM2-135M.
     fn model() -> ModelConfig {
         ModelConfig {
-            architecture: Architecture::Llama,
-            class_name: "LlamaForCausalLM".into(),
             hidden_size: 576,
             intermediate_size: 1536,
             num_layers: 30,
@@ -177,12 +175,11 @@ mod tests {
             vocab_size: 49_152,
             max_positions: 8192,
             rms_norm_eps: 1e-5,
-            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-            sliding_window: None,
             tie_word_embeddings: true,
             torch_dtype: "bfloat16".into(),
             bos_token_id: None,
             eos_token_ids: Vec::new(),
+            ..ModelConfig::base(&LLAMA)
         }
     }
 

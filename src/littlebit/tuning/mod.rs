@@ -52,8 +52,7 @@ pub(crate) fn learning_layer(
     LearningLayer::new(dims, rank, paths)
 }
 
-/// Puts the layers in the place of a block's, in the order of
-/// [`BLOCK_LINEARS`](crate::source::config::BLOCK_LINEARS).
+/// Puts the layers in the place of a block's, in their order.
 pub(crate) fn install(block: &mut Block, layers: &[LearningLayer]) {
     for (projection, layer) in block.projections_mut().into_iter().zip(layers) {
         projection.layer = Box::new(layer.clone());

@@ -1,36 +1,19 @@
-//! A block whose weights are changed: f32 copies of its seven matrices, norms and biases, and the
-//! running block made of them.
+//! A block whose weights are changed: f32 copies of its matrices, norms and biases, and the running
+//! block made of them.
 
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 
+use super::layout::{Layout, RowsOf};
+use crate::arch::tensors::norm_values;
 use crate::inference::norm::RmsNorm;
 use crate::inference::slices::with_f32;
-use crate::inference::{Block, LinearLayer, Projection};
+use crate::inference::{Block, LinearLayer, Norms, Projection};
 use crate::linalg::products::{Operand, multiply_f32};
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelConfig, Weight};
 use crate::{Error, Result};
-
-/// Place of the queries' matrix in [`BlockWeights::linears`].
-pub const QUERY: usize = 0;
-/// Place of the keys' matrix.
-pub const KEY: usize = 1;
-/// Place of the values' matrix.
-pub const VALUE: usize = 2;
-/// Place of attention's output matrix.
-pub const OUTPUT: usize = 3;
-/// Place of the gate's matrix.
-pub const GATE: usize = 4;
-/// Place of the up matrix.
-pub const UP: usize = 5;
-/// Place of the down matrix.
-pub const DOWN: usize = 6;
-
-/// Linear layers that share an input, in the order in which a block computes them.
-pub const STAGES: [&[usize]; 4] = [&[QUERY, KEY, VALUE], &[OUTPUT], &[GATE, UP], &[DOWN]];
 
 /// Element type of the tensors that stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,16 +56,14 @@ impl PlainType {
 /// Weights of a block, f32.
 #[derive(Debug, Clone)]
 pub struct BlockWeights {
-    /// The seven matrices, `[out, in]`, in the order of [`BLOCK_LINEARS`].
-    pub linears: [Arc<Vec<f32>>; 7],
-    /// `(out, in)` of each.
-    pub shapes: [(usize, usize); 7],
+    /// Which they are.
+    pub layout: Arc<Layout>,
+    /// The matrices, `[out, in]`, in the order of the layout's slots.
+    pub linears: Vec<Arc<Vec<f32>>>,
     /// The biases that there are.
-    pub biases: [Option<Vec<f32>>; 7],
-    /// Weight of the norm before attention.
-    pub input_norm: Vec<f32>,
-    /// Weight of the norm before the MLP.
-    pub post_norm: Vec<f32>,
+    pub biases: Vec<Option<Vec<f32>>>,
+    /// Norms on the residual stream as they are stored, in the order in which they act.
+    pub norms: Vec<Vec<f32>>,
 }
 
 impl BlockWeights {
@@ -90,52 +71,53 @@ impl BlockWeights {
     ///
     /// # Errors
     /// If a tensor is missing or in factors.
-    pub fn read(model: &LocalModel, index: usize) -> Result<Self> {
-        let name = |linear: usize| ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
-        let mut linears: [Arc<Vec<f32>>; 7] = Default::default();
-        let mut biases: [Option<Vec<f32>>; 7] = Default::default();
-        for linear in 0..7 {
-            linears[linear] = Arc::new(values(model, &format!("{}.weight", name(linear)))?);
-            let bias = format!("{}.bias", name(linear));
-            if model.weights.contains_key(&bias) {
-                biases[linear] = Some(values(model, &bias)?);
-            }
+    pub fn read(model: &LocalModel, index: usize, layout: &Arc<Layout>) -> Result<Self> {
+        let read = |module: &str, end: &str| {
+            values(model, &format!("{}.{end}", ModelConfig::module_name(index, module)))
+        };
+        let mut linears = Vec::with_capacity(layout.slots.len());
+        let mut biases = Vec::with_capacity(layout.slots.len());
+        for slot in &layout.slots {
+            linears.push(Arc::new(read(&slot.name, "weight")?));
+            let bias = format!("{}.bias", ModelConfig::module_name(index, &slot.name));
+            biases.push(match model.weights.contains_key(&bias) {
+                true => Some(values(model, &bias)?),
+                false => None,
+            });
         }
-        let norm = |part: &str| values(model, &format!("model.layers.{index}.{part}.weight"));
-        Ok(Self {
-            linears,
-            shapes: BLOCK_LINEARS.map(|linear| model.config.linear_shape(linear)),
-            biases,
-            input_norm: norm("input_layernorm")?,
-            post_norm: norm("post_attention_layernorm")?,
-        })
+        let norms = layout.norms.iter().map(|norm| read(norm, "weight")).collect::<Result<_>>()?;
+        Ok(Self { layout: Arc::clone(layout), linears, biases, norms })
     }
 
     /// A running block: positions, head norms and window are those of `like`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn block(&self, like: &Block, epsilon: f64, device: &Device) -> Result<Block> {
+    pub fn block(&self, like: &Block, config: &ModelConfig, device: &Device) -> Result<Block> {
         let projections = like.projections();
-        let make = |linear: usize| -> Result<Projection> {
-            let layer = Dense::new(Arc::clone(&self.linears[linear]), self.shapes[linear], device)?;
-            let name = projections[linear].name.clone();
-            Projection::new(name, Box::new(layer), self.biases[linear].clone(), device)
+        let linears = (0..self.linears.len())
+            .map(|linear| {
+                let values = Arc::clone(&self.linears[linear]);
+                let layer = Dense::new(values, self.layout.shape(linear), device)?;
+                let name = projections[linear].name.clone();
+                Projection::new(name, Box::new(layer), self.biases[linear].clone(), device)
+            })
+            .collect::<Result<_>>()?;
+        let mut stored = self.norms.iter();
+        let mut norm = || -> Result<RmsNorm> {
+            let missing = || Error::General("a block with too few norms".into());
+            let mut weight = stored.next().ok_or_else(missing)?.clone();
+            norm_values(config, &mut weight);
+            RmsNorm::new(weight, config.rms_norm_eps, device)
         };
-        Ok(Block {
-            input_norm: RmsNorm::new(self.input_norm.clone(), epsilon, device)?,
-            query: make(QUERY)?,
-            key: make(KEY)?,
-            value: make(VALUE)?,
-            output: make(OUTPUT)?,
-            head_norms: like.head_norms.clone(),
-            post_norm: RmsNorm::new(self.post_norm.clone(), epsilon, device)?,
-            gate: make(GATE)?,
-            up: make(UP)?,
-            down: make(DOWN)?,
-            geometry: like.geometry,
-            execution: like.execution,
-        })
+        let norms = Norms {
+            before_attention: norm()?,
+            after_attention: like.norms.after_attention.as_ref().map(|_| norm()).transpose()?,
+            before_mlp: norm()?,
+            after_mlp: like.norms.after_mlp.as_ref().map(|_| norm()).transpose()?,
+            heads: like.norms.heads.clone(),
+        };
+        Ok(like.with(linears, norms))
     }
 
     /// A matrix to change in place.
@@ -150,26 +132,35 @@ impl BlockWeights {
         }
     }
 
-    /// Divides row `i` of a matrix, and what is added to it, by `factors[i]`.
-    pub fn divide_rows(&mut self, linear: usize, factors: &[f32]) {
-        let inputs = self.shapes[linear].1;
-        for (row, factor) in self.linear_mut(linear).chunks_exact_mut(inputs).zip(factors) {
+    /// Divides row `i` of a run of rows, and what is added to it, by `factors[i]`.
+    pub fn divide_rows(&mut self, rows: RowsOf, factors: &[f32]) {
+        let inputs = self.layout.shape(rows.linear).1;
+        let lines = self.linear_mut(rows.linear).chunks_exact_mut(inputs).skip(rows.first);
+        for (row, factor) in lines.zip(factors) {
             row.iter_mut().for_each(|value| *value /= factor);
         }
-        if let Some(bias) = &mut self.biases[linear] {
-            bias.iter_mut().zip(factors).for_each(|(value, factor)| *value /= factor);
+        if let Some(bias) = &mut self.biases[rows.linear] {
+            let values = bias.iter_mut().skip(rows.first);
+            values.zip(factors).for_each(|(value, factor)| *value /= factor);
         }
+    }
+
+    /// Divides what a norm multiplies with by `factors`; see [`fold_into_norm`].
+    pub fn fold_into_norm(&mut self, norm: usize, factors: &[f32], plain: PlainType) -> Vec<f32> {
+        let more = if self.layout.norm_plus_one { 1.0 } else { 0.0 };
+        fold_into_norm(&mut self.norms[norm], more, factors, plain)
     }
 }
 
-/// Divides a norm's weight by `factors` and rounds it as it is stored; gives the factors that make
-/// up for that exactly. Channels whose weight would vanish or overflow are left as they are.
-pub fn fold_into_norm(norm: &mut [f32], factors: &[f32], plain: PlainType) -> Vec<f32> {
+/// Divides `more` plus a norm's weight by `factors` and rounds the weight as it is stored; gives the
+/// factors that make up for that exactly. Channels whose weight would vanish or overflow are left as
+/// they are.
+fn fold_into_norm(norm: &mut [f32], more: f32, factors: &[f32], plain: PlainType) -> Vec<f32> {
     norm.iter_mut()
         .zip(factors)
         .map(|(weight, factor)| {
-            let stored = plain.rounded(*weight / factor);
-            let exact = *weight / stored;
+            let stored = plain.rounded((*weight + more) / factor - more);
+            let exact = (*weight + more) / (stored + more);
             if stored.is_finite() && exact.is_finite() && exact > 0.0 {
                 *weight = stored;
                 exact

@@ -30,7 +30,6 @@ use crate::littlebit::measure;
 use crate::progress::Progress;
 use crate::quantize::gguf::Checkpoints;
 use crate::source::chat::ChatMessage;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::identity::identity;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, ModelConfig, Weight};
@@ -256,7 +255,7 @@ fn tensors(
 ) -> Result<HashMap<String, Vec<u8>>> {
     let mut tensors = HashMap::new();
     for (linear, (levels, bias)) in finished.linears.iter().zip(&finished.biases).enumerate() {
-        let layer = ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
+        let layer = ModelConfig::module_name(index, &plan.layout.slots[linear].name);
         let mut add = |suffix: &str, bytes: &[u8]| {
             tensors.insert(format!("{layer}.{suffix}"), bytes.to_vec());
         };
@@ -282,8 +281,9 @@ fn tensors(
         let name = format!("model.layers.{index}.{name}.weight");
         tensors.insert(name, plan.plain.bytes(values));
     };
-    norm("input_layernorm", &finished.input_norm);
-    norm("post_attention_layernorm", &finished.post_norm);
+    for (name, values) in plan.layout.norms.iter().zip(&finished.norms) {
+        norm(name, values);
+    }
     Ok(tensors)
 }
 

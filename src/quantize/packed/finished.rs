@@ -7,12 +7,14 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::block::{BlockWeights, Dense, PlainType};
+use super::layout::Layout;
 use super::smoothquant::int8::RoundedInputs;
 use super::smoothquant::migrate::FactorStatistics;
 use crate::checkpoint::UnitData;
 use crate::formats::packed::Grouped;
 use crate::formats::packed::w8a8::Int8Rows;
 use crate::inference::{Block, LinearLayer};
+use crate::source::ModelConfig;
 use crate::{Error, Result};
 
 /// Integers of a linear layer.
@@ -86,14 +88,12 @@ pub struct LayerReport {
 /// A block as it is written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
-    /// The seven layers.
+    /// The layers.
     pub linears: Vec<Levels>,
     /// Their biases.
-    pub biases: [Option<Vec<f32>>; 7],
-    /// Norm before attention.
-    pub input_norm: Vec<f32>,
-    /// Norm before the MLP.
-    pub post_norm: Vec<f32>,
+    pub biases: Vec<Option<Vec<f32>>>,
+    /// Norms on the residual stream, in the order in which they act.
+    pub norms: Vec<Vec<f32>>,
     /// What happened.
     pub reports: Vec<LayerReport>,
 }
@@ -102,13 +102,7 @@ impl Finished {
     /// From weights whose matrices have become `linears`.
     #[must_use]
     pub fn new(weights: &BlockWeights, linears: Vec<Levels>, reports: Vec<LayerReport>) -> Self {
-        Self {
-            linears,
-            biases: weights.biases.clone(),
-            input_norm: weights.input_norm.clone(),
-            post_norm: weights.post_norm.clone(),
-            reports,
-        }
+        Self { linears, biases: weights.biases.clone(), norms: weights.norms.clone(), reports }
     }
 
     /// The block that runs it.
@@ -117,30 +111,27 @@ impl Finished {
     /// If the device has no room.
     pub fn block(
         &self,
-        shapes: [(usize, usize); 7],
+        layout: &Arc<Layout>,
         like: &Block,
-        epsilon: f64,
+        config: &ModelConfig,
         device: &Device,
     ) -> Result<Block> {
-        let mut linears: [Arc<Vec<f32>>; 7] = Default::default();
-        for (values, levels) in linears.iter_mut().zip(&self.linears) {
-            *values = Arc::new(levels.values());
-        }
         let weights = BlockWeights {
-            linears,
-            shapes,
+            layout: Arc::clone(layout),
+            linears: self.linears.iter().map(|levels| Arc::new(levels.values())).collect(),
             biases: self.biases.clone(),
-            input_norm: self.input_norm.clone(),
-            post_norm: self.post_norm.clone(),
+            norms: self.norms.clone(),
         };
-        let mut block = weights.block(like, epsilon, device)?;
+        let mut block = weights.block(like, config, device)?;
         for ((linear, levels), projection) in
             self.linears.iter().enumerate().zip(block.projections_mut())
         {
             let values = Arc::clone(&weights.linears[linear]);
             let layer: Box<dyn LinearLayer> = match levels {
-                Levels::Groups(_) => Box::new(Dense::new(values, shapes[linear], device)?),
-                Levels::Rows(_) => Box::new(RoundedInputs::new(values, shapes[linear], device)?),
+                Levels::Groups(_) => Box::new(Dense::new(values, layout.shape(linear), device)?),
+                Levels::Rows(_) => {
+                    Box::new(RoundedInputs::new(values, layout.shape(linear), device)?)
+                }
             };
             projection.layer = layer;
         }
@@ -154,9 +145,10 @@ impl Finished {
     pub fn to_unit(&self) -> Result<UnitData> {
         let meta = serde_json::to_value(&self.reports)
             .map_err(|e| Error::Checkpoint(format!("a report cannot be kept: {e}")))?;
-        let mut unit = UnitData::new(meta)
-            .with_f32("input_norm", self.input_norm.clone())
-            .with_f32("post_norm", self.post_norm.clone());
+        let mut unit = UnitData::new(meta);
+        for (at, norm) in self.norms.iter().enumerate() {
+            unit = unit.with_f32(format!("norm.{at}"), norm.clone());
+        }
         for (linear, (levels, bias)) in self.linears.iter().zip(&self.biases).enumerate() {
             if let Some(bias) = bias {
                 unit = unit.with_f32(format!("{linear}.bias"), bias.clone());
@@ -190,17 +182,17 @@ impl Finished {
     /// [`Error::Checkpoint`] if it does not fit the shapes.
     pub fn from_unit(
         unit: &UnitData,
-        shapes: [(usize, usize); 7],
-        groups: Option<(u8, [usize; 7])>,
+        layout: &Layout,
+        groups: Option<(u8, &[usize])>,
     ) -> Result<Self> {
         let damaged =
             || Error::Checkpoint("a finished block in the checkpoint does not fit".into());
         let bytes = |name: String| unit.bytes(&name).ok_or_else(damaged);
         let floats = |name: &str| unit.f32(name).map(<[f32]>::to_vec).ok_or_else(damaged);
-        let mut linears = Vec::with_capacity(7);
-        let mut biases: [Option<Vec<f32>>; 7] = Default::default();
-        for (linear, (out, inputs)) in shapes.into_iter().enumerate() {
-            biases[linear] = unit.f32(&format!("{linear}.bias")).map(<[f32]>::to_vec);
+        let mut linears = Vec::with_capacity(layout.slots.len());
+        let mut biases = Vec::with_capacity(layout.slots.len());
+        for (linear, (out, inputs)) in layout.shapes().enumerate() {
+            biases.push(unit.f32(&format!("{linear}.bias")).map(<[f32]>::to_vec));
             let q = bytes(format!("{linear}.q"))?;
             let Some((bits, group)) = groups else {
                 let q: Vec<i8> = bytemuck::cast_slice(q).to_vec();
@@ -240,8 +232,9 @@ impl Finished {
         Ok(Self {
             linears,
             biases,
-            input_norm: floats("input_norm")?,
-            post_norm: floats("post_norm")?,
+            norms: (0..layout.norms.len())
+                .map(|at| floats(&format!("norm.{at}")))
+                .collect::<Result<_>>()?,
             reports: serde_json::from_value(unit.meta.clone()).map_err(|_| damaged())?,
         })
     }
@@ -249,7 +242,7 @@ impl Finished {
     /// Rounds what is stored in 16 bits as it will be stored.
     pub fn round_plain(&mut self, plain: PlainType) {
         let biases = self.biases.iter_mut().flatten();
-        for values in biases.chain([&mut self.input_norm, &mut self.post_norm]) {
+        for values in biases.chain(&mut self.norms) {
             values.iter_mut().for_each(|value| *value = plain.rounded(*value));
         }
     }

@@ -2,12 +2,14 @@
 
 use safetensors::Dtype;
 
-use super::block::{PlainType, STAGES};
+use std::sync::Arc;
+
+use super::block::PlainType;
+use super::layout::{DOWN, Layout};
 use super::request::{GROUP, GroupSize, Method, PackedRequest};
 use crate::formats::model_directory::TensorSlot;
 use crate::formats::packed::{awq, gptq, w8a8};
 use crate::source::catalog::some_of;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelConfig, Weight};
 use crate::{Error, Result};
 
@@ -16,10 +18,10 @@ use crate::{Error, Result};
 pub struct PackedPlan {
     /// All tensors, in the order in which they are written.
     pub slots: Vec<TensorSlot>,
-    /// `(out, in)` of a block's seven layers.
-    pub shapes: [(usize, usize); 7],
+    /// The layers of a block.
+    pub layout: Arc<Layout>,
     /// Columns that share a scale in each of them; the whole row for SmoothQuant.
-    pub groups: [usize; 7],
+    pub groups: Vec<usize>,
     /// Group size as the configuration states it; `None` for whole rows.
     pub group: Option<usize>,
     /// Type of what is not packed.
@@ -39,6 +41,14 @@ impl PackedPlan {
     #[must_use]
     pub fn bits_per_weight(&self) -> f64 {
         self.packed_bytes as f64 * 8.0 / self.packed_weights.max(1) as f64
+    }
+
+    /// Place of a layer among those of its block; `None` for tensors outside of blocks.
+    #[must_use]
+    pub fn linear(&self, layer: &str) -> Option<usize> {
+        let rest = layer.strip_prefix("model.layers.")?;
+        let (_, name) = rest.split_once('.')?;
+        self.layout.slots.iter().position(|slot| slot.name == name)
     }
 
     /// Safetensors type of what is not packed.
@@ -64,13 +74,13 @@ pub fn plan(model: &LocalModel, request: &PackedRequest) -> Result<PackedPlan> {
             model.name
         )));
     }
-    let shapes = BLOCK_LINEARS.map(|linear| config.linear_shape(linear));
+    let layout = Arc::new(Layout::of(config)?);
     let mut warnings = Vec::new();
-    let group = group(request, shapes, &mut warnings)?;
-    refuse_shapes(request.method, shapes)?;
-    let groups = shapes.map(|(_, inputs)| group.unwrap_or(inputs));
-    warnings.extend(kernel_warnings(request.method, group, shapes));
-    warnings.extend(source_warning(model));
+    let group = group(request, &layout, &mut warnings)?;
+    refuse_shapes(request.method, &layout)?;
+    let groups: Vec<usize> = layout.shapes().map(|(_, inputs)| group.unwrap_or(inputs)).collect();
+    warnings.extend(kernel_warnings(request.method, group, &layout));
+    warnings.extend(source_warning(model, &layout));
     let plain = match request.method {
         Method::SmoothQuant(_) if config.torch_dtype == "bfloat16" => PlainType::BF16,
         // The kernels of AWQ and GPTQ that everybody has compute in f16.
@@ -78,7 +88,7 @@ pub fn plan(model: &LocalModel, request: &PackedRequest) -> Result<PackedPlan> {
     };
     let mut plan = PackedPlan {
         slots: Vec::new(),
-        shapes,
+        layout,
         groups,
         group,
         plain,
@@ -88,18 +98,18 @@ pub fn plan(model: &LocalModel, request: &PackedRequest) -> Result<PackedPlan> {
         warnings,
     };
     for (name, weight) in &model.weights {
-        let layer = name.strip_suffix(".weight").and_then(|layer| Some((layer, linear(layer)?)));
+        let layer =
+            name.strip_suffix(".weight").and_then(|layer| Some((layer, plan.linear(layer)?)));
         let Some((layer, linear)) = layer else {
             let shape = weight.shape();
             plan.slots.push(TensorSlot { name: name.clone(), dtype: plan.plain_dtype(), shape });
             continue;
         };
-        let (out, inputs) = shapes[linear];
+        let (out, inputs) = plan.layout.shape(linear);
+        let group = plan.groups[linear];
         let slots = match request.method {
-            Method::Gptq(settings) => {
-                gptq::slots(layer, out, inputs, settings.bits, groups[linear])
-            }
-            Method::Awq => awq::slots(layer, out, inputs, groups[linear]),
+            Method::Gptq(settings) => gptq::slots(layer, out, inputs, settings.bits, group),
+            Method::Awq => awq::slots(layer, out, inputs, group),
             Method::SmoothQuant(_) => w8a8::slots(layer, out, inputs, plan.plain_dtype()),
         };
         for slot in &slots {
@@ -111,13 +121,6 @@ pub fn plan(model: &LocalModel, request: &PackedRequest) -> Result<PackedPlan> {
     in_writing_order(&mut plan.slots, config.num_layers);
     plan.tensor_bytes = plan.slots.iter().map(TensorSlot::bytes).sum::<Result<u64>>()?;
     Ok(plan)
-}
-
-/// Place of a layer among the seven of its block; `None` for tensors outside of blocks.
-fn linear(layer: &str) -> Option<usize> {
-    let rest = layer.strip_prefix("model.layers.")?;
-    let (_, name) = rest.split_once('.')?;
-    BLOCK_LINEARS.iter().position(|linear| *linear == name)
 }
 
 /// Embeddings, the blocks one after the other, the final norm, the head.
@@ -133,21 +136,19 @@ fn in_writing_order(slots: &mut [TensorSlot], blocks: usize) {
 
 fn group(
     request: &PackedRequest,
-    shapes: [(usize, usize); 7],
+    layout: &Layout,
     warnings: &mut Vec<String>,
 ) -> Result<Option<usize>> {
     if matches!(request.method, Method::SmoothQuant(_)) {
         return Ok(None);
     }
-    let fits = |group: usize| shapes.iter().all(|(_, inputs)| inputs.is_multiple_of(group));
+    let fits = |group: usize| layout.shapes().all(|(_, inputs)| inputs.is_multiple_of(group));
     let misfits = |group: usize| {
-        let list: Vec<String> = BLOCK_LINEARS
-            .iter()
-            .zip(shapes)
+        let list: Vec<String> = layout
+            .shapes()
+            .enumerate()
             .filter(|(_, (_, inputs))| !inputs.is_multiple_of(group))
-            .map(|(linear, (_, inputs))| {
-                format!("{} ({inputs})", linear.rsplit('.').next().unwrap_or(linear))
-            })
+            .map(|(linear, (_, inputs))| format!("{} ({inputs})", layout.short_name(linear)))
             .collect();
         some_of(&list.iter().map(String::as_str).collect::<Vec<_>>())
     };
@@ -177,8 +178,9 @@ fn group(
     }
 }
 
-fn refuse_shapes(method: Method, shapes: [(usize, usize); 7]) -> Result<()> {
-    for (linear, (out, inputs)) in BLOCK_LINEARS.iter().zip(shapes) {
+fn refuse_shapes(method: Method, layout: &Layout) -> Result<()> {
+    for slot in &layout.slots {
+        let (linear, out, inputs) = (&slot.name, slot.out, slot.inputs);
         let (fits, needs) = match method {
             Method::Gptq(settings) => (
                 gptq::fits(out, inputs, settings.bits),
@@ -200,22 +202,17 @@ fn refuse_shapes(method: Method, shapes: [(usize, usize); 7]) -> Result<()> {
 }
 
 /// Which runtimes will be slow with it, or refuse it.
-fn kernel_warnings(
-    method: Method,
-    group: Option<usize>,
-    shapes: [(usize, usize); 7],
-) -> Option<String> {
+fn kernel_warnings(method: Method, group: Option<usize>, layout: &Layout) -> Option<String> {
     // vLLM joins the layers of a stage that share an input.
     let odd = |out_step: usize, in_step: usize| {
-        let list: Vec<String> = STAGES
+        let list: Vec<String> = layout
+            .stages
             .iter()
             .filter_map(|stage| {
-                let out: usize = stage.iter().map(|&linear| shapes[linear].0).sum();
-                let inputs = shapes[stage[0]].1;
-                let names: Vec<&str> = stage
-                    .iter()
-                    .map(|&linear| BLOCK_LINEARS[linear].rsplit('.').next().unwrap_or_default())
-                    .collect();
+                let out: usize = stage.iter().map(|&linear| layout.shape(linear).0).sum();
+                let inputs = layout.shape(stage[0]).1;
+                let names: Vec<&str> =
+                    stage.iter().map(|&linear| layout.short_name(linear)).collect();
                 let fits = out.is_multiple_of(out_step) && inputs.is_multiple_of(in_step);
                 (!fits).then(|| format!("{} [{out}, {inputs}]", names.join("+")))
             })
@@ -270,8 +267,9 @@ fn kernel_warnings(
 }
 
 /// A source that is quantized already has lost something that no calibration brings back.
-fn source_warning(model: &LocalModel) -> Option<String> {
-    let linear = ModelConfig::linear_name(0, BLOCK_LINEARS[6]);
+fn source_warning(model: &LocalModel, layout: &Layout) -> Option<String> {
+    let down = &layout.slots[layout.stages[DOWN][0]];
+    let linear = ModelConfig::module_name(0, &down.name);
     match model.weights.get(&format!("{linear}.weight")) {
         Some(Weight::Stored(tensor)) if tensor.dtype.block().0 > 1 => Some(format!(
             "the source is quantized already ({}); what it lost stays lost, and the original model \

@@ -11,7 +11,6 @@ use crate::backend::memory;
 use crate::formats::model_directory::check_target;
 use crate::formats::space;
 use crate::progress::Progress;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, Weight};
 use crate::{Error, Result};
@@ -160,7 +159,7 @@ fn check_weights(
 fn grid_of(name: &str, plan: &PackedPlan, request: &PackedRequest) -> Option<(usize, Gptq)> {
     let Method::Gptq(settings) = request.method else { return None };
     let layer = name.strip_suffix(".weight")?;
-    let linear = BLOCK_LINEARS.iter().position(|part| layer.ends_with(&format!(".{part}")))?;
+    let linear = plan.linear(layer)?;
     // In the order of activations, groups are not runs of columns.
     (!settings.desc_act).then_some((plan.groups[linear], settings))
 }
@@ -184,14 +183,14 @@ pub(super) fn memory_needed(
     request: &PackedRequest,
     activations: Option<u64>,
 ) -> u64 {
-    let block: u64 = plan.shapes.iter().map(|(out, inputs)| (out * inputs) as u64).sum();
-    let widest = plan.shapes.iter().map(|(_, inputs)| *inputs).max().unwrap_or(0);
+    let block: u64 = plan.layout.shapes().map(|(out, inputs)| (out * inputs) as u64).sum();
+    let widest = plan.layout.shapes().map(|(_, inputs)| inputs).max().unwrap_or(0);
     let square = (widest * widest) as u64;
     let moments = match request.method {
         _ if request.samples == 0 => 0,
         // The factorization in f64 with its copy, U and H in f32.
         Method::Gptq(_) => Gram::bytes(widest) + square * (2 * 8 + 2 * 4),
-        Method::Awq => plan.shapes.iter().map(|(_, n)| Gram::bytes(*n) + (n * n * 4) as u64).sum(),
+        Method::Awq => plan.layout.shapes().map(|(_, n)| Gram::bytes(n) + (n * n * 4) as u64).sum(),
         Method::SmoothQuant(_) => 0,
     };
     let activations =

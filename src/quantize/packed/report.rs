@@ -8,7 +8,7 @@ use super::request::{Method, PackedRequest};
 use crate::backend::memory;
 use crate::formats::model_directory::WrittenDirectory;
 use crate::quantize::gguf::{FileReport, SourceReport};
-use crate::source::{Architecture, LocalModel, Weight};
+use crate::source::{LocalModel, Weight};
 
 /// Signal to quantization noise below which a layer is named as a problem, decibels: an error of a
 /// tenth of the outputs.
@@ -173,7 +173,7 @@ impl PackedReport {
                 original_dtype: most_used_type(model),
                 original_size: original,
                 layers_processed: model.config.num_layers,
-                architecture: architecture_name(model.config.architecture).into(),
+                architecture: model.config.family.name.into(),
                 parameter_count: model.parameter_count(),
             },
             bits_per_weight: plan.tensor_bytes as f64 * 8.0 / model.parameter_count().max(1) as f64,
@@ -262,16 +262,6 @@ pub fn level_name(method: Method) -> String {
     match method {
         Method::SmoothQuant(_) => "w8a8".into(),
         other => format!("{}bit", other.bits()),
-    }
-}
-
-/// `llama`, `mistral`, `qwen2` or `qwen3`.
-fn architecture_name(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Llama => "llama",
-        Architecture::Mistral => "mistral",
-        Architecture::Qwen2 => "qwen2",
-        Architecture::Qwen3 => "qwen3",
     }
 }
 

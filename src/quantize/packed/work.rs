@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::block::{BlockWeights, STAGES, host};
+use super::block::{BlockWeights, host};
 use super::channels::Channels;
 use super::finished::{Finished, LayerReport, Levels};
 use super::gram::Gram;
@@ -24,7 +24,6 @@ use crate::calibration::CalibrationWindows;
 use crate::inference::{Block, Decoder};
 use crate::littlebit::tuning::chains::Activations;
 use crate::progress::Progress;
-use crate::source::config::BLOCK_LINEARS;
 use crate::source::{LocalModel, ModelConfig};
 use crate::{Error, Result};
 
@@ -153,18 +152,18 @@ impl Work<'_> {
         let bits = self.request.method.bits();
         let groups = match self.request.method {
             Method::SmoothQuant(_) => None,
-            Method::Gptq(_) | Method::Awq => Some((bits, self.plan.groups)),
+            Method::Gptq(_) | Method::Awq => Some((bits, self.plan.groups.as_slice())),
         };
-        let shapes = self.plan.shapes;
+        let layout = &self.plan.layout;
         let last = index + 1 == self.model.config.num_layers;
         if let Some(unit) = self.store.load(&unit)? {
-            let finished = Finished::from_unit(&unit, shapes, groups)?;
+            let finished = Finished::from_unit(&unit, layout, groups)?;
             if !last {
                 self.advance_text(index, &finished)?;
             }
             return Ok(finished);
         }
-        let weights = BlockWeights::read(self.model, index)?;
+        let weights = BlockWeights::read(self.model, index, layout)?;
         let mut finished = match (self.request.method, self.text.is_some()) {
             (method, false) => self.nearest(index, &weights, method)?,
             (Method::Gptq(settings), true) => self.gptq(index, weights, settings)?,
@@ -183,9 +182,9 @@ impl Work<'_> {
     /// Runs the text through a finished block.
     fn advance_text(&mut self, index: usize, finished: &Finished) -> Result<()> {
         let Some(text) = &mut self.text else { return Ok(()) };
-        let epsilon = self.model.config.rms_norm_eps;
         let like = self.decoder.block(index);
-        let block = finished.block(self.plan.shapes, like, epsilon, &self.backend.device)?;
+        let config = &self.model.config;
+        let block = finished.block(&self.plan.layout, like, config, &self.backend.device)?;
         let hidden = self.model.config.hidden_size;
         for range in text.batches() {
             let positions = self.decoder.positions(range.len(), text.windows.length, 0);
@@ -208,7 +207,7 @@ impl Work<'_> {
     fn check_finite(&self, index: usize, finished: &Finished) -> Result<()> {
         let values = finished.biases.iter().flatten();
         let finite = values
-            .chain([&finished.input_norm, &finished.post_norm])
+            .chain(&finished.norms)
             .all(|values| values.iter().all(|value| value.is_finite()));
         if finite {
             return Ok(());
@@ -221,14 +220,17 @@ impl Work<'_> {
 
     /// The running block of `weights`.
     fn running(&self, index: usize, weights: &BlockWeights) -> Result<Block> {
-        let epsilon = self.model.config.rms_norm_eps;
-        weights.block(self.decoder.block(index), epsilon, &self.backend.device)
+        weights.block(self.decoder.block(index), &self.model.config, &self.backend.device)
+    }
+
+    fn name(&self, index: usize, linear: usize) -> String {
+        ModelConfig::module_name(index, &self.plan.layout.slots[linear].name)
     }
 
     fn report(&self, index: usize, linear: usize, method: &str) -> LayerReport {
-        let (out, inputs) = self.plan.shapes[linear];
+        let (out, inputs) = self.plan.layout.shape(linear);
         LayerReport {
-            name: ModelConfig::linear_name(index, BLOCK_LINEARS[linear]),
+            name: self.name(index, linear),
             shape: [out, inputs],
             method: method.into(),
             relative_error: None,
@@ -245,13 +247,14 @@ impl Work<'_> {
 
     /// Rounds to nearest, without text.
     fn nearest(&self, index: usize, weights: &BlockWeights, method: Method) -> Result<Finished> {
-        let mut linears = Vec::with_capacity(7);
-        for (linear, (_, inputs)) in self.plan.shapes.into_iter().enumerate() {
+        let layers = self.plan.layout.slots.len();
+        let mut linears = Vec::with_capacity(layers);
+        for (linear, (_, inputs)) in self.plan.layout.shapes().enumerate() {
             let weight = &weights.linears[linear];
             linears.push(match method {
                 Method::Gptq(settings) => Levels::Groups(self.round(linear, weight, settings)),
                 Method::Awq => {
-                    let matrix = (weight.as_slice(), self.plan.shapes[linear]);
+                    let matrix = (weight.as_slice(), self.plan.layout.shape(linear));
                     let grid = awq::GRID;
                     let fit = |_: usize, values: &[f32]| grid.fit(values, None);
                     let group = self.plan.groups[linear];
@@ -265,15 +268,14 @@ impl Work<'_> {
                     )?)
                 }
             });
-            let name = ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
-            self.check_held(&name, weight, &linears[linear])?;
+            self.check_held(&self.name(index, linear), weight, &linears[linear])?;
         }
-        let reports = (0..7).map(|linear| self.report(index, linear, "rtn")).collect();
+        let reports = (0..layers).map(|linear| self.report(index, linear, "rtn")).collect();
         Ok(Finished::new(weights, linears, reports))
     }
 
     /// Channels that go into the layers of a stage.
     fn width(&self, stage: usize) -> usize {
-        self.plan.shapes[STAGES[stage][0]].1
+        self.plan.layout.width(stage)
     }
 }

@@ -1,27 +1,18 @@
 //! Which class a `config.json` names, and where the text model's part of it is.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::super::config::Architecture;
+use crate::arch::Family;
+use crate::arch::families::{self, MINISTRAL};
+use crate::arch::family::COMMON_KEYS;
 use crate::{Error, Result};
-
-/// The class that transformers makes of a Mistral with `layer_types`.
-pub(super) const MINISTRAL: &str = "MinistralForCausalLM";
-
-/// Class, `model_type`, architecture.
-const CLASSES: [(&str, &str, Architecture); 5] = [
-    ("LlamaForCausalLM", "llama", Architecture::Llama),
-    ("MistralForCausalLM", "mistral", Architecture::Mistral),
-    (MINISTRAL, "ministral", Architecture::Mistral),
-    ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
-    ("Qwen3ForCausalLM", "qwen3", Architecture::Qwen3),
-];
 
 /// Models around a text model that get nothing but text here: `model_type` of the whole. Beyond text
 /// they add tokens of other senses to its embeddings, nothing else.
-const WRAPPERS: [&str; 14] = [
+const WRAPPERS: [&str; 15] = [
     "llava",
     "llava_next",
     "llava_next_video",
@@ -36,6 +27,7 @@ const WRAPPERS: [&str; 14] = [
     "idefics3",
     "smolvlm",
     "voxtral",
+    "gemma3",
 ];
 
 /// Text models of wrappers that have names of their own.
@@ -44,10 +36,10 @@ const TEXT_TYPES: [(&str, &str); 3] =
 
 /// What a `config.json` describes.
 #[derive(Debug)]
-pub(super) struct Class<'a> {
-    pub(super) architecture: Architecture,
+pub(in crate::source) struct Class<'a> {
+    pub(in crate::source) family: &'static Family,
     /// The text model's class.
-    pub(super) name: &'static str,
+    pub(in crate::source) name: &'static str,
     /// The text model's part of the file, if it is not the whole.
     pub(super) text: Option<&'a Map<String, Value>>,
 }
@@ -55,59 +47,25 @@ pub(super) struct Class<'a> {
 impl Class<'_> {
     /// The keys that are read for this class.
     pub(super) fn known_keys(&self) -> Vec<&'static str> {
-        let mut keys = vec![
-            "architectures",
-            "model_type",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-            "max_position_embeddings",
-            "original_max_position_embeddings",
-            "rms_norm_eps",
-            "rope_theta",
-            "rope_scaling",
-            "rope_parameters",
-            "partial_rotary_factor",
-            "tie_word_embeddings",
-            "torch_dtype",
-            "dtype",
-            "bos_token_id",
-            "eos_token_id",
-            "hidden_act",
-            "attention_bias",
-            "mlp_bias",
-            "num_local_experts",
-            "num_experts",
-            "n_routed_experts",
-            "quantization_config",
-            // Read by Mistral and Qwen; a warning names it elsewhere.
-            "sliding_window",
-            "layer_types",
-            "max_window_layers",
-        ];
-        if matches!(self.architecture, Architecture::Qwen2 | Architecture::Qwen3) {
-            keys.push("use_sliding_window");
-        }
-        if self.architecture == Architecture::Qwen2 {
-            keys.push("qkv_bias");
-        }
+        let mut keys = COMMON_KEYS.to_vec();
+        keys.extend(self.family.keys);
         keys
     }
 }
 
-/// What is supported, for messages.
-const SUPPORTED: &str = "Supported architectures: llama, mistral, ministral, qwen2, qwen3 \
-     (LlamaForCausalLM, MistralForCausalLM, MinistralForCausalLM, Qwen2ForCausalLM, \
-     Qwen3ForCausalLM), and the text part of llava, mistral3, qwen2_vl, qwen2_5_vl, qwen3_vl, \
-     internvl, idefics3 and smolvlm models that contain one of them";
-
 /// An [`Error::Unsupported`] that lists what is supported.
-pub(in crate::source) fn unsupported(message: String) -> Error {
-    Error::Unsupported { message, suggestion: SUPPORTED.to_owned() }
+pub(crate) fn unsupported(message: String) -> Error {
+    let all = || families::ALL.iter().flat_map(|family| family.classes);
+    let types: BTreeSet<&str> = all().map(|(_, kind)| *kind).collect();
+    let classes: BTreeSet<&str> = all().map(|(class, _)| *class).collect();
+    let list = |set: BTreeSet<&str>| set.into_iter().collect::<Vec<_>>().join(", ");
+    let suggestion = format!(
+        "Supported architectures: {} ({}), and the text part of llava, mistral3, qwen2_vl, \
+         qwen2_5_vl, qwen3_vl, internvl, idefics3 and smolvlm models that contain one of them",
+        list(types),
+        list(classes)
+    );
+    Error::Unsupported { message, suggestion }
 }
 
 /// Reads class and `model_type`.
@@ -123,7 +81,7 @@ pub(super) fn class<'a>(root: &'a Map<String, Value>, path: &Path) -> Result<Cla
         let model_type = inner.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let plain = TEXT_TYPES.iter().find(|(text, _)| *text == model_type);
         let plain = plain.map_or(model_type, |(_, plain)| plain);
-        return match of_type(plain) {
+        return match families::of_type(plain) {
             Some(found) => Ok(with_layer_types(found, inner, Some(inner))),
             None => Err(unsupported(format!(
                 "{kind} around a text model of type {}",
@@ -139,37 +97,33 @@ pub(super) fn class<'a>(root: &'a Map<String, Value>, path: &Path) -> Result<Cla
         }
         (Some(class), _) => {
             let class = if class == "LLaMAForCausalLM" { "LlamaForCausalLM" } else { class };
-            CLASSES.iter().find(|(name, ..)| *name == class).copied()
+            families::of_class(class)
         }
-        (None, Some(kind)) => of_type(kind),
+        (None, Some(kind)) => families::of_type(kind),
     };
     let Some(found) = found else {
         let name = class.or(outer_type).unwrap_or_default();
         return Err(unsupported(format!("architecture {name} is not supported")));
     };
     if let Some(kind) = outer_type
-        && kind != found.1
+        && kind != found.2
         && text.is_none()
     {
         return Err(unsupported(format!(
             "`architectures` says {}, `model_type` says {kind}: what the model computes is unclear",
-            found.0
+            found.1
         )));
     }
     Ok(with_layer_types(found, text.unwrap_or(root), text))
 }
 
-fn of_type(kind: &str) -> Option<(&'static str, &'static str, Architecture)> {
-    CLASSES.iter().find(|(_, model_type, _)| *model_type == kind).copied()
-}
-
 /// transformers reads a Mistral with `layer_types` as a Ministral.
 fn with_layer_types<'a>(
-    (name, kind, architecture): (&'static str, &'static str, Architecture),
+    (family, name, kind): (&'static Family, &'static str, &'static str),
     fields: &Map<String, Value>,
     text: Option<&'a Map<String, Value>>,
 ) -> Class<'a> {
     let typed = fields.get("layer_types").is_some_and(|types| !types.is_null());
     let name = if kind == "mistral" && typed { MINISTRAL } else { name };
-    Class { architecture, name, text }
+    Class { family, name, text }
 }

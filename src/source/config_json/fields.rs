@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::source::config_keys;
 use crate::{Error, Result};
 
 /// A whole number, also when it is written as a float.
@@ -92,27 +91,9 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A positive number, where zero stands for none, as it does where Python asks `if number`.
-    pub(crate) fn not_zero(&self, key: &str) -> Result<Option<f64>> {
-        match self.get(key).and_then(Value::as_f64) {
-            Some(0.0) => Ok(None),
-            _ => self.positive(key),
-        }
-    }
-
     /// Whether another object says the same.
     pub(crate) fn same_as(&self, other: &Fields) -> bool {
         self.map == other.map
-    }
-
-    /// Refuses keys that could change the computation and are not read, as
-    /// [`config_keys::refuse_unaccounted`].
-    pub(crate) fn refuse_unaccounted(
-        &self,
-        is_read: impl Fn(&str) -> bool,
-        what: &str,
-    ) -> Result<()> {
-        config_keys::refuse_unaccounted(self.map, is_read, what)
     }
 
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {

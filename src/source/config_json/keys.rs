@@ -3,111 +3,153 @@
 
 use serde_json::Value;
 
-use super::super::config::Architecture;
 use super::Fields;
+use super::classes::Class;
+use crate::arch::family::Windows;
 use crate::{Error, Result};
 
-/// Keys that say nothing about what a model computes for a text: training, generation, files,
-/// history, other runtimes.
+/// Keys that say nothing about what a model computes for a text: identity, training, generation, tasks,
+/// files, other runtimes, other senses than text (whose tensors are accounted for apart).
 const CHANGE_NOTHING: &[&str] = &[
-    "add_bos_token",
-    "add_eos_token",
-    "architectures",
     "attn_impl",
     "attn_implementation",
+    "audio_config",
     "author",
     "auto_map",
+    "aux_loss_alpha",
     "bad_words_ids",
     "base_model",
     "begin_suppress_tokens",
-    "bos_token",
+    "bf16",
+    "cache_implementation",
     "chat_template",
     "chunk_size_feed_forward",
     "custom_pipelines",
     "datasets",
     "description",
+    "deterministic_flash_attn",
+    "disable_exllama",
     "diversity_penalty",
     "do_sample",
     "early_stopping",
     "encoder_no_repeat_ngram_size",
-    "eos_token",
+    "experts_implementation",
     "exponential_decay_length_penalty",
     "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
+    "flash_attn",
+    "fp16",
+    "fp32",
+    "freeze",
+    "fused_qkv",
     "gradient_checkpointing",
     "id2label",
-    "initializer_range",
+    "image_seq_length",
+    "image_size",
     "is_decoder",
     "is_llama_config",
     "keys_to_ignore_at_inference",
     "label2id",
     "language",
+    "layerdrop",
     "length_penalty",
     "library_name",
     "license",
+    "loss_type",
     "max_batch_size",
+    "max_context_length",
     "max_length",
     "max_new_tokens",
-    "max_sequence_length",
     "max_seq_len",
     "max_seq_length",
+    "max_sequence_length",
     "min_length",
+    "mm_tokens_per_image",
     "model_max_length",
     "model_name",
     "model_name_or_path",
-    "model_type",
+    "multimodal_projector_bias",
     "n_ctx",
+    "n_inner",
     "name",
+    "name_or_path",
     "neftune_noise_alpha",
     "no_repeat_ngram_size",
+    "norm_epsilon",
     "num_beam_groups",
     "num_beams",
+    "num_key_value_groups",
     "num_labels",
     "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_past",
-    "output_scores",
-    "pad_token",
+    "offload_folder",
+    "penalty_alpha",
     "pipeline_tag",
     "prefix",
     "pretraining_tp",
     "problem_type",
+    "processor_class",
+    "projector_hidden_act",
     "remove_invalid_values",
     "repetition_penalty",
     "return_dict",
     "return_dict_in_generate",
+    "router_jitter_noise",
+    "sampler_seed",
     "seed",
+    "seq_aux",
     "seq_length",
+    "sliding_window_size",
+    "spatial_merge_size",
     "suppress_tokens",
     "tags",
     "task_specific_params",
     "temperature",
-    "tf_legacy_loss",
-    "tokenizer_class",
+    "tensor_parallel",
     "top_k",
     "top_p",
     "torchscript",
     "transformers.js_config",
-    "transformers_version",
     "typical_p",
-    "unk_token",
     "use_bfloat16",
     "use_cache",
+    "use_cache_kernel",
+    "use_cache_quantization",
     "use_flash_attention",
     "use_flash_attention_2",
     "use_flash_attn",
+    "use_fused_rms_norm",
+    "use_fused_rope",
+    "use_fused_swiglu",
+    "use_logn_attn_kernel",
     "use_return_dict",
+    "use_rms_norm",
+    "use_sdpa",
     "version",
+    "vision_config",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "xla_device",
+    "z_loss",
 ];
 
 /// Keys with this beginning change nothing: private notes of transformers and of trainers.
-const NEUTRAL_BEGINNINGS: &[&str] =
-    &["_", "generation_", "init_", "initializer_", "summary_", "tokenizer_", "unsloth", "wandb"];
+const NEUTRAL_BEGINNINGS: &[&str] = &[
+    "_",
+    "generation_",
+    "init_",
+    "initializer_",
+    "output_",
+    "summary_",
+    "tf_",
+    "tokenizer_",
+    "training_",
+    "transformers_",
+    "trl_",
+    "unsloth",
+    "wandb",
+];
 
-/// Keys with this end change nothing.
-const NEUTRAL_ENDS: &[&str] = &["_loss_coef", "_token_id", "_token_ids", "_token_index"];
+/// Keys with this end change nothing: `bos_token_id`, `router_aux_loss_coef`, `vision_start_token`.
+const NEUTRAL_ENDS: &[&str] = &["_loss_coef", "_token", "_token_id", "_token_ids", "_token_index"];
 
 /// Keys with this in them change nothing when no training goes on.
 const NEUTRAL_PARTS: &[&str] = &["dropout", "pdrop"];
@@ -128,7 +170,6 @@ const SWITCHES: &[(&str, &[Neutral])] = &[
     ("n_shared_experts", &[Neutral::Number(0.0)]),
     ("no_rope_layers", &[Neutral::AllOnes]),
     ("num_experts_per_tok", &[Neutral::Number(0.0), Neutral::Number(1.0)]),
-    ("num_nextn_predict_layers", &[Neutral::Number(0.0)]),
     ("residual_multiplier", &[Neutral::Number(1.0)]),
     ("rope_pct", &[Neutral::Number(1.0)]),
     ("rotary_pct", &[Neutral::Number(1.0)]),
@@ -151,6 +192,14 @@ const SAME_AS: &[(&str, &str)] = &[
 
 /// Keys that transformers ignores for these classes and another runtime does not: named, not refused.
 const IGNORED_BY_TRANSFORMERS: &[&str] = &["dual_chunk_attention_config"];
+
+/// What transformers does not compute either, and what it is: named, not refused.
+const LEFT_OUT: &[(&str, &str)] = &[
+    ("sparse_attention_config", "sparse attention for very long texts"),
+    ("num_nextn_predict_layers", "layers that predict further tokens"),
+    ("num_mtp_layers", "layers that predict further tokens"),
+    ("mtp_num_hidden_layers", "layers that predict further tokens"),
+];
 
 /// A value at which a key changes nothing.
 #[derive(Debug, Clone, Copy)]
@@ -234,31 +283,27 @@ pub(crate) fn refuse_unknown_around(fields: &Fields, known: &[&str], class: &str
 }
 
 /// Warns of keys that do nothing here and something elsewhere.
-pub(super) fn warn(
-    fields: &Fields,
-    architecture: Architecture,
-    class: &str,
-    warnings: &mut Vec<String>,
-) {
+pub(super) fn warn(fields: &Fields, class: &Class, warnings: &mut Vec<String>) {
+    let unread = class.family.windows == Windows::Never;
     for (key, value) in fields.entries() {
-        let ignored = IGNORED_BY_TRANSFORMERS.contains(&key)
-            || (architecture == Architecture::Llama && key == "sliding_window");
-        if ignored && !is_empty(value) {
+        let ignored = IGNORED_BY_TRANSFORMERS.contains(&key) || (unread && key == "sliding_window");
+        if let Some((_, what)) = LEFT_OUT.iter().find(|(name, _)| *name == key)
+            && !is_unused(key, value)
+        {
+            warnings.push(format!("`{key}` of config.json ({what}) is left out"));
+        }
+        if ignored && !is_unused(key, value) {
             warnings.push(format!(
-                "`{key}` {} of config.json has no effect in a {class}, as in transformers",
-                short(value)
+                "`{key}` {} of config.json has no effect in a {}, as in transformers",
+                short(value),
+                class.name
             ));
         }
     }
 }
 
-/// Whether a key belongs to other models and has values of its own at which it changes nothing.
-pub(crate) fn is_switch(key: &str) -> bool {
-    SWITCHES.iter().any(|(name, _)| *name == key)
-}
-
 /// Whether a key changes nothing with that value.
-pub(crate) fn is_neutral(fields: &Fields, key: &str, value: &Value) -> bool {
+fn is_neutral(fields: &Fields, key: &str, value: &Value) -> bool {
     if value.is_null() {
         return true;
     }
@@ -268,21 +313,29 @@ pub(crate) fn is_neutral(fields: &Fields, key: &str, value: &Value) -> bool {
     if let Some((_, same)) = SAME_AS.iter().find(|(name, _)| *name == key) {
         return fields.get(same).is_some_and(|other| other.as_f64() == value.as_f64());
     }
-    is_empty(value)
+    is_unused(key, value)
         || CHANGE_NOTHING.contains(&key)
         || IGNORED_BY_TRANSFORMERS.contains(&key)
+        || LEFT_OUT.iter().any(|(name, _)| *name == key)
         || NEUTRAL_BEGINNINGS.iter().any(|start| key.starts_with(start))
-        || NEUTRAL_ENDS.iter().any(|end| key.ends_with(end))
+        || (NEUTRAL_ENDS.iter().any(|end| key.ends_with(end)) && !key.contains("_per_"))
         || NEUTRAL_PARTS.iter().any(|part| key.contains(part))
 }
 
-fn is_empty(value: &Value) -> bool {
+/// Whether a value says that something is not used: nothing, false, zero, an empty text, list or
+/// object; one for what is multiplied with.
+fn is_unused(key: &str, value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => {
+            let factor = ["_multiplier", "_scaling", "_scale", "_factor", "_mod"];
+            let is_factor = factor.iter().any(|end| key.ends_with(end));
+            number.as_f64().is_some_and(|n| n == 0.0 || (is_factor && (n - 1.0).abs() < 1e-12))
+        }
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
-        Value::Bool(true) | Value::Number(_) => false,
     }
 }
 

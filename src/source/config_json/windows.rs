@@ -2,36 +2,43 @@
 
 use serde_json::{Value, json};
 
-use super::super::config::{Architecture, ModelConfig, SlidingWindow};
-use super::classes::{MINISTRAL, unsupported};
+use super::super::config::{ModelConfig, SlidingWindow};
+use super::classes::{Class, unsupported};
 use super::{Fields, MAX_COUNT, MAX_POSITIONS};
 use crate::Result;
+use crate::arch::families::MINISTRAL;
+use crate::arch::family::Windows;
 
-/// Mistral limits every layer, or those that `layer_types` names; Qwen limits the layers from
-/// `max_window_layers` on, or those that `layer_types` names, and only with `use_sliding_window`.
+/// See [`Windows`].
 pub(super) fn read(
     fields: &Fields,
-    architecture: Architecture,
-    layers: usize,
+    class: &Class,
+    (layers, max_positions): (usize, usize),
 ) -> Result<Option<SlidingWindow>> {
-    let named = layer_types(fields, layers)?;
-    let enabled = match architecture {
-        Architecture::Llama => {
-            return match named {
-                Some(named) if named.contains(&true) => Err(unsupported(
-                    "LlamaForCausalLM with `layer_types` of sliding attention".to_owned(),
-                )),
-                _ => Ok(None),
-            };
-        }
-        Architecture::Mistral => true,
-        Architecture::Qwen2 | Architecture::Qwen3 => fields.flag("use_sliding_window", false)?,
+    let rule = class.family.windows;
+    let typed = match rule {
+        Windows::Never => false,
+        Windows::Stated { typed, .. } | Windows::Switched { typed } => typed,
+        Windows::Periodic { .. } => true,
     };
-    let size = match fields.get("sliding_window") {
-        _ if !enabled => None,
-        None => Some(4096),
-        Some(Value::Null) => None,
-        Some(_) => fields.optional_size("sliding_window", MAX_POSITIONS)?,
+    let mut named = layer_types(fields, layers)?;
+    if !typed {
+        // The class reads no such list: one without a window anywhere says nothing.
+        if named.is_some_and(|named| named.contains(&true)) {
+            return Err(unsupported(format!(
+                "{} with `layer_types` of sliding attention",
+                class.name
+            )));
+        }
+        named = None;
+    }
+    let size = match rule {
+        Windows::Never => return Ok(None),
+        Windows::Switched { .. } if !fields.flag("use_sliding_window", false)? => None,
+        Windows::Stated { default, .. } => stated(fields, default)?,
+        Windows::Switched { .. } => stated(fields, Some(4096))?,
+        // A window of all that there can be; its layers may differ in more than the window.
+        Windows::Periodic { .. } => stated(fields, Some(4096))?.or(Some(max_positions)),
     };
     let Some(size) = size else {
         return match named {
@@ -42,15 +49,32 @@ pub(super) fn read(
             _ => Ok(None),
         };
     };
-    let window = match (named, architecture) {
+    let window = match (named, rule) {
         (Some(layers), _) => SlidingWindow { size, layers },
-        (None, Architecture::Qwen2 | Architecture::Qwen3) => {
+        (None, Windows::Switched { typed: true }) => {
             let first = fields.optional_integer("max_window_layers", MAX_COUNT)?.unwrap_or(28);
             SlidingWindow::from_layer(size, first, layers)
+        }
+        (None, Windows::Periodic { period, keys }) => {
+            let mut period = period;
+            for key in keys {
+                period = fields.optional_size(key, MAX_COUNT)?.unwrap_or(period);
+            }
+            let limited = |layer: usize| !(layer + 1).is_multiple_of(period);
+            SlidingWindow { size, layers: (0..layers).map(limited).collect() }
         }
         (None, _) => SlidingWindow::from_layer(size, 0, layers),
     };
     Ok(Some(window).filter(|window| window.layers.contains(&true)))
+}
+
+/// `sliding_window`: null is none.
+fn stated(fields: &Fields, default: Option<usize>) -> Result<Option<usize>> {
+    match fields.get("sliding_window") {
+        None => Ok(default),
+        Some(Value::Null) => Ok(None),
+        Some(_) => fields.optional_size("sliding_window", MAX_POSITIONS),
+    }
 }
 
 /// Of each layer whether `layer_types` limits it; `None` without that key.
@@ -83,16 +107,24 @@ pub(super) fn write(config: &ModelConfig, root: &mut Value) {
     let window = config.sliding_window.as_ref();
     let size = window.map(|window| window.size);
     let first = window.map_or(Some(config.num_layers), SlidingWindow::first_of_rest);
-    match config.architecture {
-        Architecture::Llama => return,
-        Architecture::Mistral => root["sliding_window"] = json!(size),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
+    let listed = match config.family.windows {
+        Windows::Never => return,
+        Windows::Stated { typed, .. } => {
+            root["sliding_window"] = json!(size);
+            typed && (config.class_name == MINISTRAL || first.is_none())
+        }
+        Windows::Switched { typed } => {
             root["use_sliding_window"] = json!(size.is_some());
             root["sliding_window"] = json!(size);
             root["max_window_layers"] = json!(first.unwrap_or(config.num_layers));
+            typed && first.is_none()
         }
-    }
-    if config.class_name == MINISTRAL || first.is_none() {
+        Windows::Periodic { .. } => {
+            root["sliding_window"] = json!(size);
+            true
+        }
+    };
+    if listed {
         let limited = |layer| window.is_some_and(|window| window.of(layer).is_some());
         let name = |layer| if limited(layer) { "sliding_attention" } else { "full_attention" };
         root["layer_types"] = (0..config.num_layers).map(name).collect();

@@ -28,7 +28,6 @@ use crate::littlebit::tuning::chains::Activations;
 use crate::littlebit::tuning::layer::LearningLayer;
 use crate::littlebit::tuning::with_values;
 use crate::source::ModelConfig;
-use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
 pub(super) use finished::finished;
 use reading::Reading;
@@ -159,12 +158,12 @@ impl<'a> Job<'a> {
         &self.run.model.config
     }
 
-    /// The matrices of a block in the order of [`BLOCK_LINEARS`].
+    /// The matrices of a block in their order.
     fn plans_of(&self, block: usize) -> Result<Vec<&'a LayerPlan>> {
-        BLOCK_LINEARS
-            .iter()
-            .map(|linear| {
-                let name = ModelConfig::linear_name(block, linear);
+        self.config()
+            .linear_names(block)
+            .into_iter()
+            .map(|name| {
                 let found = self.layers.iter().copied().find(|layer| layer.name == name);
                 found.ok_or_else(|| Error::General(format!("the plan has no {name}")))
             })

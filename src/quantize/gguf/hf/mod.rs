@@ -1,36 +1,32 @@
 //! A Hugging Face directory as a GGUF model: no forward pass is needed, so it takes architectures
 //! that this crate does not run.
 
-mod accounting;
-mod architectures;
 mod attention;
 mod card;
 mod general;
+mod limits;
 mod names;
 mod parameters;
 mod rope;
-mod sizes;
 mod texts;
 mod tokenizer;
 mod weights;
-mod yarn;
 
 use std::path::Path;
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
-use architectures::Class;
 use general::General;
-use sizes::Sizes;
 pub(super) use texts::Texts;
 pub(super) use tokenizer::pre::doubt as doubt_about_pre;
 
 use super::from_littlebit::shape_only;
 use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
 use super::tensor::GgufTensor;
+use crate::formats::gguf::Value;
 use crate::formats::packed::PackedTensor;
-use crate::source::config_json::{Fields, not_json, quantization};
+use crate::source::config_json::{self, ParsedConfig, not_json};
 use crate::source::hf;
 use crate::source::json;
 use crate::source::names::to_hugging_face;
@@ -45,37 +41,40 @@ use crate::{Error, Result};
 pub fn check_config(path: &Path) -> Result<()> {
     let missing = || Error::model_not_found(format!("{} is missing", path.display()));
     let text = hf::read_text(path, hf::MAX_CONFIG)?.ok_or_else(missing)?;
-    let root = parse(&text, path)?;
-    quantization(&root)?;
-    let root = with_text_config(root);
-    let config = Config::read(&root, path, &mut Vec::new())?;
-    // All that is refused by the settings alone.
-    parameters::metadata(&config.fields, config.class, &config.sizes, 0, &mut Vec::new()).map(drop)
+    Config::read(&text, path).map(drop)
 }
 
 /// A `config.json` that can become a GGUF file.
-struct Config<'a> {
-    fields: Fields<'a>,
-    class: Class,
-    sizes: Sizes,
-    /// Whether the head is the embedding.
-    tied: bool,
+struct Config {
+    parsed: ParsedConfig,
+    /// The whole file, with the part of its language model laid over it.
+    root: Map<String, Json>,
+    /// Whether the file states the width of a head, or its class has one of its own.
+    explicit_head_dim: bool,
 }
 
-impl<'a> Config<'a> {
-    /// Reads a configuration with that of its language model laid over it; every key is accounted
-    /// for.
-    fn read(
-        root: &'a Map<String, Json>,
-        path: &'a Path,
+impl Config {
+    fn read(text: &str, path: &Path) -> Result<Self> {
+        let parsed = config_json::parse(text, path)?;
+        let root = with_text_config(parse(text, path)?);
+        let explicit_head_dim = match root.get("head_dim") {
+            None => parsed.config.family.defaults.head_dim.is_some(),
+            Some(value) => !value.is_null(),
+        };
+        // All that is refused by the settings alone.
+        limits::check(&parsed.config)?;
+        let config = Self { parsed, root, explicit_head_dim };
+        config.parameters(0, &mut Vec::new())?;
+        Ok(config)
+    }
+
+    /// The hyper-parameters for `rows` embeddings, and the tensors among them.
+    fn parameters(
+        &self,
+        rows: usize,
         warnings: &mut Vec<String>,
-    ) -> Result<Self> {
-        let class = architectures::class(root)?;
-        accounting::check(root, class, warnings)?;
-        let fields = Fields::new(root, path);
-        let sizes = Sizes::read(&fields, class)?;
-        let tied = fields.flag("tie_word_embeddings", class.kind.is_gemma())?;
-        Ok(Self { fields, class, sizes, tied })
+    ) -> Result<(IndexMap<String, Value>, Vec<GgufTensor>)> {
+        parameters::metadata(&self.parsed.config, self.explicit_head_dim, rows, warnings)
     }
 }
 
@@ -95,9 +94,7 @@ pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufMode
         return Err(hf::without_config(directory));
     };
     // Before the weights, which may be many files.
-    let root = parse(&text, &config_path)?;
-    let quantization = quantization(&root)?;
-    Config::read(&with_text_config(root), &config_path, &mut Vec::new())?;
+    let quantization = Config::read(&text, &config_path)?.parsed.quantization;
     let mut warnings = Vec::new();
     let raw = hf::read_raw(directory, &mut Vec::new(), &mut warnings)?;
     let entries = assemble(raw, quantization.as_ref(), directory)?;
@@ -176,26 +173,25 @@ pub(super) fn open_from(
     let text = texts
         .optional("config.json", hf::MAX_CONFIG, &mut warnings)?
         .ok_or_else(|| Error::damaged(directory, "no config.json"))?;
-    let root = with_text_config(parse(&text, &config_path)?);
-    let Config { fields, class, sizes, tied } = Config::read(&root, &config_path, &mut warnings)?;
-    let (mut tensors, rows) =
-        weights::collect(directory, class, &sizes, tied, checkpoint, &mut warnings)?;
-    check_vocabulary(&fields, rows, &config_path, &mut warnings)?;
+    let whole = Config::read(&text, &config_path)?;
+    let config = &whole.parsed.config;
+    warnings.extend(whole.parsed.warnings.iter().cloned());
+    let (mut tensors, rows) = weights::collect(directory, config, checkpoint, &mut warnings)?;
+    check_vocabulary(config.vocab_size, rows, &config_path, &mut warnings)?;
     let (source_dtype, source_bytes) = source_type(&tensors);
-    let (parameters, of_config) =
-        parameters::metadata(&fields, class, &sizes, rows, &mut warnings)?;
+    let (parameters, of_config) = whole.parameters(rows, &mut warnings)?;
     tensors.extend(of_config);
 
     let card = texts.optional("README.md", hf::MAX_CONFIG, &mut warnings)?;
     let card = card.map(|text| card::parse(&text)).unwrap_or_default();
     let generation = generation_config(texts, &mut warnings)?;
     let mut metadata = General {
-        architecture: class.gguf,
+        architecture: config.family.gguf,
         id: name,
         card: &card,
         generation: generation.as_ref(),
         tensors: &tensors,
-        experts: sizes.experts,
+        experts: config.experts.map_or(0, |experts| experts.count),
         provenance: options.provenance,
     }
     .metadata();
@@ -203,26 +199,26 @@ pub(super) fn open_from(
     let pre = options.pre.as_deref();
     let tokenizer = tokenizer::Source {
         texts,
-        config: &root,
+        config: &whole.root,
         generation: generation.as_ref(),
-        kind: class.kind,
+        family: config.family,
         rows,
     };
     metadata.extend(tokenizer.metadata(pre, &mut warnings)?);
     names::avoid_phi_3(&mut metadata, &mut warnings);
     Ok(GgufModel {
         name: name.to_owned(),
-        architecture: class.gguf.to_owned(),
+        architecture: config.family.gguf.to_owned(),
         metadata,
         tensors,
         shape: ModelShape {
-            layers: sizes.layers,
-            heads: sizes.heads,
-            kv_heads: sizes.kv_heads,
-            experts: sizes.experts,
-            hidden: sizes.hidden,
+            layers: config.num_layers,
+            heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+            experts: config.experts.map_or(0, |experts| experts.count),
+            hidden: config.hidden_size,
             vocabulary: rows,
-            context: sizes.context as u64,
+            context: config.max_positions as u64,
         },
         warnings,
         source_dtype,
@@ -234,12 +230,11 @@ pub(super) fn open_from(
 /// The number of embeddings against `vocab_size`: tokens without one could not be used, more of them
 /// than tokens are padding.
 fn check_vocabulary(
-    fields: &Fields,
+    stated: usize,
     rows: usize,
     config: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
-    let Some(stated) = fields.optional_size("vocab_size", 1 << 32)? else { return Ok(()) };
     if stated > rows {
         return Err(Error::damaged(
             config,

@@ -1,336 +1,180 @@
 //! Rotary positions: metadata, and the tensors of factors per frequency.
 
 use indexmap::IndexMap;
-use serde_json::{Map, Value as Json};
 
-use super::architectures::{Class, Kind, unsupported};
-use super::sizes::Sizes;
-use super::yarn::Yarn;
+use super::limits::unsupported;
 use crate::Result;
 use crate::formats::gguf::Value;
+use crate::inference::rope::{ramp, yarn_bounds};
 use crate::quantize::gguf::tensor::GgufTensor;
-use crate::source::config_json::Fields;
+use crate::source::ModelConfig;
+use crate::source::config::RopeScaling;
 use crate::tensor::{SharedBytes, StoredTensor, StoredType};
 
-const MAX_POSITIONS: u64 = u32::MAX as u64;
+/// `beta_fast` and `beta_slow` of llama.cpp's own `YaRN`.
+const BETAS: (f64, f64) = (32.0, 1.0);
 
-/// The keys of the rotary part that are read, besides those of each kind of attention.
-const KEYS: [&str; 20] = [
-    "attention_factor",
-    "attn_factor",
-    "beta_fast",
-    "beta_slow",
-    "extrapolation_factor",
-    "factor",
-    "finetuned",
-    "high_freq_factor",
-    "long_factor",
-    "low_freq_factor",
-    "mscale",
-    "mscale_all_dim",
-    "original_max_position_embeddings",
-    "partial_rotary_factor",
-    "rope_theta",
-    "rope_type",
-    "short_factor",
-    "truncate",
-    "type",
-    // A copy of the model's own.
-    "max_position_embeddings",
-];
-
-/// The rotary part of a configuration, in either spelling: `rope_theta` + `rope_scaling` +
-/// `rope_local_base_freq`, or `rope_parameters`, there possibly one set per kind of attention.
-pub(super) struct Rope<'a> {
-    scaling: Option<Fields<'a>>,
-    kind: &'a str,
-    theta: f64,
-    /// The base of layers with a sliding window.
-    local_theta: Option<f64>,
-    /// Share of a head that rotates.
-    partial: f64,
-    original_context: Option<usize>,
-}
+const FACTORS: &str = "rope_freqs.weight";
 
 /// What goes into the file.
+#[derive(Default)]
 pub(super) struct RopeParts {
     /// Without the prefix of the architecture.
     pub(super) metadata: IndexMap<&'static str, Value>,
     pub(super) tensors: Vec<GgufTensor>,
 }
 
-impl<'a> Rope<'a> {
-    pub(super) fn read(fields: &Fields<'a>, class: Class) -> Result<Self> {
-        let kind = class.kind;
-        let mut scaling = match fields.object("rope_parameters")? {
-            None => fields.object("rope_scaling")?,
-            parameters => parameters,
-        };
-        let mut local_theta = fields.positive("rope_local_base_freq")?;
-        if let Some(per_kind) = &scaling
-            && let Some(full) = per_kind.object("full_attention")?
-        {
-            if let Some(sliding) = per_kind.object("sliding_attention")? {
-                check_sliding(&sliding, &full, class)?;
-                local_theta = sliding.positive("rope_theta")?.or(local_theta);
-            }
-            per_kind.refuse_unaccounted(
-                |key| matches!(key, "full_attention" | "sliding_attention"),
-                &format!("{} with rotary parameters", class.name),
-            )?;
-            scaling = Some(full);
-        }
-        if let Some(scaling) = &scaling {
-            scaling.refuse_unaccounted(
-                |key| KEYS.contains(&key),
-                &format!("{} with rotary parameters", class.name),
-            )?;
-        }
-        let within = |key: &str| -> Result<Option<f64>> {
-            let inner = scaling.as_ref().map(|inner| inner.positive(key)).transpose()?.flatten();
-            Ok(match inner {
-                None => fields.positive(key)?,
-                inner => inner,
-            })
-        };
-        let default_theta = match kind {
-            Kind::Gemma3 | Kind::Mixtral => 1_000_000.0,
-            _ => 10_000.0,
-        };
-        let theta = within("rope_theta")?.unwrap_or(default_theta);
-        let partial = within("partial_rotary_factor")?.unwrap_or(1.0);
-        let original = "original_max_position_embeddings";
-        let inner = scaling.as_ref().map(|inner| inner.optional_size(original, MAX_POSITIONS));
-        let outer = fields.optional_size(original, MAX_POSITIONS)?;
-        let original_context = match (kind, inner.transpose()?.flatten()) {
-            // Its class has this member, which counts more.
-            (Kind::Phi3, _) => Some(outer.unwrap_or(4096)),
-            (_, None) => outer,
-            (_, inner) => inner,
-        };
-        let kind_of_scaling = match &scaling {
-            None => "default",
-            Some(inner) => inner.text("rope_type")?.or(inner.text("type")?).unwrap_or("default"),
-        };
-        Ok(Self { scaling, kind: kind_of_scaling, theta, local_theta, partial, original_context })
+impl RopeParts {
+    fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+        self.metadata.insert(key, value.into());
     }
 
-    /// Metadata and tensors of the whole.
-    pub(super) fn parts(
-        &self,
-        fields: &Fields,
-        class: Class,
-        sizes: &Sizes,
-        warnings: &mut Vec<String>,
-    ) -> Result<RopeParts> {
-        let mut parts = RopeParts { metadata: IndexMap::new(), tensors: Vec::new() };
-        parts.metadata.insert("rope.freq_base", Value::from(self.theta as f32));
-        if class.kind == Kind::Gemma3 {
-            let local = self.local_theta.unwrap_or(10_000.0);
-            parts.metadata.insert("rope.freq_base_swa", Value::from(local as f32));
-        }
-        if class.kind == Kind::Phi3 {
-            self.phi3(class, sizes, &mut parts)?;
-            return Ok(parts);
-        }
-        if self.partial < 1.0 {
-            return Err(unsupported(format!("{} with `partial_rotary_factor`", class.name)));
-        }
-        if class.kind.is_llama() {
-            let width = Value::from(sizes.head_dim as u32);
-            parts.metadata.insert("rope.dimension_count", width);
-        }
-        let none = Map::new();
-        let none = fields.with(&none);
-        let scaling = self.scaling.as_ref().unwrap_or(&none);
-        match self.kind {
-            "default" | "none" => {}
-            // The graph of Gemma 3 scales all layers or none by anything but a factor, and others than
-            // that of llama have no factors per frequency.
-            "yarn" | "dynamic" if class.kind == Kind::Gemma3 => return Err(self.unknown(class)),
-            "llama3" | "longrope" | "su" if !class.kind.is_llama() => {
-                return Err(self.unknown(class));
-            }
-            "dynamic" => warnings.push(format!(
-                "rotary scaling \"dynamic\" acts beyond {} tokens only and is left out",
-                self.original_context.unwrap_or(sizes.context)
-            )),
-            "linear" => {
-                let factor = required_factor(scaling, "linear")?;
-                parts.metadata.insert("rope.scaling.type", Value::from("linear"));
-                parts.metadata.insert("rope.scaling.factor", Value::from(factor as f32));
-            }
-            "llama3" => {
-                let factors = self.llama3(scaling, sizes)?;
-                parts.tensors.push(vector("rope_freqs.weight", &factors)?);
-            }
-            "yarn" => {
-                let yarn = Yarn::read(scaling, self.original_context, sizes)?;
-                if yarn.is_usual() {
-                    yarn.keys(&mut parts.metadata);
-                } else if class.kind.is_llama() {
-                    // Each frequency is scaled by a constant, which is a factor of its own.
-                    parts.tensors.push(vector("rope_freqs.weight", &yarn.factors(self, sizes))?);
-                    set_attention_scale(&mut parts.metadata, yarn.attention());
-                } else {
-                    return Err(unsupported(format!(
-                        "{} with rotary scaling \"yarn\" and {}",
-                        class.name,
-                        yarn.unusual()
-                    )));
-                }
-            }
-            "longrope" | "su" => {
-                let both = list(scaling, "long_factor")?.zip(list(scaling, "short_factor")?);
-                let (long, short) = both.ok_or_else(|| self.unknown(class))?;
-                // Lists that do not depend on the length are plain factors.
-                let unscaled = scaling.positive("attention_factor")? == Some(1.0);
-                if unscaled && long == short {
-                    check_length(scaling, &long, sizes.head_dim / 2)?;
-                    parts.tensors.push(vector("rope_freqs.weight", &long)?);
-                } else {
-                    let original = self.original_context.unwrap_or(sizes.context);
-                    parts.metadata.insert("rope.scaling.type", Value::from("longrope"));
-                    let number = Value::from(original as u32);
-                    parts.metadata.insert("rope.scaling.original_context_length", number);
-                    long_texts(scaling, sizes, original, sizes.head_dim, &mut parts)?;
-                }
-            }
-            _ => return Err(self.unknown(class)),
-        }
-        Ok(parts)
-    }
-
-    /// The base of the frequencies.
-    pub(super) fn theta(&self) -> f64 {
-        self.theta
-    }
-
-    fn unknown(&self, class: Class) -> crate::Error {
-        unsupported(format!("{} with rotary scaling \"{}\"", class.name, self.kind))
-    }
-
-    /// Divisors of the frequencies: 1 for those that turn often within the old context, `factor` for
-    /// those that do not, and a blend between. In f32, as the converter computes them.
-    fn llama3(&self, scaling: &Fields, sizes: &Sizes) -> Result<Vec<f32>> {
-        let factor = required_factor(scaling, "llama3")? as f32;
-        let low = scaling.positive("low_freq_factor")?.unwrap_or(1.0) as f32;
-        let high = scaling.positive("high_freq_factor")?.unwrap_or(4.0) as f32;
-        let old = self.original_context.unwrap_or(8192) as f32;
-        let dim = sizes.head_dim;
-        let one = |i: usize| {
-            let frequency = 1.0 / (self.theta as f32).powf((2 * i) as f32 / dim as f32);
-            let wavelength = std::f32::consts::TAU / frequency;
-            if wavelength < old / high {
-                1.0
-            } else if wavelength > old / low {
-                factor
-            } else {
-                let smooth = (old / wavelength - low) / (high - low);
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            }
-        };
-        Ok((0..dim / 2).map(one).collect())
-    }
-
-    /// Phi-3 has factors for short and for long texts, and a scale of the attention.
-    fn phi3(&self, class: Class, sizes: &Sizes, parts: &mut RopeParts) -> Result<()> {
-        let rotary = (self.partial * sizes.hidden as f64) as usize / sizes.heads;
-        let original = self.original_context.unwrap_or(sizes.context);
-        let metadata = &mut parts.metadata;
-        metadata.insert("rope.dimension_count", Value::from(rotary as u32));
-        let number = Value::from(original as u32);
-        metadata.insert("rope.scaling.original_context_length", number);
-        match (self.kind, &self.scaling) {
-            ("default" | "none", _) | (_, None) => Ok(()),
-            // Older names of the same.
-            ("longrope" | "su" | "yarn", Some(scaling)) => {
-                long_texts(scaling, sizes, original, rotary, parts)
-            }
-            _ => Err(self.unknown(class)),
-        }
+    /// Factors for short and for long texts, and the scale that they bring for cosine and sine.
+    fn long_texts(&mut self, short: &[f32], long: &[f32], attention: f64) -> Result<()> {
+        self.tensors.push(vector("rope_factors_long.weight", long)?);
+        self.tensors.push(vector("rope_factors_short.weight", short)?);
+        self.set("rope.scaling.attn_factor", attention as f32);
+        Ok(())
     }
 }
 
-/// Layers with a window may have a base of their own in Gemma 3, and no other difference.
-fn check_sliding(sliding: &Fields, full: &Fields, class: Class) -> Result<()> {
-    let plain = |key: &str| matches!(key, "rope_theta" | "rope_type" | "type");
-    let same = sliding.same_as(full);
-    if same && class.kind != Kind::Gemma3 {
+/// Metadata and tensors of the whole.
+pub(super) fn parts(config: &ModelConfig, warnings: &mut Vec<String>) -> Result<RopeParts> {
+    let mut parts = RopeParts::default();
+    let rope = &config.rope;
+    parts.set("rope.freq_base", rope.theta as f32);
+    if let Some(window) = &config.window_rope {
+        parts.set("rope.freq_base_swa", window.theta as f32);
+    }
+    let paired = config.family.has_rope_pairs();
+    if let Some(original) = config.original_positions {
+        phi3(config, original, &mut parts)?;
+        return Ok(parts);
+    }
+    if paired {
+        parts.set("rope.dimension_count", config.head_dim as u32);
+    }
+    let unknown = |kind: &str| {
+        Err(unsupported(format!("{} with rotary scaling \"{kind}\"", config.class_name)))
+    };
+    match &rope.scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => {
+            parts.set("rope.scaling.type", "linear");
+            parts.set("rope.scaling.factor", *factor as f32);
+        }
+        // The graph of Gemma 3 scales all layers or none by anything but a factor, and others than
+        // that of llama have no factors per frequency.
+        RopeScaling::Dynamic { .. } if config.window_rope.is_some() => return unknown("dynamic"),
+        RopeScaling::Yarn { .. } if config.window_rope.is_some() => return unknown("yarn"),
+        RopeScaling::Llama3 { .. } if !paired => return unknown("llama3"),
+        RopeScaling::LongRope { .. } | RopeScaling::Factors(_) if !paired => {
+            return unknown("longrope");
+        }
+        RopeScaling::Dynamic { original_context, .. } => warnings.push(format!(
+            "rotary scaling \"dynamic\" acts beyond {original_context} tokens only and is left out"
+        )),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let by = [*factor, *low_freq_factor, *high_freq_factor, *original_context as f64];
+            let factors = llama3(rope.theta as f32, config.head_dim, by.map(|value| value as f32));
+            parts.tensors.push(vector(FACTORS, &factors)?);
+        }
+        yarn @ RopeScaling::Yarn { .. } => self::yarn(config, yarn, &mut parts)?,
+        RopeScaling::Factors(factors) => parts.tensors.push(vector(FACTORS, factors)?),
+        RopeScaling::LongRope { short, long, original_context, attention_factor } => {
+            parts.set("rope.scaling.type", "longrope");
+            parts.set("rope.scaling.original_context_length", *original_context as u32);
+            parts.long_texts(short, long, *attention_factor)?;
+        }
+    }
+    Ok(parts)
+}
+
+/// Divisors of the frequencies: 1 for those that turn often within the old context, `factor` for
+/// those that do not, and a blend between. In f32, as the converter computes them.
+fn llama3(theta: f32, dim: usize, [factor, low, high, old]: [f32; 4]) -> Vec<f32> {
+    let one = |i: usize| {
+        let frequency = 1.0 / theta.powf((2 * i) as f32 / dim as f32);
+        let wavelength = std::f32::consts::TAU / frequency;
+        if wavelength < old / high {
+            1.0
+        } else if wavelength > old / low {
+            factor
+        } else {
+            let smooth = (old / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    (0..dim / 2).map(one).collect()
+}
+
+/// Phi-3 has factors for short and for long texts, and a scale of the attention.
+fn phi3(config: &ModelConfig, original: usize, parts: &mut RopeParts) -> Result<()> {
+    let width = config.rope.width.unwrap_or(config.head_dim);
+    parts.set("rope.dimension_count", width as u32);
+    parts.set("rope.scaling.original_context_length", original as u32);
+    match &config.rope.scaling {
+        RopeScaling::None => Ok(()),
+        RopeScaling::LongRope { short, long, attention_factor, .. } => {
+            parts.long_texts(short, long, *attention_factor)
+        }
+        RopeScaling::Factors(factors) => parts.long_texts(factors, factors, 1.0),
+        _ => Err(unsupported(format!("{} with another rotary scaling", config.class_name))),
+    }
+}
+
+/// `YaRN` as llama.cpp computes it, or, for the architecture that takes them, as factors of the
+/// frequencies.
+fn yarn(config: &ModelConfig, scaling: &RopeScaling, parts: &mut RopeParts) -> Result<()> {
+    let RopeScaling::Yarn {
+        factor,
+        original_context,
+        beta_fast,
+        beta_slow,
+        attention_factor,
+        truncate,
+    } = *scaling
+    else {
+        return Ok(());
+    };
+    let of_paper = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+    let usual =
+        truncate && (beta_fast - BETAS.0).abs() < 1e-6 && (beta_slow - BETAS.1).abs() < 1e-6;
+    if usual {
+        parts.set("rope.scaling.type", "yarn");
+        parts.set("rope.scaling.factor", factor as f32);
+        parts.set("rope.scaling.original_context_length", original_context as u32);
+        // llama.cpp multiplies with the scale of the paper, which the model's own one replaces.
+        if let Some(attention) = attention_factor {
+            parts.set("rope.scaling.attn_factor", (attention / of_paper) as f32);
+        }
         return Ok(());
     }
-    let kind = sliding.text("rope_type")?.or(sliding.text("type")?).unwrap_or("default");
-    if class.kind != Kind::Gemma3 || !matches!(kind, "default" | "none") {
+    if !config.family.has_rope_pairs() {
+        let unusual = if truncate {
+            format!("`beta_fast` {beta_fast}, `beta_slow` {beta_slow}")
+        } else {
+            "`truncate` false".to_owned()
+        };
         return Err(unsupported(format!(
-            "{} with rotary parameters of their own for layers with a window",
-            class.name
+            "{} with rotary scaling \"yarn\" and {unusual}",
+            config.class_name
         )));
     }
-    let what = format!("{} with rotary parameters for layers with a window", class.name);
-    sliding.refuse_unaccounted(plain, &what)
-}
-
-/// Factors for short and for long texts, and the scale that they bring for cosine and sine.
-fn long_texts(
-    scaling: &Fields,
-    sizes: &Sizes,
-    original: usize,
-    rotary: usize,
-    parts: &mut RopeParts,
-) -> Result<()> {
-    let missing = |key: &str| scaling.damaged(format!("factors for long texts without `{key}`"));
-    let factors = [
-        ("rope_factors_long.weight", "long_factor"),
-        ("rope_factors_short.weight", "short_factor"),
-    ];
-    for (name, key) in factors {
-        let factors = list(scaling, key)?.ok_or_else(|| missing(key))?;
-        check_length(scaling, &factors, rotary / 2)?;
-        parts.tensors.push(vector(name, &factors)?);
-    }
-    let factor =
-        scaling.positive("factor")?.unwrap_or_else(|| sizes.context as f64 / original as f64);
-    let attention = match scaling.positive("attention_factor")? {
-        Some(attention) => attention,
-        None if factor <= 1.0 => 1.0,
-        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    // Each frequency is scaled by a constant, which is a factor of its own: `factor` for those that
+    // turn less than `beta_slow` times within the old context, 1 for those that turn more than
+    // `beta_fast` times, a ramp between.
+    let dim = config.head_dim;
+    let context = original_context as f64;
+    let bounds = yarn_bounds(config.rope.theta, dim, context, beta_fast, beta_slow, truncate);
+    let one = |i: usize| {
+        let stretched = ramp(bounds, i as f64);
+        (1.0 / (stretched / factor + 1.0 - stretched)) as f32
     };
-    set_attention_scale(&mut parts.metadata, attention);
+    let factors: Vec<f32> = (0..dim / 2).map(one).collect();
+    parts.tensors.push(vector(FACTORS, &factors)?);
+    parts.set("rope.scaling.attn_factor", attention_factor.unwrap_or(of_paper) as f32);
     Ok(())
-}
-
-fn set_attention_scale(metadata: &mut IndexMap<&'static str, Value>, scale: f64) {
-    metadata.insert("rope.scaling.attn_factor", Value::from(scale as f32));
-}
-
-fn required_factor(scaling: &Fields, what: &str) -> Result<f64> {
-    scaling
-        .positive("factor")?
-        .ok_or_else(|| scaling.damaged(format!("rotary scaling \"{what}\" has no `factor`")))
-}
-
-fn list(fields: &Fields, key: &str) -> Result<Option<Vec<f32>>> {
-    match fields.get(key) {
-        None | Some(Json::Null) => Ok(None),
-        Some(value) => {
-            let numbers: Option<Vec<f32>> = value.as_array().and_then(|list| {
-                list.iter().map(|factor| factor.as_f64().map(|factor| factor as f32)).collect()
-            });
-            match numbers {
-                Some(numbers) if numbers.iter().all(|n| *n > 0.0 && n.is_finite()) => {
-                    Ok(Some(numbers))
-                }
-                _ => Err(fields.damaged(format!("`{key}` is not a list of positive numbers"))),
-            }
-        }
-    }
-}
-
-fn check_length(fields: &Fields, factors: &[f32], expected: usize) -> Result<()> {
-    if factors.len() == expected {
-        return Ok(());
-    }
-    Err(fields.damaged(format!("{} rotary factors for {expected} frequencies", factors.len())))
 }
 
 fn vector(name: &str, values: &[f32]) -> Result<GgufTensor> {

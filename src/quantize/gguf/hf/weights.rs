@@ -5,10 +5,12 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use super::architectures::{Bias, Class, Edit, ExpertModule, Kind, Module, unsupported};
-use super::sizes::Sizes;
+use super::limits::{self, Graph, unsupported};
+use crate::arch::tensors::{self, EMBEDDING, Edit, HEAD};
 use crate::quantize::gguf::tensor::{GgufTensor, Rows};
+use crate::source::ModelConfig;
 use crate::source::catalog::some_of;
+use crate::source::experts;
 use crate::source::hf::ShardTensor;
 use crate::source::present::missing_tensors;
 use crate::tensor::StoredTensor;
@@ -17,7 +19,7 @@ use crate::{Error, Result};
 /// The tensors of a checkpoint, from which they are taken one by one.
 struct Checkpoint<'a> {
     directory: &'a Path,
-    class: Class,
+    class: &'a str,
     tensors: IndexMap<String, ShardTensor>,
     missing: Vec<String>,
 }
@@ -26,41 +28,59 @@ struct Checkpoint<'a> {
 /// the embedding.
 pub(super) fn collect(
     directory: &Path,
-    class: Class,
-    sizes: &Sizes,
-    tied: bool,
-    tensors: IndexMap<String, ShardTensor>,
+    config: &ModelConfig,
+    mut tensors: IndexMap<String, ShardTensor>,
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<GgufTensor>, usize)> {
+    let stored = |tensor: &ShardTensor| tensor.as_ref().ok().cloned();
+    experts::split_by(&mut tensors, config, directory, stored, Ok)?;
+    let class = config.class_name.as_str();
     let mut checkpoint = Checkpoint { directory, class, tensors, missing: Vec::new() };
-    let mut list = Vec::new();
+    let mut list: Vec<GgufTensor> = Vec::new();
 
-    let embedding = checkpoint.take("model.embed_tokens.weight", None)?;
+    let embedding = checkpoint.take(EMBEDDING, None)?;
     let rows = embedding.as_ref().map_or(0, StoredTensor::rows);
     if let Some(embedding) = embedding {
-        checkpoint.check(&embedding, "model.embed_tokens.weight", &[rows, sizes.hidden])?;
+        checkpoint.check(&embedding, EMBEDDING, &[rows, config.hidden_size])?;
         list.push(GgufTensor::new("token_embd.weight", embedding));
     }
-    if let Some(norm) = checkpoint.take("model.norm.weight", Some(&[sizes.hidden]))? {
-        list.push(edited("output_norm.weight", norm, class.kind.norm_edit(), sizes));
+    let mut stacks: IndexMap<String, (usize, Vec<StoredTensor>)> = IndexMap::new();
+    for tensor in tensors::of_model(config) {
+        if matches!(tensor.name.as_str(), EMBEDDING | HEAD) {
+            continue;
+        }
+        let found = if is_optional(&tensor.name, config) {
+            checkpoint.take_optional(&tensor.name, Some(&tensor.shape))?
+        } else {
+            checkpoint.take(&tensor.name, Some(&tensor.shape))?
+        };
+        if tensor.is_stacked() {
+            let (asked, parts) = stacks.entry(tensor.gguf).or_default();
+            *asked += 1;
+            parts.extend(found);
+        } else if let Some(found) = found {
+            list.push(edited(tensor.gguf, found, tensor.edit, config));
+        }
+    }
+    for (name, (asked, parts)) in stacks {
+        // One that is missing is named below.
+        if parts.len() == asked {
+            list.push(GgufTensor::stack(name, parts)?);
+        }
     }
     // Without an embedding there is nothing to compare the head with; that one is named as missing.
-    let head_shape = [rows, sizes.hidden];
+    let head_shape = [rows, config.hidden_size];
     let head_shape = (rows > 0).then_some(&head_shape[..]);
-    if let Some(head) = checkpoint.head(tied, head_shape, &list, warnings)? {
+    if let Some(head) = checkpoint.head(config, head_shape, &list, warnings)? {
         list.push(GgufTensor::new("output.weight", head));
-    }
-    let (modules, experts) = (class.kind.modules(sizes.biases), class.kind.experts());
-    for block in 0..sizes.layers {
-        for module in &modules {
-            checkpoint.module(block, module, sizes, &mut list)?;
-        }
-        for module in &experts {
-            list.extend(checkpoint.experts(block, module, sizes)?);
-        }
     }
     checkpoint.finish(warnings)?;
     Ok((list, rows))
+}
+
+/// Whether a tensor that is missing is zero: the bias behind the attention.
+fn is_optional(name: &str, config: &ModelConfig) -> bool {
+    config.biases.output && name.ends_with(".o_proj.bias")
 }
 
 impl Checkpoint<'_> {
@@ -102,14 +122,14 @@ impl Checkpoint<'_> {
     /// it is the embedding, and counts if it has other values, as in transformers.
     fn head(
         &mut self,
-        tied: bool,
+        config: &ModelConfig,
         shape: Option<&[usize]>,
         list: &[GgufTensor],
         warnings: &mut Vec<String>,
     ) -> Result<Option<StoredTensor>> {
-        const HEAD: &str = "lm_head.weight";
+        let tied = config.tie_word_embeddings;
         let found = if tied { self.take_optional(HEAD, shape)? } else { self.take(HEAD, shape)? };
-        let fixed = self.class.kind == Kind::Gemma2;
+        let fixed = Graph::of(config) == Graph::Alternating;
         let Some(head) = found else { return Ok(None) };
         if !tied && !fixed {
             return Ok(Some(head));
@@ -121,7 +141,7 @@ impl Checkpoint<'_> {
         if fixed {
             return Err(unsupported(format!(
                 "{} with a head ({HEAD}) that is not the embedding",
-                self.class.name
+                self.class
             )));
         }
         warnings.push(format!(
@@ -140,73 +160,6 @@ impl Checkpoint<'_> {
         Err(Error::damaged(self.directory, message))
     }
 
-    fn module(
-        &mut self,
-        block: usize,
-        module: &Module,
-        sizes: &Sizes,
-        list: &mut Vec<GgufTensor>,
-    ) -> Result<()> {
-        let name = format!("model.layers.{block}.{}", module.hf);
-        let gguf = format!("blk.{block}.{}", module.gguf);
-        let out = sizes.get(module.out);
-        let shape: Vec<usize> = match module.inputs {
-            None => vec![out],
-            Some(inputs) => vec![out, sizes.get(inputs)],
-        };
-        if let Some(weight) = self.take(&format!("{name}.weight"), Some(&shape))? {
-            list.push(edited(format!("{gguf}.weight"), weight, module.edit, sizes));
-        }
-        let bias_name = format!("{name}.bias");
-        let bias = match module.bias {
-            Bias::None => None,
-            Bias::Optional => self.take_optional(&bias_name, Some(&[out]))?,
-            Bias::Required => self.take(&bias_name, Some(&[out]))?,
-        };
-        if let Some(bias) = bias {
-            list.push(edited(format!("{gguf}.bias"), bias, module.edit, sizes));
-        }
-        Ok(())
-    }
-
-    /// The matrices of all experts as one tensor, whichever way the checkpoint holds them.
-    fn experts(
-        &mut self,
-        block: usize,
-        module: &ExpertModule,
-        sizes: &Sizes,
-    ) -> Result<Option<GgufTensor>> {
-        let prefix = format!("model.layers.{block}.{}", module.before);
-        let gguf = format!("blk.{block}.{}.weight", module.gguf);
-        let shape = [sizes.get(module.out), sizes.get(module.inputs)];
-        if let Some(fused) = module.fused {
-            let name = format!("{prefix}.{}", fused.hf);
-            // Another part may still need it.
-            let names = [name.clone(), format!("{name}.weight")];
-            if let Some(Ok(tensor)) = names.iter().find_map(|name| self.tensors.get(name)) {
-                let tensor = tensor.clone();
-                let whole = [sizes.experts, fused.part.1 * shape[0], shape[1]];
-                self.check(&tensor, &name, &whole)?;
-                if fused.part.0 + 1 == fused.part.1 {
-                    names.iter().for_each(|name| drop(self.tensors.swap_remove(name)));
-                }
-                let slices = slices(&tensor, fused.part, shape).ok_or_else(|| {
-                    Error::damaged(self.directory, format!("{name} is too short"))
-                })?;
-                return GgufTensor::stack(gguf, slices).map(Some);
-            }
-        }
-        let mut parts = Vec::with_capacity(sizes.experts);
-        for expert in 0..sizes.experts {
-            let name = format!("{prefix}.{expert}.{}.weight", module.after);
-            parts.extend(self.take(&name, Some(&shape))?);
-        }
-        if parts.len() < sizes.experts {
-            return Ok(None);
-        }
-        GgufTensor::stack(gguf, parts).map(Some)
-    }
-
     /// Refuses what is missing and what would be lost.
     fn finish(self, warnings: &mut Vec<String>) -> Result<()> {
         let carries_nothing = |name: &str| {
@@ -218,7 +171,7 @@ impl Checkpoint<'_> {
             self.tensors.keys().map(String::as_str).filter(|name| !carries_nothing(name)).collect();
         if !self.missing.is_empty() {
             let missing: Vec<&str> = self.missing.iter().map(String::as_str).collect();
-            return Err(missing_tensors(self.directory, self.class.name, (&missing, None), &left));
+            return Err(missing_tensors(self.directory, self.class, (&missing, None), &left));
         }
         if left.is_empty() {
             return Ok(());
@@ -226,7 +179,7 @@ impl Checkpoint<'_> {
         let what = format!(
             "{} tensors that a {} of llama.cpp does not have: {}",
             left.len(),
-            self.class.name,
+            self.class,
             some_of(&left)
         );
         if let Some(key) = switched_off(&left) {
@@ -265,25 +218,14 @@ fn is_of_the_model(name: &str) -> bool {
     name.starts_with("model.layers.") || name == "lm_head.bias"
 }
 
-/// One slice per expert: part `part.0` of the `part.1` equal parts of its rows.
-fn slices(
-    tensor: &StoredTensor,
-    part: (usize, usize),
-    shape: [usize; 2],
-) -> Option<Vec<StoredTensor>> {
-    let bytes = StoredTensor::byte_length(&shape, tensor.dtype)?;
-    (0..tensor.shape[0])
-        .map(|expert| {
-            let from = (expert * part.1 + part.0) * bytes;
-            let slice = tensor.bytes.slice(from..from + bytes)?;
-            StoredTensor::new(shape.to_vec(), tensor.dtype, slice).ok()
-        })
-        .collect()
-}
-
 /// The tensor with its edit, and as F32 if llama.cpp wants it so: vectors, norms and the gates of
 /// mixtures.
-fn edited(name: impl Into<String>, tensor: StoredTensor, edit: Edit, sizes: &Sizes) -> GgufTensor {
+fn edited(
+    name: impl Into<String>,
+    tensor: StoredTensor,
+    edit: Edit,
+    config: &ModelConfig,
+) -> GgufTensor {
     let mut tensor = GgufTensor::new(name, tensor);
     let small = tensor.shape.len() < 2
         || tensor.name.ends_with("_norm.weight")
@@ -291,12 +233,15 @@ fn edited(name: impl Into<String>, tensor: StoredTensor, edit: Edit, sizes: &Siz
     if small {
         tensor = tensor.in_f32();
     }
-    match edit {
+    tensor = match edit {
         Edit::None => tensor,
-        Edit::QueryPairs => tensor.with_rows(Rows::RopePairs { heads: sizes.heads }),
-        Edit::KeyPairs => tensor.with_rows(Rows::RopePairs { heads: sizes.kv_heads }),
+        Edit::Pairs { heads } => tensor.with_rows(Rows::RopePairs { heads }),
         Edit::PlusOne => tensor.plus(1.0),
-        Edit::QueryScale => tensor.times(sizes.query_scale),
-        Edit::PlusOneQueryScale => tensor.plus(1.0).times(sizes.query_scale),
+    };
+    let scaled = if config.family.head_norms { ".attn_q_norm.weight" } else { ".attn_q.weight" };
+    let biased = !config.family.head_norms && tensor.name.ends_with(".attn_q.bias");
+    if config.query_pre_attn_scalar.is_some() && (tensor.name.ends_with(scaled) || biased) {
+        tensor = tensor.times(limits::query_scale(config));
     }
+    tensor
 }

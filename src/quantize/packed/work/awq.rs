@@ -9,12 +9,10 @@ use super::super::awq::clip;
 use super::super::awq::scales::{
     Found, Matrix, mean_magnitude, quadratic, round_with, rounded, search,
 };
-use super::super::block::{
-    BlockWeights, DOWN, GATE, KEY, OUTPUT, PlainType, QUERY, STAGES, UP, VALUE, fold_into_norm,
-    host,
-};
+use super::super::block::{BlockWeights, PlainType, host};
 use super::super::finished::{Finished, Levels};
 use super::super::grid::Grid;
+use super::super::layout::{ATTENTION, DOWN, MLP, OUTPUT};
 use super::super::smoothquant::migrate::FactorStatistics;
 use super::{Inputs, Work, gather};
 use crate::inference::Block;
@@ -45,8 +43,9 @@ impl Work<'_> {
             self.search_down(&weights, &means[3], &grams[3])?,
         ];
         let factors = self.fold(&mut weights, &found);
-        let mut linears: Vec<Option<(Levels, _)>> = (0..7).map(|_| None).collect();
-        for (stage, members) in STAGES.iter().enumerate() {
+        let layout = Arc::clone(&self.plan.layout);
+        let mut linears: Vec<Option<(Levels, _)>> = layout.slots.iter().map(|_| None).collect();
+        for (stage, members) in layout.stages.iter().enumerate() {
             if self.progress.stop_requested() {
                 return Err(self.interrupted());
             }
@@ -57,10 +56,10 @@ impl Work<'_> {
                     *value /= factor * factors[stage][row];
                 }
             }
-            for &linear in *members {
+            for &linear in members {
                 let group = self.plan.groups[linear];
-                let matrix = (weights.linears[linear].as_slice(), self.plan.shapes[linear]);
-                let grouped = if matches!(linear, QUERY | KEY) {
+                let matrix = (weights.linears[linear].as_slice(), self.plan.layout.shape(linear));
+                let grouped = if layout.makes_scores(linear) {
                     // Their outputs meet in the scores: what a clip does there is not a sum.
                     round_with(matrix, &GRID, group, |_, values| GRID.fit(values, None))
                 } else {
@@ -124,7 +123,8 @@ impl Work<'_> {
     }
 
     fn matrices<'w>(&self, weights: &'w BlockWeights, linears: &[usize]) -> Vec<Matrix<'w>> {
-        let one = |&linear: &usize| (weights.linears[linear].as_slice(), self.plan.shapes[linear]);
+        let one =
+            |&linear: &usize| (weights.linears[linear].as_slice(), self.plan.layout.shape(linear));
         linears.iter().map(one).collect()
     }
 
@@ -157,10 +157,11 @@ impl Work<'_> {
         let positions = self.decoder.positions(sequences, length, 0);
         let normed = block.attention_input(&x)?;
         let exact = host(&block.after_attention(&x, &block.attend(&normed, &positions)?)?)?;
-        let linears = [QUERY, KEY, VALUE];
-        let w_mean = mean_magnitude(&self.matrices(weights, &linears), self.plan.groups[QUERY]);
+        let linears = &self.plan.layout.stages[ATTENTION];
+        let group = self.plan.groups[linears[0]];
+        let w_mean = mean_magnitude(&self.matrices(weights, linears), group);
         search(x_mean, &w_mean, |factors| {
-            let changed = self.running(index, &self.with_rounded(weights, &linears, factors))?;
+            let changed = self.running(index, &self.with_rounded(weights, linears, factors))?;
             let attended = changed.attend(&normed, &positions)?;
             Ok(difference(&exact, &host(&changed.after_attention(&x, &attended)?)?, rows))
         })
@@ -182,28 +183,24 @@ impl Work<'_> {
         let middle = block.after_attention(&x, &attended)?;
         let normed = block.mlp_input(&middle)?;
         let exact = host(&block.after_mlp(&middle, &block.gated(&normed)?)?)?;
-        let linears = [GATE, UP];
-        let w_mean = mean_magnitude(&self.matrices(weights, &linears), self.plan.groups[GATE]);
+        let linears = &self.plan.layout.stages[MLP];
+        let group = self.plan.groups[linears[0]];
+        let w_mean = mean_magnitude(&self.matrices(weights, linears), group);
         search(x_mean, &w_mean, |factors| {
-            let changed = self.running(index, &self.with_rounded(weights, &linears, factors))?;
+            let changed = self.running(index, &self.with_rounded(weights, linears, factors))?;
             let inner = changed.gated(&normed)?;
             Ok(difference(&exact, &host(&changed.after_mlp(&middle, &inner)?)?, rows))
         })
     }
 
-    /// Row of v that each column of o multiplies.
-    pub(super) fn value_rows(&self) -> Vec<usize> {
-        let config = &self.model.config;
-        let (heads, dim) = (config.num_heads / config.num_kv_heads, config.head_dim);
-        (0..config.num_heads * dim).map(|at| at / dim / heads * dim + at % dim).collect()
-    }
-
     /// o: by its own outputs. Columns of o that multiply one row of v share a factor.
     fn search_output(&self, weights: &BlockWeights, x_mean: &[f32], gram: &[f32]) -> Result<Found> {
-        let matrix = self.matrices(weights, &[OUTPUT])[0];
-        let (rows, group) = (self.value_rows(), self.plan.groups[OUTPUT]);
+        let layout = &self.plan.layout;
+        let output = layout.stages[OUTPUT][0];
+        let matrix = self.matrices(weights, &[output])[0];
+        let (rows, group) = (&layout.value_rows, self.plan.groups[output]);
         let w_mean = mean_magnitude(&[matrix], group);
-        let values = self.plan.shapes[VALUE].0;
+        let values = layout.values.count;
         let average = |columns: &[f32]| {
             let mut sums = vec![0.0; values];
             rows.iter().zip(columns).for_each(|(&row, value)| sums[row] += value);
@@ -219,8 +216,9 @@ impl Work<'_> {
 
     /// down: by its own outputs.
     fn search_down(&self, weights: &BlockWeights, x_mean: &[f32], gram: &[f32]) -> Result<Found> {
-        let matrix = self.matrices(weights, &[DOWN])[0];
-        let group = self.plan.groups[DOWN];
+        let down = self.plan.layout.stages[DOWN][0];
+        let matrix = self.matrices(weights, &[down])[0];
+        let group = self.plan.groups[down];
         search(x_mean, &mean_magnitude(&[matrix], group), |factors| {
             let values = rounded(matrix, factors, &GRID, group);
             Ok(quadratic(matrix.0, Some(&values), gram, matrix.1.1))
@@ -231,18 +229,22 @@ impl Work<'_> {
     /// columns. The block computes what it did before.
     pub(super) fn fold(&self, weights: &mut BlockWeights, found: &[Found; 4]) -> [Vec<f32>; 4] {
         let plain = self.plan.plain;
-        let attention = fold_into_norm(&mut weights.input_norm, &found[0].factors, plain);
-        let output: Vec<f32> =
-            self.value_rows().into_iter().map(|row| found[1].factors[row]).collect();
-        let mlp = fold_into_norm(&mut weights.post_norm, &found[2].factors, plain);
+        let layout = Arc::clone(&weights.layout);
+        let [before_attention, before_mlp] = layout.folded_norms;
+        let attention = weights.fold_into_norm(before_attention, &found[0].factors, plain);
+        let output: Vec<f32> = layout.value_rows.iter().map(|&row| found[1].factors[row]).collect();
+        let mlp = weights.fold_into_norm(before_mlp, &found[2].factors, plain);
         let down = found[3].factors.clone();
-        [QUERY, KEY, VALUE].into_iter().for_each(|l| weights.scale_columns(l, &attention));
-        weights.divide_rows(VALUE, &found[1].factors);
-        weights.scale_columns(OUTPUT, &output);
-        [GATE, UP].into_iter().for_each(|linear| weights.scale_columns(linear, &mlp));
-        weights.divide_rows(UP, &down);
-        weights.scale_columns(DOWN, &down);
-        [attention, output, mlp, down]
+        let columns = [attention, output, mlp, down];
+        for (stage, columns) in columns.iter().enumerate() {
+            match stage {
+                OUTPUT => weights.divide_rows(layout.values, &found[OUTPUT].factors),
+                DOWN => weights.divide_rows(layout.ups, &found[DOWN].factors),
+                _ => {}
+            }
+            layout.stages[stage].iter().for_each(|&l| weights.scale_columns(l, columns));
+        }
+        columns
     }
 }
 

@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
-use super::super::block::{BlockWeights, PlainType, STAGES, host};
+use super::super::block::{BlockWeights, PlainType, host};
 use super::super::finished::{Finished, LayerReport, Levels};
 use super::super::gptq::{Groups, Options, Order, SecondMoments, solve};
 use super::super::gram::Gram;
 use super::super::grid::Grid;
+use super::super::layout::{ATTENTION, MLP, OUTPUT};
 use super::super::request::Gptq;
 use super::{Work, as_norms_see_it, gather, scatter};
 use crate::formats::packed::Grouped;
 use crate::inference::Block;
-use crate::source::config::BLOCK_LINEARS;
 use crate::{Error, Result};
 
 /// The grid of GPTQ checkpoints.
@@ -31,7 +31,7 @@ impl Work<'_> {
     /// Rounds a matrix to nearest on GPTQ's grid.
     pub(super) fn round(&self, linear: usize, weight: &[f32], settings: Gptq) -> Grouped {
         let grid = Grid { search: false, ..grid(settings) };
-        let matrix = (weight, self.plan.shapes[linear]);
+        let matrix = (weight, self.plan.layout.shape(linear));
         let fit = |_: usize, values: &[f32]| grid.fit(values, None);
         super::super::awq::scales::round_with(matrix, &grid, self.plan.groups[linear], fit)
     }
@@ -46,17 +46,19 @@ impl Work<'_> {
         for values in weights.biases.iter_mut().flatten() {
             values.iter_mut().for_each(|value| *value = self.plan.plain.rounded(*value));
         }
-        for norm in [&mut weights.input_norm, &mut weights.post_norm] {
+        for norm in &mut weights.norms {
             norm.iter_mut().for_each(|value| *value = self.plan.plain.rounded(*value));
         }
-        let mut done: [Option<(Levels, LayerReport)>; 7] = Default::default();
-        for (stage, linears) in STAGES.iter().enumerate() {
+        let layout = Arc::clone(&self.plan.layout);
+        let mut done: Vec<Option<(Levels, LayerReport)>> = vec![None; layout.slots.len()];
+        for (stage, linears) in layout.stages.iter().enumerate() {
             if self.progress.stop_requested() {
                 return Err(self.interrupted());
             }
             let block = self.running(index, &weights)?;
             let gram = self.stage_inputs(stage, &block).map_err(|error| {
-                Error::General(format!("block {index}, {}: {error}", BLOCK_LINEARS[linears[0]]))
+                let first = &layout.slots[linears[0]].name;
+                Error::General(format!("block {index}, {first}: {error}"))
             })?;
             let order = if settings.desc_act || settings.extras.static_groups {
                 Order::Activations
@@ -68,7 +70,7 @@ impl Work<'_> {
                 Ok(moments) if settings.extras.refinements > 0 => Some(moments.hessian(&gram)),
                 _ => None,
             };
-            for &linear in *linears {
+            for &linear in linears {
                 let weight = &weights.linears[linear];
                 let mut report = self.report(index, linear, "gptq");
                 let grouped = if let Ok(moments) = &moments {
@@ -82,7 +84,7 @@ impl Work<'_> {
                         },
                         refinements: settings.extras.refinements,
                     };
-                    let out = self.plan.shapes[linear].0;
+                    let out = layout.shape(linear).0;
                     let solution = solve(weight, out, moments, &options, hessian.as_deref());
                     report.relative_error = Some(solution.error / solution.signal.max(1e-300));
                     report.damping = Some(moments.damping);
@@ -110,17 +112,17 @@ impl Work<'_> {
     fn stage_inputs(&mut self, stage: usize, block: &Block) -> Result<Gram> {
         let mut gram = Gram::new(self.width(stage));
         let hidden = self.model.config.hidden_size;
-        let attended_width = self.width(1);
+        let attended_width = self.width(OUTPUT);
         let Some(text) = &mut self.text else { return Ok(gram) };
         let missing = || Error::General("no room for attention was made".into());
         for range in text.batches() {
             let x = gather(&text.x, range.clone(), hidden, self.backend)?;
             let rows = x.dim(0)?;
-            if stage == 0 {
+            if stage == ATTENTION {
                 gram.add(&host(&block.attention_input(&x)?)?)?;
                 continue;
             }
-            if stage == 1 {
+            if stage == OUTPUT {
                 let positions = self.decoder.positions(range.len(), text.windows.length, 0);
                 let attended = block.attend(&block.attention_input(&x)?, &positions)?;
                 let kept = text.attended.as_mut().ok_or_else(missing)?;
@@ -135,7 +137,7 @@ impl Work<'_> {
             let attended = gather(kept, range.clone(), attended_width, self.backend)?;
             let middle = block.after_attention(&x, &attended)?;
             let normed = block.mlp_input(&middle)?;
-            if stage == 2 {
+            if stage == MLP {
                 gram.add(&host(&normed)?)?;
                 continue;
             }

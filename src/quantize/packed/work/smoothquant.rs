@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::super::block::{BlockWeights, STAGES, UP, VALUE, fold_into_norm, host};
+use super::super::block::{BlockWeights, host};
 use super::super::finished::{Finished, LayerReport, Levels};
 use super::super::gptq::{Groups, Options, Order, SecondMoments, solve};
 use super::super::gram::Gram;
 use super::super::grid::Grid;
+use super::super::layout::{ATTENTION, DOWN, MLP, OUTPUT};
 use super::super::request::{Alpha, DAMPING};
 use super::super::smoothquant::descend::{Layers, descend};
 use super::super::smoothquant::int8::{Noise, RoundedInputs};
@@ -78,12 +79,13 @@ impl Work<'_> {
             }
             moved.push((strength, FactorStatistics::of(&columns)));
         }
-        let mut done: [Option<(Levels, LayerReport)>; 7] = Default::default();
-        for (stage, members) in STAGES.iter().enumerate() {
+        let layout = Arc::clone(&self.plan.layout);
+        let mut done: Vec<Option<(Levels, LayerReport)>> = vec![None; layout.slots.len()];
+        for (stage, members) in layout.stages.iter().enumerate() {
             let gram = inputs[stage].gram.take();
             let moments =
                 gram.and_then(|gram| SecondMoments::new(&gram, DAMPING, Order::Activations).ok());
-            for &linear in *members {
+            for &linear in members {
                 let mut report = self.report(index, linear, "smoothquant");
                 let rows = if let Some(moments) = &moments {
                     self.solve_rows(&weights, linear, moments)?
@@ -92,7 +94,7 @@ impl Work<'_> {
                                   factorized";
                     self.progress.warn(&format!("{}: {reason}", report.name));
                     report.fallback = Some(reason.into());
-                    let inputs = self.plan.shapes[linear].1;
+                    let inputs = layout.shape(linear).1;
                     round_rows(&weights.linears[linear], inputs, self.plan.plain_dtype())?
                 };
                 report.damping = moments.as_ref().map(|moments| moments.damping);
@@ -128,15 +130,17 @@ impl Work<'_> {
         stage: usize,
         inputs: &Inputs,
     ) -> (Vec<f32>, Vec<f32>) {
-        let columns: Vec<&[f32]> =
-            STAGES[stage].iter().map(|&linear| weights.linears[linear].as_slice()).collect();
+        let columns: Vec<&[f32]> = self.plan.layout.stages[stage]
+            .iter()
+            .map(|&linear| weights.linears[linear].as_slice())
+            .collect();
         let (x, w) = (inputs.channels.largest(), largest_of_columns(&columns, self.width(stage)));
-        if stage != 1 {
+        if stage != OUTPUT {
             return (x, w);
         }
-        let rows = self.value_rows();
+        let rows = &self.plan.layout.value_rows;
         let shared = |columns: &[f32]| {
-            let mut largest = vec![0.0f32; self.plan.shapes[VALUE].0];
+            let mut largest = vec![0.0f32; self.plan.layout.values.count];
             rows.iter().zip(columns).for_each(|(&row, v)| largest[row] = largest[row].max(*v));
             largest
         };
@@ -146,19 +150,21 @@ impl Work<'_> {
     /// Multiplies the columns of a stage's layers and divides what comes before them: a norm, the
     /// rows of v or those of up. Gives the factor of each column, which is what a stored norm allows.
     fn move_range(&self, weights: &mut BlockWeights, stage: usize, factors: &[f32]) -> Vec<f32> {
+        let layout = Arc::clone(&weights.layout);
+        let [before_attention, before_mlp] = layout.folded_norms;
         let columns = match stage {
-            0 => fold_into_norm(&mut weights.input_norm, factors, self.plan.plain),
-            1 => {
-                weights.divide_rows(VALUE, factors);
-                self.value_rows().into_iter().map(|row| factors[row]).collect()
+            ATTENTION => weights.fold_into_norm(before_attention, factors, self.plan.plain),
+            OUTPUT => {
+                weights.divide_rows(layout.values, factors);
+                layout.value_rows.iter().map(|&row| factors[row]).collect()
             }
-            2 => fold_into_norm(&mut weights.post_norm, factors, self.plan.plain),
+            MLP => weights.fold_into_norm(before_mlp, factors, self.plan.plain),
             _ => {
-                weights.divide_rows(UP, factors);
+                weights.divide_rows(layout.ups, factors);
                 factors.to_vec()
             }
         };
-        STAGES[stage].iter().for_each(|&linear| weights.scale_columns(linear, &columns));
+        layout.stages[stage].iter().for_each(|&linear| weights.scale_columns(linear, &columns));
         columns
     }
 
@@ -169,7 +175,7 @@ impl Work<'_> {
         linear: usize,
         moments: &SecondMoments,
     ) -> Result<Int8Rows> {
-        let (out, inputs) = self.plan.shapes[linear];
+        let (out, inputs) = self.plan.layout.shape(linear);
         let options = Options {
             grid: Grid {
                 bits: 8,
@@ -214,10 +220,11 @@ impl Work<'_> {
         (x, w): &(Vec<f32>, Vec<f32>),
         gram: Option<&Gram>,
     ) -> Result<(Option<f64>, Vec<f32>)> {
-        let exact = host(if stage < 2 { &sample.streams[1] } else { &sample.end })?;
+        let exact = host(if stage < MLP { &sample.streams[1] } else { &sample.end })?;
         let error = |factors: &[f32]| {
-            self.rounded_stream(index, weights, stage, sample, factors)
-                .map(|stream| difference(&exact, &stream, exact.len() / weights.input_norm.len()))
+            self.rounded_stream(index, weights, stage, sample, factors).map(|stream| {
+                difference(&exact, &stream, exact.len() / self.model.config.hidden_size)
+            })
         };
         let mut best = (f64::INFINITY, None, Vec::new());
         for strength in STRENGTHS {
@@ -248,8 +255,8 @@ impl Work<'_> {
         let tokens = sample.end.dim(0)?;
         let mut x = host(&sample.inputs[stage])?;
         match stage {
-            1 => as_norms_see_it(&mut x, &host(&sample.streams[1])?, tokens),
-            3 => as_norms_see_it(&mut x, &host(&sample.end)?, tokens),
+            OUTPUT => as_norms_see_it(&mut x, &host(&sample.streams[1])?, tokens),
+            DOWN => as_norms_see_it(&mut x, &host(&sample.end)?, tokens),
             _ => {}
         }
         let diagonal = gram.diagonal();
@@ -260,7 +267,7 @@ impl Work<'_> {
                 costs[column] = f64::from(cost) / count;
             }
         }
-        let counted: Vec<(&[f32], f64)> = STAGES[stage]
+        let counted: Vec<(&[f32], f64)> = self.plan.layout.stages[stage]
             .iter()
             .map(|&linear| {
                 let weight = weights.linears[linear].as_slice();
@@ -274,7 +281,10 @@ impl Work<'_> {
                 (weight, 1.0 / size.max(f64::MIN_POSITIVE))
             })
             .collect();
-        let factor_of = if stage == 1 { self.value_rows() } else { (0..diagonal.len()).collect() };
+        let factor_of = match stage {
+            OUTPUT => self.plan.layout.value_rows.clone(),
+            _ => (0..diagonal.len()).collect(),
+        };
         let layers = Layers { x: &x, weights: &counted, costs: &costs, factor_of: &factor_of };
         Ok(descend(&layers, start))
     }
@@ -295,8 +305,8 @@ impl Work<'_> {
         let mut changed = weights.clone();
         let columns = self.move_range(&mut changed, stage, factors);
         let mut block = self.running(index, &changed)?;
-        for &linear in STAGES[stage] {
-            let dims = self.plan.shapes[linear];
+        for &linear in &self.plan.layout.stages[stage] {
+            let dims = self.plan.layout.shape(linear);
             let values = &changed.linears[linear];
             let rows = round_rows(values, dims.1, self.plan.plain_dtype())?;
             block.projections_mut()[linear].layer =
@@ -307,12 +317,12 @@ impl Work<'_> {
             Ok(sample.inputs[stage].broadcast_div(&columns)?)
         };
         host(&match stage {
-            0 => {
+            ATTENTION => {
                 let attended = block.attend(&block.attention_input(start)?, &positions)?;
                 block.after_attention(start, &attended)?
             }
-            1 => block.after_attention(start, &divided()?)?,
-            2 => block.after_mlp(middle, &block.gated(&block.mlp_input(middle)?)?)?,
+            OUTPUT => block.after_attention(start, &divided()?)?,
+            MLP => block.after_mlp(middle, &block.gated(&block.mlp_input(middle)?)?)?,
             _ => block.after_mlp(middle, &divided()?)?,
         })
     }
@@ -330,11 +340,12 @@ impl Work<'_> {
     ) -> Result<Vec<Noise>> {
         let block = self.running(index, weights)?;
         let inputs = self.run_sample(&block)?.inputs;
-        let mut noise = vec![Noise::default(); 7];
-        for (stage, members) in STAGES.iter().enumerate() {
-            for &linear in *members {
+        let layout = &self.plan.layout;
+        let mut noise = vec![Noise::default(); layout.slots.len()];
+        for (stage, members) in layout.stages.iter().enumerate() {
+            for &linear in members {
                 let exact = host(&block.projections()[linear].layer.forward(&inputs[stage])?)?;
-                let layer = self.rounded_layer(&linears[linear], self.plan.shapes[linear])?;
+                let layer = self.rounded_layer(&linears[linear], layout.shape(linear))?;
                 noise[linear].add(&exact, &host(&layer.forward(&inputs[stage])?)?);
             }
         }

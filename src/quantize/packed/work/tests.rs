@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::awq::scales::Found;
-use super::super::block::{BlockWeights, KEY, PlainType, QUERY, VALUE, host};
+use super::super::block::{BlockWeights, PlainType, host};
+use super::super::layout::ATTENTION;
 use super::super::request::{Alpha, Extras, Gptq, GroupSize, Method, PackedRequest};
 use super::super::store::Store;
 use super::super::{execute, plan};
@@ -72,10 +73,10 @@ fn folding_leaves_the_model_as_it_was() {
         progress: &NullProgress,
     };
     for index in 0..model.config.num_layers {
-        let mut weights = BlockWeights::read(&model, index).unwrap();
+        let mut weights = BlockWeights::read(&model, index, &plan.layout).unwrap();
         // Biases, which the tiny model has none of.
-        for linear in [QUERY, KEY, VALUE] {
-            let bias = factors(linear, plan.shapes[linear].0);
+        for &linear in &plan.layout.stages[ATTENTION] {
+            let bias = factors(linear, plan.layout.shape(linear).0);
             weights.biases[linear] = Some(bias.iter().map(|f| 0.01 * f).collect());
         }
         let plain = work.running(index, &weights).unwrap();
@@ -83,7 +84,7 @@ fn folding_leaves_the_model_as_it_was() {
         let x = decoder.embed(&tokens).unwrap();
         let exact = host(&plain.forward(&x, &positions, None, None).unwrap()).unwrap();
 
-        let widths = [plan.shapes[QUERY].1, plan.shapes[VALUE].0, 128, 384];
+        let widths = [plan.layout.width(ATTENTION), plan.layout.values.count, 128, 384];
         let found = [0, 1, 2, 3].map(|stage| Found {
             factors: factors(stage + index, widths[stage]),
             ratio: Some(0.5),
@@ -93,17 +94,17 @@ fn folding_leaves_the_model_as_it_was() {
         let mut folded = weights.clone();
         let applied = work.fold(&mut folded, &found);
         assert!(applied.iter().all(|stage| stage.iter().any(|f| (f - 1.0).abs() > 0.5)));
-        assert_ne!(folded.linears[QUERY], weights.linears[QUERY]);
+        assert_ne!(folded.linears[0], weights.linears[0]);
         let rounded = |values: &[f32]| {
             values.iter().all(|&v| PlainType::F16.rounded(v).to_bits() == v.to_bits())
         };
-        assert!(rounded(&folded.input_norm) && rounded(&folded.post_norm), "norms are as stored");
+        assert!(folded.norms.iter().all(|norm| rounded(norm)), "norms are as stored");
         let block = work.running(index, &folded).unwrap();
         let ours = host(&block.forward(&x, &positions, None, None).unwrap()).unwrap();
         close(&exact, &ours);
 
         // And without the biases, in the place of the original.
-        weights.biases = Default::default();
+        weights.biases.iter_mut().for_each(|bias| *bias = None);
         work.fold(&mut weights, &found);
         *decoder.block_mut(index) = work.running(index, &weights).unwrap();
     }

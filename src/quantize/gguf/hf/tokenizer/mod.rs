@@ -17,7 +17,8 @@ use files::TokenizerFiles;
 use sentence_piece::SentencePiece;
 
 use super::Texts;
-use super::architectures::Kind;
+
+use crate::arch::Family;
 use crate::formats::gguf::{Array, Value};
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ pub(super) struct Source<'a> {
     pub(super) config: &'a Map<String, Json>,
     /// `generation_config.json`, for the ends of texts.
     pub(super) generation: Option<&'a Json>,
-    pub(super) kind: Kind,
+    pub(super) family: &'static Family,
     /// The number of rows of the embedding, which is the number of tokens.
     pub(super) rows: usize,
 }
@@ -49,7 +50,7 @@ fn metadata(
     pre: Option<&str>,
     warnings: &mut Vec<String>,
 ) -> Result<IndexMap<String, Value>> {
-    let &Source { texts, kind, rows, .. } = source;
+    let &Source { texts, family, rows, .. } = source;
     let files = TokenizerFiles::read(texts, warnings)?;
     warnings.extend(pre.and_then(pre::doubt));
     let mut metadata = IndexMap::new();
@@ -57,11 +58,11 @@ fn metadata(
         metadata.insert(format!("tokenizer.ggml.{key}"), value);
     };
     let (mut vocabulary, own, merges) =
-        if let Some(piece) = sentence_piece(&files, kind, rows, warnings)? {
+        if let Some(piece) = sentence_piece(&files, family, rows, warnings)? {
             let SentencePiece { vocabulary, add_space_prefix, special } = piece;
             set("model", "llama".into());
             set("pre", pre.unwrap_or("default").into());
-            let prefix = if kind.is_gemma() {
+            let prefix = if family.gguf.starts_with("gemma") {
                 Some(false)
             } else {
                 files.flag("add_prefix_space").or(add_space_prefix)
@@ -105,12 +106,12 @@ fn metadata(
 /// of another kind, else from `tokenizer.json`.
 fn sentence_piece(
     files: &TokenizerFiles,
-    kind: Kind,
+    family: &Family,
     rows: usize,
     warnings: &mut Vec<String>,
 ) -> Result<Option<SentencePiece>> {
     let class = files.config.get("tokenizer_class").and_then(Json::as_str);
-    let byte_level = kind == Kind::Phi3 && class == Some("GPT2Tokenizer");
+    let byte_level = family.gguf == "phi3" && class == Some("GPT2Tokenizer");
     if let Some(bytes) = files.model.as_deref().filter(|_| !byte_level) {
         match sentence_piece::from_model(files, bytes, rows, warnings) {
             Err(error @ Error::ValidationFailed { .. }) if files.tokenizer.is_some() => {

@@ -1,25 +1,27 @@
-//! `silu(gate) ∘ up`.
+//! `act(gate) ∘ up`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{values, wrap};
 use crate::Result;
+use crate::arch::spec::Activation;
+use crate::inference::engine::fused;
 use crate::inference::slices::with_f32;
 use crate::inference::vector::kernels;
 
 /// Values that a thread works on at a time.
 const CHUNK: usize = 1 << 12;
 
-pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    Ok(gate.apply_op2(up, SiluMul)?)
+pub(crate) fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    Ok(gate.apply_op2(up, Gated(activation))?)
 }
 
-struct SiluMul;
+struct Gated(Activation);
 
-impl CustomOp2 for SiluMul {
+impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
-        "silu-mul"
+        "gated"
     }
 
     fn cpu_fwd(
@@ -34,11 +36,12 @@ impl CustomOp2 for SiluMul {
         out.par_chunks_mut(CHUNK)
             .zip(gate.par_chunks(CHUNK))
             .zip(up.par_chunks(CHUNK))
-            .for_each(|((out, gate), up)| (kernels().silu_mul)(gate, up, out));
+            .for_each(|((out, gate), up)| fused::gated(self.0, gate, up, out));
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
-    /// With `σ = 1 / (1 + exp(-g))`: `dup = dy g σ`, `dgate = dy up σ (1 + g (1 − σ))`.
+    /// With `σ = 1 / (1 + exp(-w))`, where `w` is `g` for SiLU and what `gelu_inner` says for GELU:
+    /// `dup = dy g σ`, `dgate = dy up σ (1 + g w' (1 − σ))`.
     fn bwd(
         &self,
         gate: &Tensor,
@@ -58,7 +61,7 @@ impl CustomOp2 for SiluMul {
                         .zip(dup.par_chunks_mut(CHUNK))
                         .zip(inputs)
                         .for_each(|((dgate, dup), ((gate, up), dy))| {
-                            gradients(gate, up, dy, dgate, dup);
+                            gradients(self.0, (gate, up), dy, dgate, dup);
                         });
                 })
             })
@@ -74,12 +77,27 @@ impl CustomOp2 for SiluMul {
     }
 }
 
-fn gradients(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    dup.iter_mut().zip(gate).for_each(|(out, g)| *out = -g);
+fn gradients(
+    activation: Activation,
+    (gate, up): (&[f32], &[f32]),
+    dy: &[f32],
+    dgate: &mut [f32],
+    dup: &mut [f32],
+) {
+    match activation {
+        Activation::Silu => dup.iter_mut().zip(gate).for_each(|(out, g)| *out = -g),
+        Activation::GeluTanh => {
+            dup.iter_mut().zip(gate).for_each(|(out, g)| *out = -fused::gelu_inner(*g));
+        }
+    }
     let _ = (kernels().exp_sum)(dup, 0.0);
     for i in 0..gate.len() {
         let sigma = 1.0 / (1.0 + dup[i]);
-        dgate[i] = dy[i] * up[i] * sigma * (1.0 + gate[i] * (1.0 - sigma));
+        let bent = match activation {
+            Activation::Silu => gate[i] * (1.0 - sigma),
+            Activation::GeluTanh => gate[i] * fused::gelu_slope(gate[i]) * (1.0 - sigma),
+        };
+        dgate[i] = dy[i] * up[i] * sigma * (1.0 + bent);
         dup[i] = dy[i] * gate[i] * sigma;
     }
 }
