@@ -123,7 +123,7 @@ fn parse_gguf(bytes: &[u8]) {
 fn open_gguf_model(bytes: &[u8]) {
     let path = file("input.gguf", bytes);
     if let Ok(model) = gguf::open(&path)
-        && let Ok(tokenizer) = Tokenizer::from_model(&model)
+        && let Ok(tokenizer) = model.tokenizer()
     {
         converse(&tokenizer);
     }

@@ -21,7 +21,6 @@ use llm_quantize::formats::model_directory::{
 use llm_quantize::formats::packed::{W8A8Config, nearest, w8a8};
 use llm_quantize::inference::Decoder;
 use llm_quantize::progress::NullProgress;
-use llm_quantize::source::tokenizer::Tokenizer;
 use llm_quantize::source::{LocalModel, open_local};
 use safetensors::Dtype;
 
@@ -46,7 +45,7 @@ struct Measure {
 impl Measure {
     fn perplexity(&self, path: &Path) -> f64 {
         let model = open_local(path).unwrap();
-        let tokenizer = Tokenizer::from_model(&model).unwrap();
+        let tokenizer = model.tokenizer().unwrap();
         let tokens = tokenizer.encode(&self.text, true).unwrap();
         let protocol = Protocol::Papers { length: self.length };
         let windows =

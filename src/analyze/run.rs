@@ -25,7 +25,6 @@ use crate::inference::Decoder;
 use crate::progress::Progress;
 use crate::source::config::BLOCK_LINEARS;
 use crate::source::identity::identity;
-use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, ModelConfig, names};
 use crate::{Error, Result};
 
@@ -50,7 +49,7 @@ pub fn analyze(
     let length = check(model, request, backend)?;
     let merged = open_all(&request.merge)?;
     progress.note(&format!("Loading model: {}", model.name));
-    let tokenizer = Tokenizer::from_model(model)?;
+    let tokenizer = model.tokenizer()?;
     progress.note(&match request.samples {
         Samples::Spread(count) => format!("Collecting calibration data: {count} samples"),
         Samples::First(Some(count)) => format!("Collecting calibration data: {count} chunks"),
@@ -128,7 +127,7 @@ pub fn refuse_early(model: &LocalModel, request: &AnalyzeRequest, backend: &Back
     let length = check(model, request, backend)?;
     pass::require_memory(&model.config, request.method, length)?;
     open_all(&request.merge)?;
-    Tokenizer::from_model(model).map(drop)
+    model.tokenizer().map(drop)
 }
 
 /// What is to be done with finished matrices alone.

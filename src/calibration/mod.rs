@@ -5,6 +5,7 @@
 pub mod builtin;
 mod codec;
 pub mod documents;
+pub mod options;
 pub mod statistics;
 pub mod text;
 pub mod wikitext;

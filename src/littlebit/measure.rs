@@ -1,60 +1,10 @@
 //! What compression and validation share: opening text, and measuring an original and a compressed
 //! model on it.
 
-use std::path::PathBuf;
-
 use super::report::{CoherenceReport, QualityMetrics};
-use crate::calibration::documents::ChatRenderer;
-use crate::calibration::{TextRequest, TextSource};
+pub use crate::calibration::options::TextOptions;
+pub(crate) use crate::calibration::options::open_text;
 use crate::eval::{self, Comparison};
-use crate::progress::Progress;
-use crate::source::chat::ChatMessage;
-use crate::source::hub::{self, HubOptions};
-use crate::source::tokenizer::Tokenizer;
-use crate::{Error, Result};
-
-/// Which text to use.
-#[derive(Debug, Clone, Default)]
-pub struct TextOptions {
-    /// The user's file to calibrate on.
-    pub calibration: Option<PathBuf>,
-    /// The user's file to measure with.
-    pub evaluation: Option<PathBuf>,
-    /// How to reach the hub for WikiText-2, if it may be asked.
-    pub hub: Option<HubOptions>,
-}
-
-/// Opens the text that the options name, or the default one.
-pub(crate) fn open_text(
-    options: &TextOptions,
-    tokenizer: &Tokenizer,
-    calibration_tokens: usize,
-    evaluation_tokens: Option<usize>,
-    progress: &dyn Progress,
-) -> Result<TextSource> {
-    let render = tokenizer
-        .chat_template()
-        .map(|template| |messages: &[ChatMessage]| template.render(messages, false));
-    let fetch = |dataset: &str, revision: &str, file: &str| match &options.hub {
-        // There is other text to fall back on, so nobody waits for a hub that does not answer.
-        Some(hub) => {
-            let hub = HubOptions { retries: 0, ..hub.clone() };
-            hub::fetch_dataset_file(dataset, revision, file, &hub, progress)
-        }
-        None => Err(Error::General("the hub is not asked".into())),
-    };
-    TextSource::open(
-        &TextRequest {
-            calibration_data: options.calibration.as_deref(),
-            evaluation_data: options.evaluation.as_deref(),
-            calibration_tokens,
-            evaluation_tokens,
-            render: render.as_ref().map(|render| render as ChatRenderer<'_>),
-            fetch: Some(&fetch),
-        },
-        progress,
-    )
-}
 
 /// The figures of a comparison as they are reported.
 pub(crate) fn quality_metrics(

@@ -15,7 +15,6 @@ use crate::inference::Decoder;
 use crate::progress::Progress;
 use crate::quality;
 use crate::source::LocalModel;
-use crate::source::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// What to validate and how.
@@ -58,7 +57,7 @@ pub fn validate(
     drop(file);
     check_pair(original, &compressed, request)?;
 
-    let tokenizer = Tokenizer::from_model(original)?;
+    let tokenizer = original.tokenizer()?;
     let benchmarks = request
         .benchmarks
         .iter()

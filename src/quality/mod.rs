@@ -22,7 +22,8 @@ use crate::backend::{Backend, memory};
 use crate::calibration::documents::{ChatRenderer, Coverage, DocumentFile};
 use crate::calibration::{EvaluationWindows, Protocol};
 use crate::eval::coherence::CoherenceSettings;
-use crate::eval::tasks::{self, BenchmarkReport, BenchmarkRequest};
+pub use crate::eval::tasks::run_benchmarks;
+use crate::eval::tasks::{self, BenchmarkRequest};
 use crate::eval::{CoherenceReport, CoherenceTest};
 use crate::inference::{Decoder, StreamedDecoder};
 use crate::littlebit::measure::{self, TextOptions};
@@ -92,7 +93,7 @@ pub fn measure(
 ) -> Result<QualityReport> {
     let began = Instant::now();
     check_pair(original, quantized)?;
-    let tokenizer = Tokenizer::from_model(original)?;
+    let tokenizer = original.tokenizer()?;
     let benchmarks = request
         .benchmarks
         .iter()
@@ -166,7 +167,7 @@ pub fn measure_coherence(
     progress: &dyn Progress,
 ) -> Result<CoherenceReport> {
     check_pair(original, quantized)?;
-    let tokenizer = Tokenizer::from_model(original)?;
+    let tokenizer = original.tokenizer()?;
     coherence(original, quantized, &tokenizer, backend, progress)
 }
 
@@ -229,7 +230,7 @@ pub fn compare(
     let asked = |metric| request.metrics.contains(&metric);
     let mut measured = None;
     if asked(Metric::Perplexity) {
-        let tokenizer = Tokenizer::from_model(original)?;
+        let tokenizer = original.tokenizer()?;
         let text = windows(original, &request.text, &tokenizer, progress)?;
         let models: Vec<&LocalModel> = quantized.iter().collect();
         let (figures, others) = run(original, &models, &text.windows, backend, progress)?;
@@ -381,34 +382,6 @@ fn coherence(
     let judge = Decoder::new(original, backend)?;
     let test = CoherenceTest::new(&judge, tokenizer, CoherenceSettings::default(), progress)?;
     test.judge(&Decoder::new(quantized, backend)?, progress)
-}
-
-/// Runs benchmarks, one model after the other.
-///
-/// # Errors
-/// As [`measure()`].
-pub fn run_benchmarks(
-    original: &LocalModel,
-    quantized: &LocalModel,
-    tokenizer: &Tokenizer,
-    benchmarks: &[tasks::Loaded],
-    backend: &Backend,
-    progress: &dyn Progress,
-) -> Result<Vec<BenchmarkReport>> {
-    if benchmarks.is_empty() {
-        return Ok(Vec::new());
-    }
-    let take = |model: &LocalModel, which: &str| {
-        let decoder = Decoder::new(model, backend)?;
-        benchmarks
-            .iter()
-            .map(|benchmark| benchmark.run(&decoder, tokenizer, which, progress))
-            .collect::<Result<Vec<_>>>()
-    };
-    let before = take(original, "original")?;
-    let after = take(quantized, "quantized")?;
-    let pairs = before.iter().zip(&after);
-    Ok(benchmarks.iter().zip(pairs).map(|(b, (before, after))| b.report(before, after)).collect())
 }
 
 fn block_errors(figures: &TokenFigures) -> Vec<BlockError> {

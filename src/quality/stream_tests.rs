@@ -7,7 +7,6 @@ use crate::eval::Comparison;
 use crate::inference::Decoder;
 use crate::progress::NullProgress;
 use crate::quality::statistics::Collector;
-use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, Weight, open_local};
 use crate::tensor::{SharedBytes, StoredTensor, StoredType, ggml};
 
@@ -33,7 +32,7 @@ fn quantized(dtype: StoredType) -> LocalModel {
 }
 
 fn windows(model: &LocalModel, count: usize) -> EvaluationWindows {
-    let tokenizer = Tokenizer::from_model(model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let text = TextSource::builtin().evaluation;
     let protocol = Protocol::LlamaCpp { length: 64 };
     EvaluationWindows::cut(&text, &tokenizer, protocol, Some(count)).unwrap()

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::Weight;
 use super::config::{Architecture, BLOCK_LINEARS, LinearBiases, ModelConfig};
+pub(crate) use super::lists::some_of;
 use super::present::missing_tensors;
 use crate::{Error, Result};
 
@@ -173,14 +174,4 @@ pub(crate) fn is_of_the_model(name: &str) -> bool {
 
 fn carries_nothing(name: &str) -> bool {
     name == HEAD || name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn.masked_bias")
-}
-
-/// The first few names and how many more there are.
-pub(crate) fn some_of(names: &[&str]) -> String {
-    const SHOWN: usize = 4;
-    let shown = names[..names.len().min(SHOWN)].join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
 }

@@ -7,6 +7,7 @@ pub mod chat;
 pub(crate) mod chat_files;
 mod chat_functions;
 mod chat_size;
+pub(crate) mod companions;
 pub mod config;
 pub mod config_json;
 pub(crate) mod config_keys;
@@ -19,29 +20,32 @@ pub mod hf;
 pub mod hub;
 pub(crate) mod identity;
 pub(crate) mod json;
+pub(crate) mod lists;
+pub mod littlebit;
 pub mod names;
 pub(crate) mod packed;
 pub(crate) mod pre_tokenizers;
 pub(crate) mod present;
+pub(crate) mod safetensors;
 pub mod survey;
 mod text_names;
 mod text_pieces;
+pub(crate) mod texts;
 pub mod tokenizer;
 pub(crate) mod tokenizer_library;
 mod tokenizer_rules;
+pub mod weight;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
 pub use config::{Architecture, ModelConfig};
+use tokenizer::Tokenizer;
+pub use weight::Weight;
 
 use crate::formats::detect::{self, PathKind};
-use crate::formats::littlebit;
 use crate::formats::packed::PackedTensor;
-use crate::littlebit::factor::FactorizedLinear;
-use crate::tensor::StoredTensor;
 use crate::{Error, Result};
 
 /// What kind of file a model was read from.
@@ -63,98 +67,6 @@ impl ModelFormat {
             Self::HuggingFace => "huggingface",
             Self::Gguf => "gguf",
             Self::LittleBit => "littlebit",
-        }
-    }
-}
-
-/// A tensor of a model: as stored, in factors, or in packed integers.
-#[derive(Debug, Clone)]
-pub enum Weight {
-    /// Plain or block-quantized values.
-    Stored(StoredTensor),
-    /// A linear layer's weight as binary factors.
-    Factorized(FactorizedLinear),
-    /// A linear layer's weight in the packed integers of a GPTQ, AWQ or W8A8 checkpoint.
-    Packed(PackedTensor),
-}
-
-impl Weight {
-    /// Dimensions, outermost first.
-    #[must_use]
-    pub fn shape(&self) -> Vec<usize> {
-        match self {
-            Self::Stored(tensor) => tensor.shape.clone(),
-            Self::Factorized(linear) => vec![linear.out_features, linear.in_features],
-            Self::Packed(tensor) => vec![tensor.rows(), tensor.cols()],
-        }
-    }
-
-    /// Number of values that it stands for.
-    #[must_use]
-    pub fn elements(&self) -> usize {
-        match self {
-            Self::Stored(tensor) => tensor.elements(),
-            Self::Factorized(linear) => linear.out_features * linear.in_features,
-            Self::Packed(tensor) => tensor.rows() * tensor.cols(),
-        }
-    }
-
-    /// Rows: the product of all dimensions but the last. A vector is one row.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        let shape = self.shape();
-        shape[..shape.len().saturating_sub(1)].iter().product()
-    }
-
-    /// Columns: the last dimension.
-    #[must_use]
-    pub fn cols(&self) -> usize {
-        self.shape().last().copied().unwrap_or(0)
-    }
-
-    /// Decodes `rows`, in Hugging Face order, into `out`, which is `[rows.len(), cols]`.
-    ///
-    /// # Panics
-    /// If `out` has another length or the range is outside of the tensor.
-    pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        match self {
-            Self::Factorized(linear) => linear.reconstruct_rows(rows, out),
-            Self::Packed(tensor) => tensor.read_rows(rows, out),
-            Self::Stored(tensor) => tensor.read_rows(rows, out),
-        }
-    }
-
-    /// The type it is stored in: `Q4_K`, `BF16`, `GPTQ 4-bit g128`, `binary factors`.
-    #[must_use]
-    pub fn type_name(&self) -> String {
-        match self {
-            Self::Stored(tensor) => tensor.dtype.name().to_owned(),
-            Self::Factorized(_) => "binary factors".to_owned(),
-            Self::Packed(tensor) => tensor.type_name(),
-        }
-    }
-
-    /// Gives the mapped pages back to the system; they are read again when needed.
-    pub fn release(&self) {
-        match self {
-            Self::Stored(tensor) => tensor.bytes.release(),
-            Self::Packed(tensor) => tensor.release(),
-            Self::Factorized(linear) => {
-                for path in &linear.paths {
-                    path.left.bytes.release();
-                    path.right.bytes.release();
-                }
-            }
-        }
-    }
-
-    /// Bytes that it takes: block scales, and the scales of factors, included.
-    #[must_use]
-    pub fn stored_bytes(&self) -> usize {
-        match self {
-            Self::Stored(tensor) => tensor.bytes.len(),
-            Self::Factorized(linear) => (linear.bits() / 8) as usize,
-            Self::Packed(tensor) => tensor.stored_bytes(),
         }
     }
 }
@@ -194,6 +106,22 @@ impl LocalModel {
             Weight::Packed(tensor) => Some(tensor),
             _ => None,
         })
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`] if the model has none, [`Error::ValidationFailed`] if it is
+    /// damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let json = self.tokenizer_json.as_deref().ok_or_else(|| Error::ModelNotFound {
+            message: format!("{} has no tokenizer.json", self.path.display()),
+            suggestion: "Put the model's tokenizer.json beside its weights".to_owned(),
+        })?;
+        let tokenizer =
+            Tokenizer::from_json(json, self.tokenizer_config_json.as_deref(), &self.path)?;
+        let config = &self.config;
+        Ok(tokenizer.with_model_tokens(config.bos_token_id, &config.eos_token_ids))
     }
 
     /// Number of parameters: a tied head counts once.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::LocalModel;
 use super::chat::{ChatMessage, ChatTemplate};
 use super::text_pieces::Cutter;
 use super::tokenizer_library::Library;
@@ -40,30 +39,6 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of an opened model.
-    ///
-    /// # Errors
-    /// [`Error::ModelNotFound`] if the model has none, [`Error::ValidationFailed`] if it is
-    /// damaged.
-    pub fn from_model(model: &LocalModel) -> Result<Self> {
-        let json = model.tokenizer_json.as_deref().ok_or_else(|| Error::ModelNotFound {
-            message: format!("{} has no tokenizer.json", model.path.display()),
-            suggestion: "Put the model's tokenizer.json beside its weights".to_owned(),
-        })?;
-        let mut tokenizer =
-            Self::from_json(json, model.tokenizer_config_json.as_deref(), &model.path)?;
-        if let Some(bos) = model.config.bos_token_id {
-            tokenizer.bos = Some(bos);
-        }
-        let own = std::mem::replace(&mut tokenizer.end_tokens, model.config.eos_token_ids.clone());
-        for id in own {
-            if !tokenizer.end_tokens.contains(&id) {
-                tokenizer.end_tokens.push(id);
-            }
-        }
-        Ok(tokenizer)
-    }
-
     /// A tokenizer from the text of `tokenizer.json` and, if there is one, of
     /// `tokenizer_config.json` (special tokens, chat template). `path` is for messages.
     pub fn from_json(json: &str, config: Option<&str>, path: &Path) -> Result<Self> {
@@ -98,6 +73,22 @@ impl Tokenizer {
             suffix,
             template,
         })
+    }
+
+    /// With the model's first token, if it names one, and its end tokens before those that the
+    /// tokenizer names.
+    #[must_use]
+    pub fn with_model_tokens(mut self, bos: Option<u32>, end_tokens: &[u32]) -> Self {
+        if bos.is_some() {
+            self.bos = bos;
+        }
+        let own = std::mem::replace(&mut self.end_tokens, end_tokens.to_vec());
+        for id in own {
+            if !self.end_tokens.contains(&id) {
+                self.end_tokens.push(id);
+            }
+        }
+        self
     }
 
     /// Token ids of a text. With `add_special` the model's BOS and EOS tokens are put around it,

@@ -4,6 +4,7 @@
 pub mod bytes;
 pub mod ggml;
 pub mod stored;
+pub mod stored_type;
 
 pub use bytes::SharedBytes;
 pub use stored::{RowOrder, StoredTensor, StoredType};

@@ -11,7 +11,6 @@ use llm_quantize::eval::coherence::CoherenceSettings;
 use llm_quantize::eval::{CoherenceTest, Perplexity};
 use llm_quantize::inference::Decoder;
 use llm_quantize::progress::NullProgress;
-use llm_quantize::source::tokenizer::Tokenizer;
 use llm_quantize::source::{LocalModel, Weight, open_local};
 use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
 use rand::SeedableRng;
@@ -37,7 +36,7 @@ fn tiny() -> LocalModel {
 #[test]
 fn the_tiny_model_has_the_perplexity_that_its_training_printed() {
     let model = tiny();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let protocol = Protocol::papers(decoder.config().max_positions);
     let text = TextSource::builtin().evaluation;
@@ -51,7 +50,7 @@ fn the_tiny_model_has_the_perplexity_that_its_training_printed() {
 #[test]
 fn the_tiny_model_is_coherent_and_random_weights_of_its_shape_are_not() {
     let mut model = tiny();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let settings = CoherenceSettings::default();
     let test = CoherenceTest::new(&decoder, &tokenizer, settings, &NullProgress).unwrap();
@@ -96,7 +95,7 @@ fn smollm2_has_the_perplexity_that_llama_cpp_measures() {
         return;
     }
     let model = open_local(&model).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let text = DocumentFile::open(&data.join("wikitext-2-raw/wiki.test.raw"), None)
         .unwrap()
@@ -127,7 +126,7 @@ fn smollm2_is_coherent() {
         return;
     };
     let model = open_local(&path).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let settings = CoherenceSettings::default();
     let test = CoherenceTest::new(&decoder, &tokenizer, settings, &NullProgress).unwrap();

@@ -97,7 +97,7 @@ fn smollm2_has_the_shape_and_values_that_others_read() {
 #[test]
 fn smollm2_speaks_its_chat_format() {
     let Some(path) = needed("LLM_QUANTIZE_TEST_MODEL") else { return };
-    let tokenizer = Tokenizer::from_model(&open_local(&path).unwrap()).unwrap();
+    let tokenizer = open_local(&path).unwrap().tokenizer().unwrap();
     let ids = tokenizer.encode_chat(&[ChatMessage::user("Hi")]).unwrap();
     assert_eq!(
         tokenizer.decode(&ids, false).unwrap(),
@@ -119,7 +119,7 @@ fn token_ids_of_a_long_text_are_those_of_llama_cpp() {
     };
     let text = std::fs::read_to_string(text).unwrap();
     let model = open_local(&path).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let ids = tokenizer.encode(&text, true).unwrap();
     let expected = Llama::load(&library).vocabulary(&path).tokenize(&text, true);
     let first = ids.iter().zip(&expected).position(|(a, b)| a != b);
@@ -139,7 +139,7 @@ fn the_rebuilt_tokenizer_is_the_published_one() {
         return;
     };
     let text = std::fs::read_to_string(text).unwrap();
-    let rebuilt = Tokenizer::from_model(&open_local(&path).unwrap()).unwrap();
+    let rebuilt = open_local(&path).unwrap().tokenizer().unwrap();
     let json = std::fs::read_to_string(&published).unwrap();
     let original = Tokenizer::from_json(&json, None, &published).unwrap();
     let ids = rebuilt.encode(&text, true).unwrap();

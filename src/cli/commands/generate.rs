@@ -15,7 +15,6 @@ use crate::inference::Decoder;
 use crate::inference::generate::StopReason;
 use crate::inference::{CacheType, Generator, Sampling};
 use crate::source::chat::ChatMessage;
-use crate::source::tokenizer::Tokenizer;
 
 #[derive(Debug, Serialize)]
 struct GenerateReport {
@@ -47,7 +46,7 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> Result<(), Failure>
     context.given.refuse_hub(&args.hub, &[&args.model], false)?;
     let backend = models::backend(&args.compute, context)?;
     let model = models::open(&args.model, &args.hub, context, &progress)?;
-    let tokenizer = Tokenizer::from_model(&model)?;
+    let tokenizer = model.tokenizer()?;
     let tokens = if args.chat {
         tokenizer.encode_chat(&[ChatMessage::user(args.prompt.as_str())])?
     } else {

@@ -5,7 +5,6 @@ use crate::backend::Backend;
 use crate::inference::Decoder;
 use crate::progress::NullProgress;
 use crate::source::open_local;
-use crate::source::tokenizer::Tokenizer;
 
 fn question(context: &str, choices: &[&str], gold: usize) -> Question {
     Question {
@@ -31,7 +30,7 @@ fn questions() -> Vec<Question> {
 #[test]
 fn choices_are_worth_what_they_are_alone() {
     let model = open_local(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let questions = questions();
     let (worth, truncated) =

@@ -9,10 +9,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{LanguageModel, Perplexity};
+use crate::backend::Backend;
 use crate::calibration::{EvaluationWindows, Protocol, TextCodec, wikitext};
 use crate::formats::input;
+use crate::inference::Decoder;
 use crate::progress::Progress;
+use crate::source::LocalModel;
 use crate::source::hub::{self, HubOptions};
+use crate::source::tokenizer::Tokenizer;
 use crate::{Error, Result};
 pub use choices::{Answers, ChoiceScores, Question};
 
@@ -341,4 +345,31 @@ impl BenchmarkReport {
         }
         out
     }
+}
+/// Runs benchmarks, one model after the other.
+///
+/// # Errors
+/// As [`Loaded::run`].
+pub fn run_benchmarks(
+    original: &LocalModel,
+    quantized: &LocalModel,
+    tokenizer: &Tokenizer,
+    benchmarks: &[Loaded],
+    backend: &Backend,
+    progress: &dyn Progress,
+) -> Result<Vec<BenchmarkReport>> {
+    if benchmarks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let take = |model: &LocalModel, which: &str| {
+        let decoder = Decoder::new(model, backend)?;
+        benchmarks
+            .iter()
+            .map(|benchmark| benchmark.run(&decoder, tokenizer, which, progress))
+            .collect::<Result<Vec<_>>>()
+    };
+    let before = take(original, "original")?;
+    let after = take(quantized, "quantized")?;
+    let pairs = before.iter().zip(&after);
+    Ok(benchmarks.iter().zip(pairs).map(|(b, (before, after))| b.report(before, after)).collect())
 }

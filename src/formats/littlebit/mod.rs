@@ -27,11 +27,12 @@ pub mod preamble;
 pub mod read;
 pub mod writer;
 
+pub use crate::source::littlebit::{open_model, verify};
 pub use contents::{Contents, Entry, FactorizedEntry, PathEntry, StoredEntry};
 pub use index::{About, Calibration, Index, Setting, Settings, Source};
 pub use info::FileInfo;
 pub use layout::{Description, Layout, PathPlan, TensorKind, TensorPlan, TextFile};
-pub use read::{LittleBitFile, open_model, verify};
+pub use read::LittleBitFile;
 pub use writer::{SectionWriter, Writer};
 
 /// The version that this module writes, and the only one it reads.

@@ -5,6 +5,8 @@ mod companions;
 mod layout;
 mod writer;
 
-pub use companions::{SideFile, companions, config_with};
+pub use crate::source::companions::{companions, config_with};
+pub(crate) use companions::COPIED;
+pub use companions::SideFile;
 pub(crate) use writer::check_target;
 pub use writer::{DEFAULT_SHARD_BYTES, DirectoryWriter, TensorSlot, WrittenDirectory};

@@ -5,18 +5,13 @@
 //! `scales` f16 `[groups, out]`. Nibble `i` (bits `4i` to `4i + 3`) of word `c` belongs to output
 //! `8c + ORDER[i]`. Source: AutoAWQ `modules/linear/gemm.py`, `utils/packing_utils.py`.
 
+pub use super::awq_layout::{NIBBLE, ORDER, fits};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{Grouped, PackedTensor, Part, Scales, scale_bytes, slot};
 use crate::formats::model_directory::TensorSlot;
 use crate::{Error, Result};
-
-/// Which of eight neighbouring outputs lies in each nibble, the lowest first.
-pub const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
-
-/// The nibble in which each of eight neighbouring outputs lies.
-pub const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +41,6 @@ pub fn slots(layer: &str, out: usize, inputs: usize, group: usize) -> Vec<Tensor
         slot(layer, "qzeros", Dtype::I32, vec![groups, out / 8]),
         slot(layer, "scales", Dtype::F16, vec![groups, out]),
     ]
-}
-
-/// Whether the layout can hold such a layer.
-#[must_use]
-pub fn fits(out: usize, inputs: usize, group: usize) -> bool {
-    out.is_multiple_of(8) && group > 0 && inputs.is_multiple_of(group)
 }
 
 /// Packs a layer.

@@ -7,21 +7,13 @@
 //! one, version 2 ("gptq_v2") as they are.
 //! Sources: AutoGPTQ `qlinear_cuda_old.py`, GPTQModel `nn_modules/qlinear/__init__.py`.
 
+pub use super::gptq_layout::{Version, fits};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{Grouped, PackedTensor, Part, Scales, bit_string, scale_bytes, slot, transposed};
 use crate::formats::model_directory::TensorSlot;
 use crate::{Error, Result};
-
-/// How zero points are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// Less one: `checkpoint_format` "gptq".
-    V1,
-    /// As they are: `checkpoint_format` "gptq_v2".
-    V2,
-}
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +46,6 @@ pub fn slots(layer: &str, out: usize, inputs: usize, bits: u8, group: usize) -> 
         slot(layer, "scales", Dtype::F16, vec![groups, out]),
         slot(layer, "g_idx", Dtype::I32, vec![inputs]),
     ]
-}
-
-/// Whether the layout can hold such a layer: columns and rows of integers must fill 32-bit words.
-#[must_use]
-pub fn fits(out: usize, inputs: usize, bits: u8) -> bool {
-    let bits = usize::from(bits);
-    (inputs * bits).is_multiple_of(32) && (out * bits).is_multiple_of(32)
 }
 
 /// Packs a layer as version 1, which every reader takes.

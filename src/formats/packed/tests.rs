@@ -9,6 +9,8 @@ use super::gptq::Version;
 use super::nearest::{self, Grid};
 use super::w8a8::{self, Int8Rows};
 use super::*;
+use crate::Result;
+use half::f16;
 
 /// The numbers of scripts/record-packed.py.
 struct Numbers(u64);

@@ -5,25 +5,13 @@
 //! own ([`round_token`]), so nothing is stored for them.
 //! Source: compressed-tensors `compressors/naive_quantized`, `quantization/quant_config.py`.
 
+pub use super::int8::{Int8Rows, as_scale, round_token};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::{Part, slot};
 use crate::formats::model_directory::TensorSlot;
 use crate::{Error, Result};
-
-/// A layer's weight in 8-bit integers with one scale per row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Int8Rows {
-    /// Outputs: rows.
-    pub out: usize,
-    /// Inputs: columns.
-    pub inputs: usize,
-    /// Integers, `[out, inputs]`, from -128 to 127; symmetric quantization uses -127 at least.
-    pub q: Vec<i8>,
-    /// One scale per row; stored in the type that is asked for, so rounded to it beforehand.
-    pub scales: Vec<f32>,
-}
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,19 +37,6 @@ pub fn slots(layer: &str, out: usize, inputs: usize, scale: Dtype) -> Vec<Tensor
         slot(layer, "weight", Dtype::I8, vec![out, inputs]),
         slot(layer, "weight_scale", scale, vec![out, 1]),
     ]
-}
-
-/// A number rounded to a type of scales.
-///
-/// # Errors
-/// [`Error::General`] if `dtype` is no type of scales.
-pub fn as_scale(value: f32, dtype: Dtype) -> Result<f32> {
-    match dtype {
-        Dtype::F32 => Ok(value),
-        Dtype::F16 => Ok(f16::from_f32(value).to_f32()),
-        Dtype::BF16 => Ok(bf16::from_f32(value).to_f32()),
-        other => Err(Error::General(format!("scales of type {other}"))),
-    }
 }
 
 /// The tensors of a layer with scales of type `scale` (the model's: f16, bf16 or f32).
@@ -94,18 +69,4 @@ pub fn pack(layer: &Int8Rows, scale: Dtype) -> Result<PackedW8A8> {
         weight: Part::new("weight", Dtype::I8, [*out, *inputs], weight),
         weight_scale: Part::new("weight_scale", scale, [*out, 1], bytes),
     })
-}
-
-/// Rounds the activations of one token as runtimes do: to `s * q` with `s = max|x| / 127` and whole
-/// `q`, ties to even. Returns the scale; `out` gets the integers.
-///
-/// Source: vLLM `csrc/quantization/w8a8/int8/scaled_quant.cu` (dynamic, symmetric, per token).
-pub fn round_token(x: &[f32], out: &mut [i8]) -> f32 {
-    let most = x.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-    let scale = most / 127.0;
-    let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-    for (out, value) in out.iter_mut().zip(x) {
-        *out = (value * inverse).round_ties_even().clamp(-128.0, 127.0) as i8;
-    }
-    scale
 }

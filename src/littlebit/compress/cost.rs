@@ -129,7 +129,7 @@ impl Amount {
 
     /// Of text that a run will find: nothing is fetched for it.
     pub(super) fn expected(model: &LocalModel, request: &CompressRequest) -> Self {
-        let tokenizer = Tokenizer::from_model(model).ok();
+        let tokenizer = model.tokenizer().ok();
         let hub = request.text.hub.clone();
         let fetched = hub.as_ref().is_some_and(|hub| !hub.offline);
         let options = measure::TextOptions {

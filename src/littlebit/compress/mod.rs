@@ -32,7 +32,6 @@ use super::tuning::Recipe;
 use crate::backend::{Backend, memory};
 use crate::progress::Progress;
 use crate::source::LocalModel;
-use crate::source::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use cost::Amount;
 use facts::Facts;
@@ -108,7 +107,7 @@ pub fn refuse_early(
     let plan = plan(&headers_of(model), &request.plan)?;
     let size = assemble::layout(model, &plan, request, &Facts::planned(request))?.file_size();
     preflight::refuse_early(model, &plan, size, request)?;
-    Tokenizer::from_model(model).map(drop)
+    model.tokenizer().map(drop)
 }
 
 /// Factors are found from weights that are numbers, not from integers that were rounded already.
@@ -138,7 +137,7 @@ pub fn compress(
     let size = assemble::layout(model, &plan, request, &planned)?.file_size();
     preflight::refuse(model, &plan, size, request, progress)?;
 
-    let tokenizer = Tokenizer::from_model(model)?;
+    let tokenizer = model.tokenizer()?;
     let calibration_tokens = match &request.recipe {
         Some(recipe) => {
             let (sequences, length) = recipe.text_of(model.config.max_positions);

@@ -7,6 +7,7 @@ use super::mix::Overrides;
 use crate::calibration::CalibrationWindows;
 use crate::formats::imatrix::ImportanceMatrix;
 use crate::profile::Profile;
+pub use crate::quantize::checkpoints::Checkpoints;
 use crate::source::LocalModel;
 
 /// How types are chosen.
@@ -45,17 +46,6 @@ pub struct Measured {
     pub model: LocalModel,
     /// The text.
     pub windows: CalibrationWindows,
-}
-
-/// Where finished work is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Checkpoints {
-    /// Nowhere: an interrupted run starts over.
-    Off,
-    /// Under a folder, in a folder of the run's own; finished work found there is used.
-    Under(PathBuf),
-    /// In a folder that must hold the run.
-    Resume(PathBuf),
 }
 
 /// A quantization to GGUF.

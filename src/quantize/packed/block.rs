@@ -1,10 +1,10 @@
 //! A block whose weights are changed: f32 copies of its seven matrices, norms and biases, and the
 //! running block made of them.
 
+pub use super::plain_type::PlainType;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use half::{bf16, f16};
 
 use crate::inference::norm::RmsNorm;
 use crate::inference::slices::with_f32;
@@ -31,44 +31,6 @@ pub const DOWN: usize = 6;
 
 /// Linear layers that share an input, in the order in which a block computes them.
 pub const STAGES: [&[usize]; 4] = [&[QUERY, KEY, VALUE], &[OUTPUT], &[GATE, UP], &[DOWN]];
-
-/// Element type of the tensors that stay as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PlainType {
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    BF16,
-}
-
-impl PlainType {
-    /// The value that the type holds for `value`.
-    #[must_use]
-    pub fn rounded(self, value: f32) -> f32 {
-        match self {
-            Self::F16 => f16::from_f32(value).to_f32(),
-            Self::BF16 => bf16::from_f32(value).to_f32(),
-        }
-    }
-
-    /// `values` as little-endian bytes.
-    #[must_use]
-    pub fn bytes(self, values: &[f32]) -> Vec<u8> {
-        match self {
-            Self::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            Self::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        }
-    }
-
-    /// `float16` or `bfloat16`, as `torch_dtype` has it.
-    #[must_use]
-    pub const fn torch_name(self) -> &'static str {
-        match self {
-            Self::F16 => "float16",
-            Self::BF16 => "bfloat16",
-        }
-    }
-}
 
 /// Weights of a block, f32.
 #[derive(Debug, Clone)]

@@ -159,7 +159,7 @@ fn windows(
         return Ok((None, None));
     }
     let length = sample_tokens(model);
-    let tokenizer = Tokenizer::from_model(model)?;
+    let tokenizer = model.tokenizer()?;
     let tokens = request.samples * length;
     let (name, documents) = documents(request, &tokenizer, tokens, progress)?;
     let windows =

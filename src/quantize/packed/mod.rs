@@ -15,6 +15,7 @@ pub mod gptq;
 pub mod gram;
 pub mod grid;
 pub mod held;
+pub mod plain_type;
 pub mod plan;
 mod preflight;
 pub mod report;

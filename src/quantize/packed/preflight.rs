@@ -12,7 +12,6 @@ use crate::formats::model_directory::check_target;
 use crate::formats::space;
 use crate::progress::Progress;
 use crate::source::config::BLOCK_LINEARS;
-use crate::source::tokenizer::Tokenizer;
 use crate::source::{LocalModel, Weight};
 use crate::{Error, Result};
 
@@ -46,7 +45,7 @@ pub fn refuse_early(model: &LocalModel, plan: &PackedPlan, request: &PackedReque
     if let Some((message, suggestion)) = memory_shortage(model, plan, request) {
         return Err(Error::OutOfMemory { message, suggestion });
     }
-    if request.samples == 0 { Ok(()) } else { Tokenizer::from_model(model).map(drop) }
+    if request.samples == 0 { Ok(()) } else { model.tokenizer().map(drop) }
 }
 
 /// What [`refuse_early`] would refuse for lack of disk or memory, as warnings.

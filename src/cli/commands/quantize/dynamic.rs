@@ -11,7 +11,7 @@ use crate::littlebit::measure;
 use crate::profile::{Profile, store};
 use crate::progress::Progress;
 use crate::quantize::gguf::{Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan};
-use crate::source::{self, tokenizer::Tokenizer};
+use crate::source::{self};
 use crate::{Error, Result};
 
 /// The profile when none is named.
@@ -166,7 +166,7 @@ pub(in crate::cli::commands) fn measured(
     }
     let model = source::open_local(path)?;
     model.warnings.iter().for_each(|warning| progress.warn(warning));
-    let tokenizer = Tokenizer::from_model(&model)?;
+    let tokenizer = model.tokenizer()?;
     let length = WINDOW.min(model.config.max_positions).max(2);
     let mut options = models::text_options(hub, context);
     options.calibration = text.data.map(Path::to_path_buf);
