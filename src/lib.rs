@@ -18,27 +18,22 @@
 //! The library never prints, never exits and never reads the environment. Shapes are written
 //! `[rows, cols]`; a linear layer's weight is `[out, in]`.
 
-pub mod analyze;
-pub mod backend;
-pub mod calibration;
-pub mod checkpoint;
+pub mod arch;
+pub mod base;
 pub mod cli;
+pub mod codec;
 pub mod confine;
-pub mod convert;
-pub mod error;
-pub mod eval;
-pub mod formats;
-pub mod inference;
+pub mod device;
+pub mod files;
+pub mod graph;
+pub mod hub;
+pub mod job;
 pub mod linalg;
-pub mod littlebit;
-pub mod profile;
-pub mod progress;
-pub mod quality;
-pub mod quantize;
-pub(crate) mod redact;
+pub mod measure;
+pub mod model;
 pub mod settings;
-pub mod source;
-pub mod suggest;
-pub mod tensor;
+pub mod text;
+pub mod tokenizer;
+pub mod weight;
 
-pub use error::{Error, Result};
+pub use crate::base::error::{Error, Result};

@@ -20,8 +20,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
-use crate::backend::threads;
-use crate::progress::Progress;
+use crate::base::progress::Progress;
+use crate::device::threads;
 use crate::settings::Settings;
 use crate::{Error, Result};
 use args::{Cli, Command};

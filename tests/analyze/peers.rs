@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::analyze::{AnalyzeRequest, Checkpoints, MatrixFormat, Method, Samples, analyze};
-use llm_quantize::backend::Backend;
-use llm_quantize::formats::imatrix::{ImportanceMatrix, ImportanceSums};
-use llm_quantize::littlebit::measure::TextOptions;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::open_local;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::device::Backend;
+use llm_quantize::files::imatrix::{ImportanceMatrix, ImportanceSums, Method};
+use llm_quantize::job::Checkpoints;
+use llm_quantize::job::analyze::{AnalyzeRequest, MatrixFormat, Samples, analyze};
+use llm_quantize::model::open_local;
+use llm_quantize::text::TextOptions;
 
 use crate::llama_library::{F16, LlamaCpp};
 

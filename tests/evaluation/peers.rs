@@ -4,15 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use llm_quantize::backend::Backend;
-use llm_quantize::calibration::documents::{Coverage, DocumentFile};
-use llm_quantize::calibration::{EvaluationWindows, Protocol, TextSource};
-use llm_quantize::eval::coherence::CoherenceSettings;
-use llm_quantize::eval::{CoherenceTest, Perplexity};
-use llm_quantize::inference::Decoder;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::{LocalModel, Weight, open_local};
-use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
+use llm_quantize::base::SharedBytes;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::codec::StoredType;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::measure::coherence::CoherenceSettings;
+use llm_quantize::measure::{CoherenceTest, Perplexity};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::text::documents::{Coverage, DocumentFile};
+use llm_quantize::text::{EvaluationWindows, Protocol, TextSource};
+use llm_quantize::weight::{StoredTensor, Weight};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

@@ -7,11 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::eval::tasks::{choices, data};
-use llm_quantize::inference::Decoder;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::open_local;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::measure::tasks::{choices, data};
+use llm_quantize::model::open_local;
 
 use crate::llama_library::{Attention, F16, LlamaCpp};
 

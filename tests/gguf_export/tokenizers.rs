@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use llm_quantize::formats::gguf::{Array, Value};
-use llm_quantize::quantize::gguf::{GgufModel, SourceOptions, open};
-use llm_quantize::source::open_local;
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::files::gguf::{Array, Value};
+use llm_quantize::job::gguf::{GgufModel, SourceOptions, open};
+use llm_quantize::model::open_local;
 use serde_json::{Value as Json, json};
 
 use crate::directories::{self, MERGES, ROWS, byte_characters, config, dense};

@@ -3,7 +3,8 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::Activation;
 use candle_transformers::models::{llama, mistral, qwen2, qwen3};
-use llm_quantize::source::config::{Architecture, BLOCK_LINEARS, RopeScaling};
+use llm_quantize::arch::Architecture;
+use llm_quantize::arch::config::{BLOCK_LINEARS, RopeScaling};
 
 use crate::tiny::{Tiny, config, largest_difference, logits, tokens, window};
 

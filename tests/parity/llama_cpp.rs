@@ -8,9 +8,9 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::inference::{CacheType, Decoder, Generator, Sampling};
-use llm_quantize::source::open_local;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::{CacheType, Decoder, Generator, Sampling};
+use llm_quantize::model::open_local;
 
 use crate::llama_library::{Attention, F16, F32, LlamaCpp};
 use crate::tiny::{largest_difference, logits};

@@ -1,10 +1,9 @@
 //! Every option of the graph against the reference in f64.
 
-use llm_quantize::inference::Execution;
-use llm_quantize::inference::rope::Rope;
-use llm_quantize::source::config::{
-    Architecture, BLOCK_LINEARS, ModelConfig, RopeConfig, RopeScaling,
-};
+use llm_quantize::arch::config::{BLOCK_LINEARS, RopeConfig, RopeScaling};
+use llm_quantize::arch::{Architecture, ModelConfig};
+use llm_quantize::graph::Execution;
+use llm_quantize::graph::rope::Rope;
 
 use crate::reference;
 use crate::tiny::{Tiny, config, largest_difference, logits, tokens, window};

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use indexmap::IndexMap;
-use llm_quantize::backend::Backend;
-use llm_quantize::inference::Decoder;
-use llm_quantize::source::config::{
-    Architecture, BLOCK_LINEARS, ModelConfig, RopeConfig, RopeScaling, SlidingWindow,
-};
-use llm_quantize::source::{LocalModel, ModelFormat, Weight};
-use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
+use llm_quantize::arch::config::{BLOCK_LINEARS, RopeConfig, RopeScaling, SlidingWindow};
+use llm_quantize::arch::{Architecture, ModelConfig};
+use llm_quantize::base::SharedBytes;
+use llm_quantize::codec::StoredType;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::model::{LocalModel, ModelFormat};
+use llm_quantize::weight::{StoredTensor, Weight};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

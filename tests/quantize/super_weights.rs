@@ -8,18 +8,21 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::calibration::{CalibrationWindows, EvaluationWindows, InputStatistics, Protocol};
-use llm_quantize::eval::Perplexity;
-use llm_quantize::formats::imatrix::ImportanceMatrix;
-use llm_quantize::inference::Decoder;
-use llm_quantize::profile::Profile;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::quantize::gguf::mix::Overrides;
-use llm_quantize::quantize::gguf::{
-    Checkpoints, Dynamic, Goal, QuantizePlan, QuantizeRequest, SourceOptions, execute, open,
+use llm_quantize::arch::names;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::device::Backend;
+use llm_quantize::files::imatrix::ImportanceMatrix;
+use llm_quantize::graph::Decoder;
+use llm_quantize::job::Checkpoints;
+use llm_quantize::job::gguf::mix::Overrides;
+use llm_quantize::job::gguf::{
+    Dynamic, Goal, QuantizePlan, QuantizeRequest, SourceOptions, execute, open,
 };
-use llm_quantize::source::{LocalModel, Weight, names, open_local};
+use llm_quantize::job::profile::Profile;
+use llm_quantize::measure::{InputStatistics, Perplexity};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::text::{CalibrationWindows, EvaluationWindows, Protocol};
+use llm_quantize::weight::Weight;
 
 const WIDTH: usize = 256;
 const INNER: usize = 512;

@@ -4,9 +4,11 @@
 use std::path::Path;
 
 use llm_quantize::Error;
-use llm_quantize::source::config::RopeScaling;
-use llm_quantize::source::{LocalModel, ModelConfig, Weight, config_json, names, open_local};
-use llm_quantize::tensor::{StoredType, ggml};
+use llm_quantize::arch::config::RopeScaling;
+use llm_quantize::arch::{ModelConfig, config_json, names};
+use llm_quantize::codec::{StoredType, ggml};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::weight::Weight;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
@@ -165,7 +167,7 @@ fn the_same_weights_read_the_same_from_both_formats() {
             // The converter calls Mistral llama; GGUF has no element type.
             let mut expected = directory.config.clone();
             if model_type == "mistral" {
-                expected.architecture = llm_quantize::source::Architecture::Llama;
+                expected.architecture = llm_quantize::arch::Architecture::Llama;
                 expected.class_name = "LlamaForCausalLM".into();
             }
             let dtype = match kind {

@@ -11,9 +11,11 @@
 
 use std::path::PathBuf;
 
-use llm_quantize::source::chat::ChatMessage;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{Architecture, ModelFormat, Weight, open_local};
+use llm_quantize::arch::Architecture;
+use llm_quantize::model::{ModelFormat, open_local};
+use llm_quantize::tokenizer::Tokenizer;
+use llm_quantize::tokenizer::chat::ChatMessage;
+use llm_quantize::weight::Weight;
 use sha2::{Digest, Sha256};
 
 use super::llama::Llama;

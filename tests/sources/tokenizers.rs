@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use llm_quantize::source::LocalModel;
-use llm_quantize::source::chat::ChatMessage;
-use llm_quantize::source::tokenizer::Tokenizer;
+use llm_quantize::model::LocalModel;
+use llm_quantize::tokenizer::Tokenizer;
+use llm_quantize::tokenizer::chat::ChatMessage;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -6,15 +6,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::Error;
-use crate::backend::memory;
 use crate::cli::args::GenerateArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::{Output, OutputFormat, Report, Verbosity};
 use crate::cli::{Context, Failure, models};
-use crate::inference::Decoder;
-use crate::inference::generate::StopReason;
-use crate::inference::{CacheType, Generator, Sampling};
-use crate::source::chat::ChatMessage;
+use crate::device::memory;
+use crate::graph::generate::StopReason;
+use crate::graph::{CacheType, Decoder, Generator, Sampling};
+use crate::tokenizer::chat::ChatMessage;
 
 #[derive(Debug, Serialize)]
 struct GenerateReport {
@@ -134,7 +133,7 @@ impl Report for GenerateReport {
             self.generated_tokens_per_second,
             self.stop_reason,
             self.peak_memory_bytes.map_or(String::new(), |bytes| {
-                format!(", peak memory {}", crate::cli::output::human_bytes(bytes))
+                format!(", peak memory {}", crate::base::size::human_bytes(bytes))
             }),
         )
     }

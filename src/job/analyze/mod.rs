@@ -1,0 +1,27 @@
+//! What matters in a model: the importance of every column of every matrix, measured on text, and
+//! the single weights that must not be lost.
+//!
+//! Three measures ([`Method`]): the mean square of each column's input, which is `llama-imatrix`'s
+//! quantity; the mean absolute gradient of the loss with respect to each column's weights; and its
+//! mean square (the diagonal of the empirical Fisher information). The result is an importance matrix
+//! that llama.cpp reads, and on demand a [mask](SuperWeightMask) of the weights with the largest scores
+//! and a [picture](plot).
+
+mod cache;
+mod collector;
+mod gradient;
+mod pass;
+pub mod plot;
+mod recorder;
+pub mod report;
+pub mod request;
+mod run;
+pub mod scores;
+pub mod spikes;
+pub mod statistics;
+mod text;
+mod weights;
+
+pub use report::AnalyzeReport;
+pub use request::{AnalyzeRequest, MatrixFormat, Samples};
+pub use run::{FileRequest, analyze, files, refuse_early};

@@ -1,0 +1,300 @@
+//! A Hugging Face directory as a GGUF model: no forward pass is needed, so it takes architectures
+//! that this crate does not run.
+
+mod accounting;
+mod architectures;
+mod attention;
+mod card;
+mod general;
+mod names;
+mod parameters;
+mod rope;
+mod sizes;
+mod texts;
+mod tokenizer;
+mod weights;
+mod yarn;
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value as Json};
+
+use super::from_littlebit::shape_only;
+use super::model::{GgufModel, ModelShape, SourceOptions, source_type};
+use super::tensor::GgufTensor;
+use crate::arch::config_json::{Fields, not_json, quantization};
+use crate::arch::names::to_hugging_face;
+use crate::base::json;
+use crate::files::packed::assemble::{Entry, assemble};
+use crate::files::safetensors;
+use crate::model::hf;
+use crate::weight::PackedTensor;
+use crate::{Error, Result};
+use architectures::Class;
+use general::General;
+use sizes::Sizes;
+pub(super) use texts::Texts;
+pub(super) use tokenizer::pre::doubt as doubt_about_pre;
+
+/// Whether a model with that `config.json` can become a GGUF file: asked before its weights are
+/// downloaded.
+///
+/// # Errors
+/// [`Error::Unsupported`] if not, [`Error::ValidationFailed`] if the file is damaged.
+pub fn check_config(path: &Path) -> Result<()> {
+    let missing = || Error::model_not_found(format!("{} is missing", path.display()));
+    let text = crate::files::texts::read_text(path, crate::files::texts::MAX_CONFIG)?
+        .ok_or_else(missing)?;
+    let root = parse(&text, path)?;
+    quantization(&root)?;
+    let root = with_text_config(root);
+    let config = Config::read(&root, path, &mut Vec::new())?;
+    // All that is refused by the settings alone.
+    parameters::metadata(&config.fields, config.class, &config.sizes, 0, &mut Vec::new()).map(drop)
+}
+
+/// A `config.json` that can become a GGUF file.
+struct Config<'a> {
+    fields: Fields<'a>,
+    class: Class,
+    sizes: Sizes,
+    /// Whether the head is the embedding.
+    tied: bool,
+}
+
+impl<'a> Config<'a> {
+    /// Reads a configuration with that of its language model laid over it; every key is accounted
+    /// for.
+    fn read(
+        root: &'a Map<String, Json>,
+        path: &'a Path,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        let class = architectures::class(root)?;
+        accounting::check(root, class, warnings)?;
+        let fields = Fields::new(root, path);
+        let sizes = Sizes::read(&fields, class)?;
+        let tied = fields.flag("tie_word_embeddings", class.kind.is_gemma())?;
+        Ok(Self { fields, class, sizes, tied })
+    }
+}
+
+fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
+    match json::read(text) {
+        Ok(Json::Object(root)) => Ok(root),
+        Ok(_) => Err(Error::damaged(path, "not a JSON object")),
+        Err(e) => Err(not_json(text, path, &e)),
+    }
+}
+
+/// Opens a directory.
+pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufModel> {
+    let texts = Texts::Folder(directory);
+    let config_path = directory.join("config.json");
+    let Some(text) = crate::files::texts::read_text(&config_path, crate::files::texts::MAX_CONFIG)?
+    else {
+        return Err(hf::without_config(directory));
+    };
+    // Before the weights, which may be many files.
+    let root = parse(&text, &config_path)?;
+    let quantization = quantization(&root)?;
+    Config::read(&with_text_config(root), &config_path, &mut Vec::new())?;
+    let mut warnings = Vec::new();
+    let raw = hf::read_raw(directory, &mut Vec::new(), &mut warnings)?;
+    let entries = assemble(raw, quantization.as_ref(), directory)?;
+    let mut packed = IndexMap::new();
+    let tensors = entries
+        .into_iter()
+        .map(|(name, entry)| {
+            let tensor = match entry {
+                Entry::Plain(tensor) => tensor,
+                // Only the shape is looked at before it gets its integers below.
+                Entry::Packed(tensor) => {
+                    let shape = vec![tensor.rows(), tensor.cols()];
+                    packed.insert(name.clone(), tensor);
+                    Ok(shape_only(shape))
+                }
+            };
+            (name, tensor)
+        })
+        .collect();
+    let mut model = open_from(texts, tensors, &hf::model_name(directory), options)?;
+    model.warnings.splice(0..0, warnings);
+    if let Some(kind) = packed.values().next().map(PackedTensor::type_name) {
+        set_packed(&mut model, packed, directory)?;
+        model.source_dtype = kind;
+    }
+    Ok(model)
+}
+
+/// Gives packed layers their integers.
+fn set_packed(
+    model: &mut GgufModel,
+    mut packed: IndexMap<String, PackedTensor>,
+    directory: &Path,
+) -> Result<()> {
+    for tensor in &mut model.tensors {
+        let layer = to_hugging_face(&tensor.name).and_then(|name| packed.swap_remove(&name));
+        if let Some(layer) = layer {
+            if tensor.is_scaled() {
+                return Err(Error::Unsupported {
+                    message: format!(
+                        "{} is packed, and the scale of the model's queries would have to be \
+                         multiplied into it",
+                        tensor.name
+                    ),
+                    suggestion: "Use the original f32, f16 or bf16 checkpoint".to_owned(),
+                });
+            }
+            tensor.set_packed(layer);
+        }
+    }
+    if let Some((name, _)) = packed.first() {
+        return Err(Error::Unsupported {
+            message: format!(
+                "{} in {} is packed, which is not read for a {}",
+                name,
+                directory.display(),
+                model.architecture
+            ),
+            suggestion: "Use the original f32, f16 or bf16 checkpoint".to_owned(),
+        });
+    }
+    model.source_bytes = model.tensors.iter().map(GgufTensor::source_bytes).sum();
+    Ok(())
+}
+
+/// Opens what has the texts and tensors of a Hugging Face directory. `name` is the model's.
+pub(super) fn open_from(
+    texts: Texts<'_>,
+    checkpoint: IndexMap<String, safetensors::ShardTensor>,
+    name: &str,
+    options: &SourceOptions,
+) -> Result<GgufModel> {
+    let mut warnings = Vec::new();
+    let directory = texts.path();
+    let config_path = directory.join("config.json");
+    let text = texts
+        .optional("config.json", crate::files::texts::MAX_CONFIG, &mut warnings)?
+        .ok_or_else(|| Error::damaged(directory, "no config.json"))?;
+    let root = with_text_config(parse(&text, &config_path)?);
+    let Config { fields, class, sizes, tied } = Config::read(&root, &config_path, &mut warnings)?;
+    let (mut tensors, rows) =
+        weights::collect(directory, class, &sizes, tied, checkpoint, &mut warnings)?;
+    check_vocabulary(&fields, rows, &config_path, &mut warnings)?;
+    let (source_dtype, source_bytes) = source_type(&tensors);
+    let (parameters, of_config) =
+        parameters::metadata(&fields, class, &sizes, rows, &mut warnings)?;
+    tensors.extend(of_config);
+
+    let card = texts.optional("README.md", crate::files::texts::MAX_CONFIG, &mut warnings)?;
+    let card = card.map(|text| card::parse(&text)).unwrap_or_default();
+    let generation = generation_config(texts, &mut warnings)?;
+    let mut metadata = General {
+        architecture: class.gguf,
+        id: name,
+        card: &card,
+        generation: generation.as_ref(),
+        tensors: &tensors,
+        experts: sizes.experts,
+        provenance: options.provenance,
+    }
+    .metadata();
+    metadata.extend(parameters);
+    let pre = options.pre.as_deref();
+    let tokenizer = tokenizer::Source {
+        texts,
+        config: &root,
+        generation: generation.as_ref(),
+        kind: class.kind,
+        rows,
+    };
+    metadata.extend(tokenizer.metadata(pre, &mut warnings)?);
+    names::avoid_phi_3(&mut metadata, &mut warnings);
+    Ok(GgufModel {
+        name: name.to_owned(),
+        architecture: class.gguf.to_owned(),
+        metadata,
+        tensors,
+        shape: ModelShape {
+            layers: sizes.layers,
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            experts: sizes.experts,
+            hidden: sizes.hidden,
+            vocabulary: rows,
+            context: sizes.context as u64,
+        },
+        warnings,
+        source_dtype,
+        source_bytes,
+        path: directory.to_path_buf(),
+    })
+}
+
+/// The number of embeddings against `vocab_size`: tokens without one could not be used, more of them
+/// than tokens are padding.
+fn check_vocabulary(
+    fields: &Fields,
+    rows: usize,
+    config: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let Some(stated) = fields.optional_size("vocab_size", 1 << 32)? else { return Ok(()) };
+    if stated > rows {
+        return Err(Error::damaged(
+            config,
+            format!("vocab_size is {stated}, but the weights have embeddings of {rows} tokens"),
+        ));
+    }
+    if stated < rows {
+        warnings.push(format!(
+            "the weights have embeddings of {rows} tokens, config.json says vocab_size {stated}: the \
+             file has {rows}"
+        ));
+    }
+    Ok(())
+}
+
+/// The configuration with that of its language model, if it has one inside, laid over it. The kind of
+/// model stays that of the whole; tokens that end a text are those of both.
+fn with_text_config(mut root: Map<String, Json>) -> Map<String, Json> {
+    const ENDS: &str = "eos_token_id";
+    if let Some(Json::Object(mut inner)) = root.remove("text_config") {
+        let kind = inner.remove("model_type");
+        inner.remove("architectures");
+        if let (Some(Json::String(whole)), Some(Json::String(part))) =
+            (root.get("model_type"), &kind)
+            && *part != format!("{whole}_text")
+        {
+            // A language model of another kind inside: refused as what it is.
+            root.insert("model_type".to_owned(), Json::String(format!("{whole} with {part}")));
+        }
+        let mut ends = Vec::new();
+        for ids in [root.get(ENDS), inner.get(ENDS)].into_iter().flatten() {
+            match ids {
+                Json::Array(list) => ends.extend(list.iter().cloned()),
+                Json::Null => {}
+                id => ends.push(id.clone()),
+            }
+        }
+        root.extend(inner);
+        if !ends.is_empty() {
+            root.insert(ENDS.to_owned(), Json::Array(ends));
+        }
+    }
+    root
+}
+
+fn generation_config(texts: Texts<'_>, warnings: &mut Vec<String>) -> Result<Option<Json>> {
+    let name = "generation_config.json";
+    let Some(text) = texts.optional(name, crate::files::texts::MAX_CONFIG, warnings)? else {
+        return Ok(None);
+    };
+    let parsed = json::read(&text).ok();
+    if parsed.is_none() {
+        warnings.push(format!("{name} is not valid JSON; the file is left out"));
+    }
+    Ok(parsed)
+}
