@@ -320,7 +320,7 @@ mod tests {
         let output = std::process::Command::new("sh")
             .args(["-c", "trap '' XFSZ; ulimit -f 32; exec \"$0\" \"$@\""])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "formats::atomic::tests::child_writes_too_much"])
+            .args(["--exact", "files::atomic::tests::child_writes_too_much"])
             .env("LLM_QUANTIZE_TEST_ATOMIC_FOLDER", folder.path())
             .output()
             .unwrap();

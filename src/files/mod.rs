@@ -1,4 +1,5 @@
-//! Files: what they are, and the layouts that this crate reads and writes itself.
+//! Files: what they are, and the layouts that this crate reads and writes itself. Nothing here knows
+//! what a model computes.
 
 pub mod atomic;
 pub(crate) mod chat_files;

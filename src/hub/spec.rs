@@ -265,8 +265,8 @@ mod tests {
 
     #[test]
     fn an_existing_path_wins_over_the_hub() {
-        // The tests run in the crate's folder, where src/source looks just like a hub id.
-        assert_eq!(ModelSpec::parse("src/source").unwrap(), ModelSpec::Path("src/source".into()));
+        // The tests run in the crate's folder, where src/model looks just like a hub id.
+        assert_eq!(ModelSpec::parse("src/model").unwrap(), ModelSpec::Path("src/model".into()));
         let ModelSpec::Hub(spec) = ModelSpec::parse("src/no-such-model").unwrap() else {
             panic!("not a path")
         };
@@ -295,8 +295,8 @@ mod tests {
             assert_eq!(error.exit_code(), 3, "{text}");
             assert!(error.to_string().contains(text), "{error}");
         }
-        let error = ModelSpec::parse("src/source/missing/model").unwrap_err();
-        assert!(error.suggestion().contains("src/source exists"), "{}", error.suggestion());
+        let error = ModelSpec::parse("src/model/missing/model").unwrap_err();
+        assert!(error.suggestion().contains("src/model exists"), "{}", error.suggestion());
     }
 
     #[test]

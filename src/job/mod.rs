@@ -1,5 +1,8 @@
-//! Quantization of whole models to other formats than `.littlebit`: which type each tensor gets, and
-//! the files that hold them.
+//! The work of the commands: each takes a request, refuses early what cannot be done, says what it
+//! will do, does it and reports.
+//!
+//! Lowest first, each using only those above it: [`checkpoints`] and [`activations`], which several
+//! share; [`quality`] and [`profile`]; [`gguf`]; [`analyze`]; [`packed`]; [`littlebit`]; [`convert`].
 
 pub mod activations;
 pub mod analyze;

@@ -1,5 +1,5 @@
-//! Where models come from: a local directory, a GGUF file, a `.littlebit` file or the hub, all
-//! opened into one [`LocalModel`].
+//! Models on this machine: a directory, a GGUF file or a `.littlebit` file, all opened into one
+//! [`LocalModel`].
 
 pub mod companions;
 pub mod gguf;
@@ -66,7 +66,7 @@ pub struct LocalModel {
     /// `tokenizer_config.json` as text (with `chat_template`), if any.
     pub tokenizer_config_json: Option<String>,
     /// Weights by Hugging Face name (`model.layers.0.mlp.up_proj.weight`), in file order: exactly
-    /// the tensors of [`catalog::expected_tensors`].
+    /// the tensors of [`expected_tensors`](crate::arch::catalog::expected_tensors).
     pub weights: IndexMap<String, Weight>,
     /// Tensors of the source that are none of the model's, by their names there.
     pub left_out: Vec<String>,

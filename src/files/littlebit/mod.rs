@@ -12,8 +12,7 @@
 //! | [`contents`] | the index checked and turned into tensors that refer to sections |
 //! | [`layout`] | what a file will contain, and from that its exact size, before anything is computed |
 //! | [`writer`] | sections one after the other into any `Write + Seek` |
-//! | [`read`] | opening, checking, and the model as a [`LocalModel`](crate::model::LocalModel) |
-//! | [`info`] | what `littlebit info` prints |
+//! | [`read`] | opening and checking |
 //! | [`metadata_export`] | ranks and scales apart from the bits |
 //!
 //! Nothing in a file depends on when, where or how fast it was made: equal inputs give equal bytes.

@@ -5,6 +5,9 @@
 //! `scales` f16 `[groups, out]`. Nibble `i` (bits `4i` to `4i + 3`) of word `c` belongs to output
 //! `8c + ORDER[i]`. Source: AutoAWQ `modules/linear/gemm.py`, `utils/packing_utils.py`.
 
+use rayon::prelude::*;
+use safetensors::Dtype;
+
 use super::{Part, slot};
 use crate::codec::affine::Grouped;
 use crate::codec::affine::awq::{ORDER, fits};
@@ -12,8 +15,6 @@ use crate::codec::affine::grouped::scale_bytes;
 use crate::files::model_directory::TensorSlot;
 use crate::weight::{PackedTensor, Scales};
 use crate::{Error, Result};
-use rayon::prelude::*;
-use safetensors::Dtype;
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,9 @@
 //! one, version 2 ("gptq_v2") as they are.
 //! Sources: AutoGPTQ `qlinear_cuda_old.py`, GPTQModel `nn_modules/qlinear/__init__.py`.
 
+use rayon::prelude::*;
+use safetensors::Dtype;
+
 use super::{Part, slot};
 use crate::codec::affine::Grouped;
 use crate::codec::affine::gptq::{Version, fits};
@@ -14,8 +17,6 @@ use crate::codec::affine::grouped::{bit_string, scale_bytes, transposed};
 use crate::files::model_directory::TensorSlot;
 use crate::weight::{PackedTensor, Scales};
 use crate::{Error, Result};
-use rayon::prelude::*;
-use safetensors::Dtype;
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

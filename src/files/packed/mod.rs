@@ -1,8 +1,9 @@
 //! Integers of linear layers in the layouts of GPTQ, AWQ and compressed-tensors checkpoints.
 //!
-//! [`Grouped`] is the layer as numbers, whatever the file: an integer per weight, a scale and a zero
-//! point per row and group. [`gptq`], [`awq`] and [`w8a8`] turn it into the tensors of a checkpoint
-//! and back; [`PackedTensor`] reads rows out of the packed bytes without unpacking the rest.
+//! [`Grouped`](crate::codec::affine::Grouped) is the layer as numbers, whatever the file: an integer
+//! per weight, a scale and a zero point per row and group. [`gptq`], [`awq`] and [`w8a8`] turn it
+//! into the tensors of a checkpoint and back; [`PackedTensor`](crate::weight::PackedTensor) reads
+//! rows out of the packed bytes without unpacking the rest.
 //!
 //! The layouts are described in `docs/packed-formats.md`, with their sources.
 

@@ -1,6 +1,7 @@
 //! Against packers written naively from the formats' descriptions, and against bytes that the formats'
 //! own packers made.
 
+use half::f16;
 use proptest::prelude::*;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
@@ -13,7 +14,6 @@ use crate::codec::affine::grouped::word;
 use crate::codec::affine::nearest::{self, Grid};
 use crate::codec::affine::{Grouped, Int8Rows, int8};
 use crate::weight::{PackedTensor, Scales};
-use half::f16;
 
 /// The numbers of scripts/record-packed.py.
 struct Numbers(u64);

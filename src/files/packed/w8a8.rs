@@ -2,16 +2,17 @@
 //!
 //! For a layer `[out, inputs]`: `weight` i8 `[out, inputs]` and `weight_scale` `[out, 1]` in the
 //! model's type; `w = q * s`. Activations are rounded when the model runs, each token by a scale of its
-//! own ([`round_token`]), so nothing is stored for them.
+//! own ([`round_token`](crate::codec::affine::int8::round_token)), so nothing is stored for them.
 //! Source: compressed-tensors `compressors/naive_quantized`, `quantization/quant_config.py`.
+
+use half::{bf16, f16};
+use safetensors::Dtype;
 
 use super::{Part, slot};
 use crate::codec::affine::Int8Rows;
 use crate::codec::affine::int8::as_scale;
 use crate::files::model_directory::TensorSlot;
 use crate::{Error, Result};
-use half::{bf16, f16};
-use safetensors::Dtype;
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Types of each tensor's own: profiles ([`mod@format`], [`presets`], [`store`]), what their rules mean
-//! for a model ([`rules`], [`widths`], [`validate`]), how one is made ([`create`]), and what the
-//! model loses by the error of one tensor ([`sensitivity`] measured, [`weight`] estimated).
+//! for a tensor ([`rules`], [`widths`]), and what the model loses by the error of one tensor
+//! ([`sensitivity`] measured, [`weight`] estimated). [`job::gguf::profile`](super::gguf::profile)
+//! makes them and checks them against a model.
 
 pub mod format;
 pub mod presets;

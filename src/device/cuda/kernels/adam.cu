@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-// As in Rule of src/littlebit/tuning/adam.rs.
+// As in Rule of src/job/littlebit/tuning/adam.rs.
 constexpr uint32_t SMOOTH = 1;
 constexpr uint32_t RELATIVE = 2;
 
