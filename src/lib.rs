@@ -32,7 +32,7 @@ pub mod hub;
 pub mod job;
 #[cfg(test)]
 mod layers;
-pub mod linalg;
+pub(crate) mod linalg;
 pub mod measure;
 pub mod model;
 pub mod settings;

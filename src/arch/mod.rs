@@ -7,6 +7,6 @@ pub mod config_json;
 pub(crate) mod config_keys;
 mod config_rope;
 pub mod names;
-pub mod role;
+pub(crate) mod role;
 
 pub use config::{Architecture, ModelConfig};

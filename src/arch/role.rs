@@ -2,7 +2,7 @@
 
 /// What a tensor does in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Token embeddings.
     Embedding,
     /// The output matrix (`lm_head`).
@@ -27,7 +27,7 @@ pub enum Role {
 
 /// The role of the tensor of that GGUF name.
 #[must_use]
-pub fn role(name: &str) -> Role {
+pub(crate) fn role(name: &str) -> Role {
     const BY_PART: [(&str, Role); 9] = [
         ("attn_qkv.weight", Role::AttentionValue),
         ("attn_kv_b.weight", Role::AttentionValue),
@@ -88,7 +88,7 @@ const NEVER: [&str; 32] = [
 
 /// Whether a tensor of that name and shape (outermost first) may be quantized at all.
 #[must_use]
-pub fn may_be_quantized(name: &str, shape: &[usize]) -> bool {
+pub(crate) fn may_be_quantized(name: &str, shape: &[usize]) -> bool {
     // Outer dimensions of one do not count, as in ggml.
     let dimensions = shape.iter().skip_while(|&&size| size == 1).count();
     dimensions >= 2 && name.ends_with("weight") && !NEVER.iter().any(|part| name.contains(part))
@@ -96,6 +96,6 @@ pub fn may_be_quantized(name: &str, shape: &[usize]) -> bool {
 
 /// The block that a tensor belongs to (`blk.7.…`).
 #[must_use]
-pub fn layer(name: &str) -> Option<usize> {
+pub(crate) fn layer(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }

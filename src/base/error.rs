@@ -206,14 +206,6 @@ impl Error {
         }
     }
 
-    /// More memory than there is, with the usual hint.
-    pub fn out_of_memory(message: impl Into<String>) -> Self {
-        Self::OutOfMemory {
-            message: message.into(),
-            suggestion: "Close other programs, or use a machine with more memory".into(),
-        }
-    }
-
     /// The exit status of the process.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

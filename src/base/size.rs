@@ -2,7 +2,7 @@
 
 /// A size in units of 1024 under the labels KB, MB, GB: `812 B`, `37.0 MB`, `13.5 GB`, `478 MB`.
 #[must_use]
-pub fn human_bytes(bytes: u64) -> String {
+pub(crate) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KB", "MB", "GB", "TB", "PB"];
     let mut value = bytes as f64;
     let mut unit = 0;

@@ -5,7 +5,7 @@ const MOST: usize = 4;
 
 /// `; did you mean Q4_K_M?`, or nothing where no name is like `word`. To be appended to a message.
 #[must_use]
-pub fn did_you_mean<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn did_you_mean<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let found = nearest(word, names);
     match found.split_last() {
         None => String::new(),
@@ -17,7 +17,7 @@ pub fn did_you_mean<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) ->
 /// The names that are most like `word`, best first: the same but for case and punctuation, else
 /// those with the fewest letters other or swapped and those that `word` begins.
 #[must_use]
-pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let meant = letters(word);
     if meant.is_empty() {
         return Vec::new();

@@ -12,11 +12,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::size::human_bytes;
-use crate::{Error, Result};
 
 /// Memory of the machine, or of the container if that is smaller. In bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// All of it.
     pub total: u64,
     /// What can be taken without swapping: free memory and caches that the system gives up.
@@ -26,19 +25,19 @@ pub struct Memory {
 /// The largest resident size this process has had, in bytes. Mapped files count as far as their
 /// pages are in memory. `None` where the system does not tell.
 #[must_use]
-pub fn peak_resident_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     platform::peak_resident_bytes()
 }
 
 /// The resident size now, in bytes. `None` where the system does not tell.
 #[must_use]
-pub fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     platform::resident_bytes()
 }
 
 /// Gives memory that the allocator keeps for later back to the system. Worth a call after loading:
 /// parsing a tokenizer takes several times what remains of it.
-pub fn return_free_memory() {
+pub(crate) fn return_free_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "an allocator call without a safe wrapper")]
     // SAFETY: malloc_trim only releases pages that hold no allocation; it may be called at any time.
@@ -49,32 +48,20 @@ pub fn return_free_memory() {
 
 /// Bytes that can be taken without swapping; [`u64::MAX`] where the system does not tell.
 #[must_use]
-pub fn available_bytes() -> u64 {
+pub(crate) fn available_bytes() -> u64 {
     memory().map_or(u64::MAX, |memory| memory.available)
 }
 
 /// Memory of this machine or container. `None` where the system does not tell.
 #[must_use]
-pub fn memory() -> Option<Memory> {
+pub(crate) fn memory() -> Option<Memory> {
     platform::memory()
 }
 
-/// Fails with [`Error::OutOfMemory`] when `bytes` more than now cannot be had; `what` says for what
-/// (`factorizing lm_head.weight`). Passes when the system does not tell.
-pub fn require(bytes: u64, what: &str) -> Result<()> {
-    match memory() {
-        Some(memory) => require_of(memory, bytes, what),
-        None => Ok(()),
-    }
-}
-
-fn require_of(memory: Memory, bytes: u64, what: &str) -> Result<()> {
-    shortage_of(memory, bytes, what).map_or(Ok(()), |message| Err(Error::out_of_memory(message)))
-}
-
-/// What [`require`] would refuse, in words.
+/// Says that `bytes` more than now cannot be had, and `what` needs them (`factorizing
+/// lm_head.weight`). `None` where they can, and where the system does not tell.
 #[must_use]
-pub fn shortage(bytes: u64, what: &str) -> Option<String> {
+pub(crate) fn shortage(bytes: u64, what: &str) -> Option<String> {
     memory().and_then(|memory| shortage_of(memory, bytes, what))
 }
 
@@ -92,7 +79,7 @@ fn shortage_of(memory: Memory, bytes: u64, what: &str) -> Option<String> {
 /// A suggestion from changes of a command and the bytes that each needs: those that fit into `limit`,
 /// else the least of them.
 #[must_use]
-pub fn what_fits(changes: &[(String, u64)], limit: u64) -> String {
+pub(crate) fn what_fits(changes: &[(String, u64)], limit: u64) -> String {
     let named = |(words, bytes): &(String, u64)| format!("{words} ({})", human_bytes(*bytes));
     let fitting: Vec<String> =
         changes.iter().filter(|(_, bytes)| *bytes <= limit).map(named).collect();
@@ -108,9 +95,7 @@ pub fn what_fits(changes: &[(String, u64)], limit: u64) -> String {
 /// own trees.
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "read on Linux, tested anywhere"))]
 mod linux {
-    use super::Memory;
-    use super::Path;
-    use super::PathBuf;
+    use super::{Memory, Path, PathBuf};
 
     /// `VmHWM:     123 kB` and the like, in bytes.
     pub(super) fn kilobytes_field(text: &str, field: &str) -> Option<u64> {
@@ -353,16 +338,14 @@ mod tests {
     #[test]
     fn too_little_names_the_figures() {
         let memory = Memory { total: 4 << 30, available: 1 << 30 };
-        require_of(memory, 1 << 30, "a step").unwrap();
-        let error = require_of(memory, 3 << 30, "factorizing lm_head.weight").unwrap_err();
-        assert_eq!(error.exit_code(), 5);
+        assert_eq!(shortage_of(memory, 1 << 30, "a step"), None);
         assert_eq!(
-            error.to_string(),
+            shortage_of(memory, 3 << 30, "factorizing lm_head.weight").unwrap(),
             "factorizing lm_head.weight needs 3.0 GB, and 1.0 GB of 4.0 GB are available"
         );
         if memory_is_known() {
-            require(0, "nothing").unwrap();
-            assert!(require(u64::MAX, "everything").is_err());
+            assert_eq!(shortage(0, "nothing"), None);
+            assert!(shortage(u64::MAX, "everything").is_some());
         }
     }
 

@@ -2,8 +2,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
-pub mod memory;
-pub mod threads;
+pub(crate) mod memory;
+pub(crate) mod threads;
 
 use candle_core::Device;
 

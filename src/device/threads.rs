@@ -15,7 +15,7 @@ const SPARE: usize = 3;
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for no threads at all.
-pub fn start(wanted: Option<usize>) -> Result<Option<String>> {
+pub(crate) fn start(wanted: Option<usize>) -> Result<Option<String>> {
     if wanted == Some(0) {
         return Err(Error::InvalidArgument("--threads must be at least 1".into()));
     }
@@ -68,7 +68,7 @@ fn start_on(
 
 /// Runs `job` on up to `count` threads at once, and on this one where no other can be had, until all
 /// of them return. `job` takes its share from a common list, so that fewer threads do the same work.
-pub fn on_several(count: usize, job: impl Fn() + Sync) {
+pub(crate) fn on_several(count: usize, job: impl Fn() + Sync) {
     std::thread::scope(|scope| {
         let spawn = |_: &usize| Builder::new().spawn_scoped(scope, &job).is_ok();
         if (0..count).take_while(spawn).count() == 0 {

@@ -7,15 +7,15 @@ use crate::base::input;
 use crate::{Error, Result};
 
 /// First bytes of a GGUF file.
-pub const GGUF_MAGIC: [u8; 4] = *b"GGUF";
+pub(crate) const GGUF_MAGIC: [u8; 4] = *b"GGUF";
 
 /// First bytes of a `.littlebit` file: a byte that no text has, the name, and line endings that a
 /// transfer in text mode would change.
-pub const LITTLEBIT_MAGIC: [u8; 8] = *b"\x89LBT\r\n\x1a\n";
+pub(crate) const LITTLEBIT_MAGIC: [u8; 8] = *b"\x89LBT\r\n\x1a\n";
 
 /// Kinds of paths that a user may give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PathKind {
+pub(crate) enum PathKind {
     /// There is nothing.
     Missing,
     /// A directory.
@@ -31,7 +31,7 @@ pub enum PathKind {
 }
 
 /// Looks at `path` and at most its first 16 bytes.
-pub fn path_kind(path: &Path) -> Result<PathKind> {
+pub(crate) fn path_kind(path: &Path) -> Result<PathKind> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error)

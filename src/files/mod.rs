@@ -4,7 +4,7 @@
 pub mod atomic;
 pub(crate) mod chat_files;
 pub mod checkpoint;
-pub mod detect;
+pub(crate) mod detect;
 pub mod gguf;
 pub mod imatrix;
 pub mod littlebit;
@@ -14,7 +14,7 @@ pub mod packed;
 pub(crate) mod pieces;
 pub(crate) mod present;
 pub(crate) mod safetensors;
-pub mod scratch;
-pub mod space;
+pub(crate) mod scratch;
+pub(crate) mod space;
 pub mod super_weights;
 pub(crate) mod texts;

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// If there is no room, or the folder cannot be written.
-pub fn map(folder: &Path, bytes: usize) -> Result<MmapMut> {
+pub(crate) fn map(folder: &Path, bytes: usize) -> Result<MmapMut> {
     super::space::check_free_space(folder, bytes as u64)?;
     let path = folder.join(format!(".scratch-{}-{:p}", std::process::id(), &raw const bytes));
     let file = if let Some(file) = super::space::nameless(folder) {

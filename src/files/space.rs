@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// the file system that holds `directory` has `bytes` free for this user.
 ///
 /// `directory` need not exist yet: the nearest existing parent is asked.
-pub fn check_free_space(directory: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn check_free_space(directory: &Path, bytes: u64) -> Result<()> {
     let available = free_bytes(directory)?;
     if available >= bytes {
         return Ok(());
@@ -22,7 +22,7 @@ pub fn check_free_space(directory: &Path, bytes: u64) -> Result<()> {
 
 /// What [`check_free_space`] would refuse, as a warning; `None` if there is room, or nobody knows.
 #[must_use]
-pub fn shortage(directory: &Path, bytes: u64) -> Option<String> {
+pub(crate) fn shortage(directory: &Path, bytes: u64) -> Option<String> {
     let available = free_bytes(directory).ok().filter(|available| *available < bytes)?;
     Some(format!(
         "{} has room for {}, and {} are needed; the run will be refused",
@@ -34,7 +34,7 @@ pub fn shortage(directory: &Path, bytes: u64) -> Option<String> {
 
 /// Bytes that this user may still write to the file system that holds `directory` (or would hold
 /// it, if it does not exist yet).
-pub fn free_bytes(directory: &Path) -> Result<u64> {
+pub(crate) fn free_bytes(directory: &Path) -> Result<u64> {
     let existing = nearest_existing(directory);
     let status =
         rustix::fs::statvfs(&existing).map_err(|errno| Error::io(&existing, errno.into()))?;
@@ -44,7 +44,7 @@ pub fn free_bytes(directory: &Path) -> Result<u64> {
 /// Fails unless a file can be made in `directory`, or `directory` itself could be made.
 ///
 /// Nothing is left behind and no folder is made, so a dry run may ask as well.
-pub fn check_writable(directory: &Path) -> Result<()> {
+pub(crate) fn check_writable(directory: &Path) -> Result<()> {
     let existing = nearest_existing(directory);
     // The folder by its whole name: `.` tells nobody which one it is.
     let named = std::path::absolute(&existing).unwrap_or_else(|_| existing.clone());

@@ -3,20 +3,20 @@
 //! [`Decoder`] is one graph for all supported families, over [`linear::LinearLayer`]s that may be
 //! dense, block-quantized or factorized. Activations are f32. [`Generator`] streams tokens from it.
 
-pub mod attention;
-pub mod block;
-pub mod cache;
-pub mod decoder;
+pub(crate) mod attention;
+pub(crate) mod block;
+pub(crate) mod cache;
+pub(crate) mod decoder;
 pub mod generate;
 pub mod linear;
-pub mod norm;
+pub(crate) mod norm;
 pub mod rope;
-pub mod slices;
-pub mod stages;
-pub mod streamed;
+pub(crate) mod slices;
+pub(crate) mod stages;
+pub(crate) mod streamed;
 pub(crate) mod tracked;
-pub mod weights;
-pub mod writing;
+pub(crate) mod weights;
+pub(crate) mod writing;
 
 pub use block::{Block, Execution, Observer};
 pub use cache::{CacheType, KvCache};

@@ -18,9 +18,9 @@ use crate::{Error, Result};
 const EXACT_ON_DEVICE: usize = 1 << 30;
 
 /// Hugging Face name of the embedding.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Hugging Face name of an untied head.
-pub const HEAD: &str = "lm_head.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Reads weights of one model for one device.
 pub(crate) struct Weights<'m> {
@@ -238,7 +238,7 @@ fn check(config: &ModelConfig) -> Result<(), String> {
 
 /// The token embedding, looked up row by row in the stored bytes.
 #[derive(Debug, Clone)]
-pub struct Embedding {
+pub(crate) struct Embedding {
     table: StoredTensor,
     device: Device,
 }
@@ -252,7 +252,7 @@ impl Embedding {
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
-    pub fn rows(&self, tokens: &[u32]) -> Result<Tensor> {
+    pub(crate) fn rows(&self, tokens: &[u32]) -> Result<Tensor> {
         let (rows, cols) = (self.table.rows(), self.table.cols());
         if let Some(token) = tokens.iter().find(|token| **token as usize >= rows) {
             return Err(Error::General(format!(

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// Bytes of the keys and values that a sequence of `length` tokens has in the end.
 #[must_use]
-pub fn cache_bytes(config: &ModelConfig, length: usize) -> u64 {
+pub(crate) fn cache_bytes(config: &ModelConfig, length: usize) -> u64 {
     let width = config.num_kv_heads * config.head_dim;
     // Keys and values in f32; room is doubled as it grows.
     2 * 2 * 4 * (length * width * config.num_layers) as u64
@@ -29,7 +29,7 @@ pub fn cache_bytes(config: &ModelConfig, length: usize) -> u64 {
 /// # Errors
 /// If prompts are empty, of several lengths or longer than `length`, or the model computes
 /// something that is not a number.
-pub fn continue_all(
+pub(crate) fn continue_all(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     length: usize,

@@ -8,7 +8,7 @@ use memmap2::MmapMut;
 
 /// `[sequences, tokens, hidden]` values.
 #[derive(Debug)]
-pub struct Activations {
+pub(crate) struct Activations {
     place: Place,
     /// Values of a sequence.
     length: usize,
@@ -26,7 +26,7 @@ impl Activations {
     ///
     /// # Errors
     /// If the file cannot be made.
-    pub fn new(count: usize, length: usize, scratch: Option<&Path>) -> Result<Self> {
+    pub(crate) fn new(count: usize, length: usize, scratch: Option<&Path>) -> Result<Self> {
         let place = match scratch {
             None => Place::Memory(vec![0.0; count * length]),
             Some(folder) => Place::File(crate::files::scratch::map(folder, 4 * count * length)?),
@@ -36,7 +36,7 @@ impl Activations {
 
     /// Number of sequences.
     #[must_use]
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.all().len() / self.length
     }
 
@@ -45,7 +45,7 @@ impl Activations {
     /// # Panics
     /// If there is none.
     #[must_use]
-    pub fn sequence(&self, index: usize) -> &[f32] {
+    pub(crate) fn sequence(&self, index: usize) -> &[f32] {
         &self.all()[index * self.length..(index + 1) * self.length]
     }
 
@@ -53,7 +53,7 @@ impl Activations {
     ///
     /// # Errors
     /// If `values` has another length.
-    pub fn set(&mut self, index: usize, values: &[f32]) -> Result<()> {
+    pub(crate) fn set(&mut self, index: usize, values: &[f32]) -> Result<()> {
         let range = index * self.length..(index + 1) * self.length;
         let all = match &mut self.place {
             Place::Memory(values) => values.as_mut_slice(),

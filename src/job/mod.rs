@@ -4,14 +4,14 @@
 //! Lowest first, each using only those above it: [`checkpoints`] and [`activations`], which several
 //! share; [`quality`] and [`profile`]; [`gguf`]; [`analyze`]; [`packed`]; [`littlebit`]; [`convert`].
 
-pub mod activations;
+pub(crate) mod activations;
 pub mod analyze;
-pub mod checkpoints;
-pub mod convert;
+pub(crate) mod checkpoints;
+pub(crate) mod convert;
 pub mod gguf;
 pub mod littlebit;
-pub mod packed;
+pub(crate) mod packed;
 pub mod profile;
-pub mod quality;
+pub(crate) mod quality;
 
 pub use checkpoints::Checkpoints;

@@ -4,29 +4,29 @@
 use std::collections::HashSet;
 
 /// Distinct trigrams, share of all, that score 0 and 1.
-pub const DISTINCT_TRIGRAMS: (f64, f64) = (0.2, 0.6);
+pub(crate) const DISTINCT_TRIGRAMS: (f64, f64) = (0.2, 0.6);
 /// Share of the tokens inside the longest loop that scores 1 and 0.
-pub const LOOPED: (f64, f64) = (0.4, 0.8);
+pub(crate) const LOOPED: (f64, f64) = (0.4, 0.8);
 /// Times that a piece must follow itself to be a loop.
-pub const LOOP_TURNS: usize = 3;
+pub(crate) const LOOP_TURNS: usize = 3;
 /// Known words, share of all, that score 0 and 1.
-pub const KNOWN_WORDS: (f64, f64) = (0.3, 0.75);
+pub(crate) const KNOWN_WORDS: (f64, f64) = (0.3, 0.75);
 /// Entropy above the original's, share of what lies between the original's and that of even
 /// chances, that scores 1 and 0.
-pub const EXCESS_ENTROPY: (f64, f64) = (0.3, 0.7);
+pub(crate) const EXCESS_ENTROPY: (f64, f64) = (0.3, 0.7);
 /// Entropy, share of the original's, that scores 0 and 1.
-pub const ENTROPY_LEFT: (f64, f64) = (0.1, 0.3);
+pub(crate) const ENTROPY_LEFT: (f64, f64) = (0.1, 0.3);
 
 /// 0 at `from` and before, 1 at `to` and behind, straight in between; `from` may be the larger one.
 #[must_use]
-pub fn ramp(value: f64, (from, to): (f64, f64)) -> f64 {
+pub(crate) fn ramp(value: f64, (from, to): (f64, f64)) -> f64 {
     ((value - from) / (to - from)).clamp(0.0, 1.0)
 }
 
 /// How free of repetition a continuation is: the lower of two ramps, over the share of distinct
 /// trigrams and over the share of tokens inside the longest loop.
 #[must_use]
-pub fn variety(tokens: &[u32]) -> f64 {
+pub(crate) fn variety(tokens: &[u32]) -> f64 {
     let distinct = ramp(distinct_trigrams(tokens), DISTINCT_TRIGRAMS);
     let looped = ramp(looped_share(tokens), (LOOPED.1, LOOPED.0));
     distinct.min(looped)
@@ -34,7 +34,7 @@ pub fn variety(tokens: &[u32]) -> f64 {
 
 /// Distinct trigrams, share of all; 1 for fewer than three tokens.
 #[must_use]
-pub fn distinct_trigrams(tokens: &[u32]) -> f64 {
+pub(crate) fn distinct_trigrams(tokens: &[u32]) -> f64 {
     let all = tokens.windows(3).count();
     if all == 0 {
         return 1.0;
@@ -45,7 +45,7 @@ pub fn distinct_trigrams(tokens: &[u32]) -> f64 {
 /// Share of the tokens that lie in the longest stretch which repeats one piece, of any length, at
 /// least [`LOOP_TURNS`] times.
 #[must_use]
-pub fn looped_share(tokens: &[u32]) -> f64 {
+pub(crate) fn looped_share(tokens: &[u32]) -> f64 {
     let mut longest = 0;
     for period in 1..=tokens.len() / LOOP_TURNS {
         // Tokens in a row that equal the one a period earlier.
@@ -65,7 +65,7 @@ pub fn looped_share(tokens: &[u32]) -> f64 {
 ///
 /// `even` is the entropy of even chances, `ln(vocabulary)`; all in nats.
 #[must_use]
-pub fn certainty(entropy: f64, original: f64, even: f64) -> f64 {
+pub(crate) fn certainty(entropy: f64, original: f64, even: f64) -> f64 {
     let excess = (entropy - original) / (even - original).max(f64::MIN_POSITIVE);
     let left = entropy / original.max(f64::MIN_POSITIVE);
     ramp(excess, (EXCESS_ENTROPY.1, EXCESS_ENTROPY.0)).min(ramp(left, ENTROPY_LEFT))
@@ -73,13 +73,13 @@ pub fn certainty(entropy: f64, original: f64, even: f64) -> f64 {
 
 /// Words that a text is expected to be made of.
 #[derive(Debug, Clone, Default)]
-pub struct WordList {
+pub(crate) struct WordList {
     words: HashSet<String>,
 }
 
 impl WordList {
     /// Adds the words of a text.
-    pub fn add(&mut self, text: &str) {
+    pub(crate) fn add(&mut self, text: &str) {
         for word in words(text) {
             if !self.words.contains(&word) {
                 self.words.insert(word);
@@ -87,22 +87,10 @@ impl WordList {
         }
     }
 
-    /// Number of different words.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.words.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
-    }
-
     /// Share of a text's words that are on the list; 0 for a text without words. Numbers and
     /// punctuation do not count.
     #[must_use]
-    pub fn known(&self, text: &str) -> f64 {
+    pub(crate) fn known(&self, text: &str) -> f64 {
         let (mut all, mut known) = (0u32, 0u32);
         for word in words(text) {
             all += 1;
@@ -176,7 +164,7 @@ mod tests {
         for word in ["the", "people", "well", "known", "house", "of", "and", "senate"] {
             assert!((list.known(word) - 1.0).abs() < 1e-12, "{word}");
         }
-        assert_eq!(list.len(), 8);
+        assert_eq!(list.words.len(), 8);
         assert!((list.known("The HOUSE, 42 qwx zzq!") - 0.5).abs() < 1e-12);
         assert!(list.known("12 345 ... --").abs() < 1e-12);
         assert!(list.known("\u{fffd}\u{fffd}").abs() < 1e-12);

@@ -6,17 +6,17 @@
 //! Everything here works on two small traits, so that any model that can be run can be measured.
 
 pub mod coherence;
-pub mod comparison;
-pub mod criteria;
+pub(crate) mod comparison;
+pub(crate) mod criteria;
 mod decoder;
-pub mod figures;
-pub mod original;
-pub mod perplexity;
+pub(crate) mod figures;
+pub(crate) mod original;
+pub(crate) mod perplexity;
 pub mod prompts;
 pub(crate) mod rows;
 pub mod statistics;
 pub mod tasks;
-pub mod verdict;
+pub(crate) mod verdict;
 
 pub use statistics::{ChannelStatistics, InputStatistics};
 

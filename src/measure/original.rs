@@ -16,7 +16,7 @@ const ROWS: usize = 256;
 
 /// A model and what it predicts for a text.
 #[derive(Debug)]
-pub struct Original {
+pub(crate) struct Original {
     decoder: Decoder,
     /// Sequences, and tokens of each.
     batch: usize,
@@ -34,7 +34,7 @@ impl Original {
     ///
     /// # Errors
     /// What running the model can fail with.
-    pub fn new(decoder: Decoder, tokens: &[u32], length: usize) -> Result<Self> {
+    pub(crate) fn new(decoder: Decoder, tokens: &[u32], length: usize) -> Result<Self> {
         let vocabulary = decoder.config().vocab_size;
         let most = MOST_LOGITS / 4 / vocabulary.max(1) / length.max(1);
         let batch = (tokens.len() / length.max(1)).min(most).max(1);
@@ -52,19 +52,19 @@ impl Original {
 
     /// The model, with the layers that it has now.
     #[must_use]
-    pub fn decoder(&self) -> &Decoder {
+    pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
     /// Tokens that are read.
     #[must_use]
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.batch * self.length
     }
 
     /// Final hidden states of the original, `[tokens, hidden]`.
     #[must_use]
-    pub fn hidden(&self) -> &Tensor {
+    pub(crate) fn hidden(&self) -> &Tensor {
         &self.hidden
     }
 
@@ -72,7 +72,7 @@ impl Original {
     ///
     /// # Errors
     /// What running the model can fail with.
-    pub fn pass(
+    pub(crate) fn pass(
         &self,
         block: usize,
         input: &Tensor,
@@ -86,7 +86,7 @@ impl Original {
     ///
     /// # Errors
     /// What running the model can fail with.
-    pub fn behind(&self, first: usize, input: &Tensor) -> Result<Tensor> {
+    pub(crate) fn behind(&self, first: usize, input: &Tensor) -> Result<Tensor> {
         let mut x = input.clone();
         for block in first..self.decoder.blocks().len() {
             x = self.pass(block, &x, None)?;
@@ -98,7 +98,7 @@ impl Original {
     ///
     /// # Errors
     /// [`Error::General`] for a layer that does not exist.
-    pub fn exchange(
+    pub(crate) fn exchange(
         &mut self,
         block: usize,
         number: usize,
@@ -118,7 +118,7 @@ impl Original {
     ///
     /// # Errors
     /// [`Error::General`] for a layer that does not exist, and what running the model can fail with.
-    pub fn exchanged(
+    pub(crate) fn exchanged(
         &mut self,
         block: usize,
         number: usize,
@@ -136,7 +136,11 @@ impl Original {
     ///
     /// # Errors
     /// What running the head can fail with.
-    pub fn divergence(&self, hidden: &Tensor, head: Option<&dyn LinearLayer>) -> Result<f64> {
+    pub(crate) fn divergence(
+        &self,
+        hidden: &Tensor,
+        head: Option<&dyn LinearLayer>,
+    ) -> Result<f64> {
         let vocabulary = self.decoder.config().vocab_size;
         let mut total = 0.0;
         self.each_block_of_logits(hidden, head, |first, values| {

@@ -3,12 +3,6 @@
 use std::fmt;
 
 use super::coherence::CoherenceReport;
-use super::comparison::Comparison;
-use crate::{Error, Result};
-
-/// Increase of perplexity that passes when nobody says otherwise, percent
-/// (`LLM_QUANTIZE_QUALITY_THRESHOLD`).
-pub const DEFAULT_QUALITY_THRESHOLD: f64 = 20.0;
 
 /// Bits per weight up to which a large loss is what the published post-training results lead one
 /// to expect (at 1 bit 1.9 to 3.3 times the original's perplexity, depending on the model's size).
@@ -132,28 +126,8 @@ impl fmt::Display for Verdict {
 /// Whether an increase of perplexity stays within a threshold, both in percent. A measurement
 /// that is not a number does not.
 #[must_use]
-pub fn quality_passed(delta_percent: f64, threshold_percent: f64) -> bool {
+pub(crate) fn quality_passed(delta_percent: f64, threshold_percent: f64) -> bool {
     delta_percent <= threshold_percent
-}
-
-/// Fails with exit status 21 when the increase exceeds the threshold that the user set.
-///
-/// # Errors
-/// [`Error::QualityThreshold`], and [`Error::InvalidArgument`] for a threshold that is not
-/// positive.
-pub fn require_quality(comparison: &Comparison, threshold_percent: f64) -> Result<()> {
-    if threshold_percent.is_nan() || threshold_percent <= 0.0 {
-        return Err(Error::InvalidArgument(format!(
-            "the quality threshold must be a positive percentage, not {threshold_percent}"
-        )));
-    }
-    if quality_passed(comparison.delta_percent, threshold_percent) {
-        return Ok(());
-    }
-    Err(Error::QualityThreshold(format!(
-        "Quality degradation ({:.1}%) exceeds threshold ({threshold_percent}%)",
-        comparison.delta_percent
-    )))
 }
 
 #[cfg(test)]
@@ -162,11 +136,7 @@ mod tests {
 
     #[test]
     fn classes_meet_at_their_documented_bounds() {
-        use super::Quality::Acceptable;
-        use super::Quality::Excellent;
-        use super::Quality::Good;
-        use super::Quality::Poor;
-        use super::Quality::Unusable;
+        use super::Quality::{Acceptable, Excellent, Good, Poor, Unusable};
         let cases = [
             (-3.0, Excellent),
             (5.0, Excellent),

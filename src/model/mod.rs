@@ -3,14 +3,14 @@
 
 pub mod companions;
 pub mod gguf;
-pub mod gguf_ext;
+pub(crate) mod gguf_ext;
 pub(crate) mod gguf_parts;
 mod gguf_rope;
 pub mod hf;
 pub(crate) mod identity;
 pub mod littlebit;
-pub mod littlebit_info;
-pub mod survey;
+pub(crate) mod littlebit_info;
+pub(crate) mod survey;
 mod text_names;
 
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// A directory that was looked at.
 #[derive(Debug)]
-pub struct Survey {
+pub(crate) struct Survey {
     /// The directory's name.
     pub name: String,
     /// The class that `config.json` names.
@@ -44,7 +44,7 @@ pub struct Survey {
 impl Survey {
     /// Number of values of all tensors.
     #[must_use]
-    pub fn parameter_count(&self) -> u64 {
+    pub(crate) fn parameter_count(&self) -> u64 {
         self.weights.values().map(|weight| weight.elements() as u64).sum()
     }
 }
@@ -53,7 +53,7 @@ impl Survey {
 ///
 /// # Errors
 /// [`Error::ModelNotFound`] if a file is missing, [`Error::ValidationFailed`] if one is damaged.
-pub fn survey(directory: &Path) -> Result<Survey> {
+pub(crate) fn survey(directory: &Path) -> Result<Survey> {
     let path = directory.join("config.json");
     let text = texts::read_text(&path, MAX_CONFIG)?.ok_or_else(|| hf::without_config(directory))?;
     let root: Map<String, Value> =

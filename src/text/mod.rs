@@ -4,10 +4,10 @@
 pub mod builtin;
 mod codec;
 pub mod documents;
-pub mod options;
-pub mod source;
+pub(crate) mod options;
+pub(crate) mod source;
 pub mod wikitext;
-pub mod windows;
+pub(crate) mod windows;
 mod zip;
 
 pub use options::TextOptions;

@@ -12,7 +12,7 @@ use crate::base::progress::Progress;
 use crate::{Error, Result};
 
 /// Fetches a file of a hub dataset, or finds it in the cache: `(dataset, revision, file)`.
-pub type DatasetFetcher<'a> = &'a dyn Fn(&str, &str, &str) -> Result<PathBuf>;
+pub(crate) type DatasetFetcher<'a> = &'a dyn Fn(&str, &str, &str) -> Result<PathBuf>;
 
 /// Text to read for each token wanted, bytes: about four times what English takes in common
 /// vocabularies, so that windows can be spread over more text than they use.

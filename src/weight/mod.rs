@@ -1,11 +1,11 @@
 //! The tensors of models, in the representations in which files hold them.
 
-pub mod factorized;
+pub(crate) mod factorized;
 mod packed;
 mod product;
-pub mod range;
-pub mod scale_type;
-pub mod stored;
+pub(crate) mod range;
+pub(crate) mod scale_type;
+pub(crate) mod stored;
 
 pub use factorized::{Factor, FactorizedLinear};
 pub use packed::{PackedKind, PackedTensor, Scales};

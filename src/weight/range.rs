@@ -24,7 +24,7 @@ const NEGLIGIBLE: f32 = 1.0 / 16.0;
 
 /// What [`losses`] finds in a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Losses {
+pub(crate) struct Losses {
     /// The column of a value that is not finite in the encoded row, or far from what it was because
     /// it is beyond the type's range.
     pub beyond: Option<usize>,
@@ -37,26 +37,26 @@ pub struct Losses {
 
 /// Whether a row with this largest magnitude has to be looked at with [`losses`].
 #[must_use]
-pub fn may_lose(largest: f32) -> bool {
+pub(crate) fn may_lose(largest: f32) -> bool {
     largest != 0.0 && !(LEAST..=MOST).contains(&largest)
 }
 
 /// Whether rows weighted with these importances have to be looked at with [`losses`].
 #[must_use]
-pub fn is_extreme(importance: &[f32]) -> bool {
+pub(crate) fn is_extreme(importance: &[f32]) -> bool {
     importance.iter().any(|v| !(LEAST_IMPORTANCE..=MOST_IMPORTANCE).contains(v))
 }
 
 /// Largest magnitude of finite values.
 #[must_use]
-pub fn largest(values: &[f32]) -> f32 {
+pub(crate) fn largest(values: &[f32]) -> f32 {
     // Magnitudes are ordered as their bits are.
     f32::from_bits(values.iter().fold(0, |most, v| most.max(v.to_bits() & 0x7fff_ffff)))
 }
 
 /// Gives blocks of MXFP4 whose values lie an octave below the smallest scale that scale: their levels
 /// are zero, and ggml's encoder writes the code of NaN for them, which its own check refuses.
-pub fn settle(kind: StoredType, bytes: &mut [u8]) {
+pub(crate) fn settle(kind: StoredType, bytes: &mut [u8]) {
     if kind == StoredType::MXFP4 {
         let (blocks, _) = bytes.as_chunks_mut::<17>();
         blocks.iter_mut().filter(|block| block[0] == u8::MAX).for_each(|block| block[0] = 0);
@@ -112,7 +112,7 @@ const fn part(kind: StoredType) -> usize {
 /// # Panics
 /// If `bytes` is no row of that many values.
 #[must_use]
-pub fn losses(
+pub(crate) fn losses(
     kind: StoredType,
     values: &[f32],
     importance: Option<&[f32]>,
@@ -176,7 +176,7 @@ pub fn losses(
 ///
 /// # Errors
 /// [`Error::OutOfRange`] with the first place.
-pub fn check(name: &str, tensor: &StoredTensor, kind: StoredType) -> Result<Option<String>> {
+pub(crate) fn check(name: &str, tensor: &StoredTensor, kind: StoredType) -> Result<Option<String>> {
     const ROWS: usize = 16;
     let (rows, cols) = (tensor.rows(), tensor.cols());
     let row_bytes = kind.row_bytes(cols).filter(|_| kind != tensor.dtype && cols > 0);

@@ -117,7 +117,7 @@ impl ScaleType {
 
 /// The 256 values that the codes of a [`ScaleType::Log8`] vector stand for.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LogGrid {
+pub(crate) struct LogGrid {
     /// 0, then `low · (high / low)^(i / 254)`, rounded to f16; all zero in a grid of zeros.
     values: [f16; LEVELS + 1],
 }
@@ -125,7 +125,7 @@ pub struct LogGrid {
 impl LogGrid {
     /// The grid between two ends: both positive, or both zero for a vector of zeros.
     #[must_use]
-    pub fn new(low: f16, high: f16) -> Option<Self> {
+    pub(crate) fn new(low: f16, high: f16) -> Option<Self> {
         let mut values = [f16::ZERO; LEVELS + 1];
         if low.to_bits() == 0 && high.to_bits() == 0 {
             return Some(Self { values });
@@ -144,7 +144,7 @@ impl LogGrid {
 
     /// From the smallest positive to the largest finite one of `values`.
     #[must_use]
-    pub fn spanning(values: impl Iterator<Item = f16>) -> Self {
+    pub(crate) fn spanning(values: impl Iterator<Item = f16>) -> Self {
         let ends = values.filter(|v| *v > f16::ZERO && v.is_finite()).fold(None, |ends, v| {
             Some(ends.map_or((v, v), |(a, b): (f16, f16)| (a.min(v), b.max(v))))
         });
@@ -156,7 +156,7 @@ impl LogGrid {
     /// its upper end; its lower end is the one of the smallest values at which the weighted squares
     /// of the relative errors are least, so that a few tiny values do not make it coarse for all.
     #[must_use]
-    pub fn fitted(values: &[f64], weights: &[f64]) -> Self {
+    pub(crate) fn fitted(values: &[f64], weights: &[f64]) -> Self {
         /// Values skipped at the lower end before the next candidate.
         const SKIPS: [usize; 9] = [0, 1, 2, 4, 8, 16, 32, 64, 128];
         let stored = |v: f64| f16::from_f64(v).min(f16::MAX);
@@ -181,26 +181,26 @@ impl LogGrid {
 
     /// The smallest positive value.
     #[must_use]
-    pub fn low(&self) -> f16 {
+    pub(crate) fn low(&self) -> f16 {
         self.values[1]
     }
 
     /// The largest value.
     #[must_use]
-    pub fn high(&self) -> f16 {
+    pub(crate) fn high(&self) -> f16 {
         self.values[LEVELS]
     }
 
     /// The value of the grid that is nearest to `value`.
     #[must_use]
-    pub fn round(&self, value: f64) -> f16 {
+    pub(crate) fn round(&self, value: f64) -> f16 {
         self.values[usize::from(self.code(value))]
     }
 
     /// The code of the value that is nearest to `value`, the lower one of equals; 0 for what is no
     /// number.
     #[must_use]
-    pub fn code(&self, value: f64) -> u8 {
+    pub(crate) fn code(&self, value: f64) -> u8 {
         // The values rise, not always strictly: f16 may be coarser than the grid.
         let above = self.values.partition_point(|v| v.to_f64() < value).min(LEVELS);
         let below = above.saturating_sub(1);

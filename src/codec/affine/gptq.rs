@@ -11,7 +11,7 @@ pub enum Version {
 
 /// Whether the layout can hold such a layer: columns and rows of integers must fill 32-bit words.
 #[must_use]
-pub fn fits(out: usize, inputs: usize, bits: u8) -> bool {
+pub(crate) fn fits(out: usize, inputs: usize, bits: u8) -> bool {
     let bits = usize::from(bits);
     (inputs * bits).is_multiple_of(32) && (out * bits).is_multiple_of(32)
 }

@@ -13,7 +13,7 @@ const NARROWEST: f32 = 0.4;
 
 /// The kind of grid that groups get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Bits of a weight, 2 to 8.
     pub bits: u8,
     /// The zero point is the middle of the range.
@@ -29,7 +29,7 @@ pub struct Grid {
 
 /// Scale and zero point of a group.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// Distance of two levels.
     pub scale: f16,
     /// Level of the value 0.
@@ -39,7 +39,7 @@ pub struct Scale {
 impl Scale {
     /// The nearest level of `value` on a grid up to `most`.
     #[must_use]
-    pub fn round(self, value: f32, most: f32) -> u8 {
+    pub(crate) fn round(self, value: f32, most: f32) -> u8 {
         let level = (value / self.scale.to_f32()).round() + f32::from(self.zero);
         // NaN becomes 0.
         level.clamp(0.0, most) as u8
@@ -47,7 +47,7 @@ impl Scale {
 
     /// What a level stands for.
     #[must_use]
-    pub fn value(self, level: u8) -> f32 {
+    pub(crate) fn value(self, level: u8) -> f32 {
         (f32::from(level) - f32::from(self.zero)) * self.scale.to_f32()
     }
 }
@@ -55,7 +55,7 @@ impl Scale {
 impl Grid {
     /// The highest level.
     #[must_use]
-    pub fn most(&self) -> u8 {
+    pub(crate) fn most(self) -> u8 {
         u8::MAX >> (8 - self.bits)
     }
 
@@ -65,7 +65,7 @@ impl Grid {
     /// `s = (max − min) / (2^b − 1)`, `z = −min / s`, with 0 inside of the range
     /// (arXiv 2210.17323, reference implementation).
     #[must_use]
-    pub fn fit(&self, values: &[f32], importance: Option<&[f32]>) -> Scale {
+    pub(crate) fn fit(self, values: &[f32], importance: Option<&[f32]>) -> Scale {
         let most = f32::from(self.most());
         let (mut low, mut high) = (0.0f32, 0.0f32);
         for &value in values {
@@ -153,7 +153,7 @@ impl Grid {
 
     /// Weighted squared error of rounding `values`.
     #[must_use]
-    pub fn error(&self, values: &[f32], importance: Option<&[f32]>, scale: Scale) -> f32 {
+    pub(crate) fn error(self, values: &[f32], importance: Option<&[f32]>, scale: Scale) -> f32 {
         let most = f32::from(self.most());
         let (step, zero) = (scale.scale.to_f32(), f32::from(scale.zero));
         let (inverse, highest) = (1.0 / step, most - zero);

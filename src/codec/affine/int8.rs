@@ -23,7 +23,7 @@ pub struct Int8Rows {
 ///
 /// # Errors
 /// [`Error::General`] if `dtype` is no type of scales.
-pub fn as_scale(value: f32, dtype: Dtype) -> Result<f32> {
+pub(crate) fn as_scale(value: f32, dtype: Dtype) -> Result<f32> {
     match dtype {
         Dtype::F32 => Ok(value),
         Dtype::F16 => Ok(f16::from_f32(value).to_f32()),
@@ -36,7 +36,7 @@ pub fn as_scale(value: f32, dtype: Dtype) -> Result<f32> {
 /// `q`, ties to even. Returns the scale; `out` gets the integers.
 ///
 /// Source: vLLM `csrc/quantization/w8a8/int8/scaled_quant.cu` (dynamic, symmetric, per token).
-pub fn round_token(x: &[f32], out: &mut [i8]) -> f32 {
+pub(crate) fn round_token(x: &[f32], out: &mut [i8]) -> f32 {
     let most = x.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     let scale = most / 127.0;
     let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };

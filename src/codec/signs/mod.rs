@@ -16,7 +16,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-pub mod bits;
+pub(crate) mod bits;
 #[cfg(all(test, unix))]
 mod guard_tests;
 #[cfg(target_arch = "aarch64")]

@@ -6,7 +6,7 @@
 //! the number of threads. Variants differ from one another by rounding only; the tests hold each
 //! against [`scalar`].
 
-pub mod scalar;
+pub(crate) mod scalar;
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -22,12 +22,12 @@ use super::stored_type::StoredType;
 ///
 /// # Panics
 /// If the last row reaches beyond the bytes.
-pub type RowsKernel = fn(&[u8], usize, &[f32], &mut [f32]);
+pub(crate) type RowsKernel = fn(&[u8], usize, &[f32], &mut [f32]);
 
 /// One implementation of every kernel. Weights are little-endian bytes as they lie in the file, at
 /// any alignment.
 #[derive(Clone, Copy)]
-pub struct Kernels {
+pub(crate) struct Kernels {
     /// Instruction set, for reports ("avx512", "avx2", "neon", "scalar").
     pub name: &'static str,
     /// `Σ a·b` of two f32 vectors of equal length.
@@ -55,7 +55,7 @@ pub struct Kernels {
 impl Kernels {
     /// The kernel for rows of that type, if there is one.
     #[must_use]
-    pub fn rows(&self, dtype: StoredType) -> Option<RowsKernel> {
+    pub(crate) fn rows(&self, dtype: StoredType) -> Option<RowsKernel> {
         match dtype {
             StoredType::F32 => Some(self.rows_f32),
             StoredType::F16 => Some(self.rows_f16),
@@ -72,13 +72,13 @@ impl std::fmt::Debug for Kernels {
 }
 
 /// The fastest kernels of this machine.
-pub fn kernels() -> &'static Kernels {
+pub(crate) fn kernels() -> &'static Kernels {
     static CHOSEN: OnceLock<Kernels> = OnceLock::new();
     CHOSEN.get_or_init(|| *available().last().unwrap_or(&scalar::KERNELS))
 }
 
 /// Every set of kernels that runs on this machine, slowest first.
-pub fn available() -> Vec<Kernels> {
+pub(crate) fn available() -> Vec<Kernels> {
     #[cfg_attr(
         not(any(target_arch = "x86_64", target_arch = "aarch64")),
         expect(unused_mut, reason = "other processors have the scalar set only")
@@ -278,14 +278,7 @@ mod tests {
 
     #[test]
     fn the_types_of_everyday_files_have_kernels() {
-        use crate::codec::stored_type::StoredType::BF16;
-        use crate::codec::stored_type::StoredType::F16;
-        use crate::codec::stored_type::StoredType::F32;
-        use crate::codec::stored_type::StoredType::Q4_0;
-        use crate::codec::stored_type::StoredType::Q4_1;
-        use crate::codec::stored_type::StoredType::Q4_K;
-        use crate::codec::stored_type::StoredType::Q6_K;
-        use crate::codec::stored_type::StoredType::Q8_0;
+        use crate::codec::stored_type::StoredType::{BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0};
         for set in available() {
             let types: &[StoredType] = match set.name {
                 "avx2" | "avx512" => &[F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K],

@@ -13,7 +13,7 @@ use super::{Kernels, check_rows};
 use crate::codec::stored_type::StoredType;
 
 /// The portable set.
-pub const KERNELS: Kernels = Kernels {
+pub(crate) const KERNELS: Kernels = Kernels {
     name: "scalar",
     dot_f32,
     rows_f32,

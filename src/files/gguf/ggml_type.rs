@@ -176,23 +176,10 @@ mod tests {
     /// The chain of llama.cpp's `tensor_type_fallback`.
     #[test]
     fn narrow_rows_fall_back() {
-        use super::GgmlType::F16;
-        use super::GgmlType::F32;
-        use super::GgmlType::IQ1_S;
-        use super::GgmlType::IQ2_XXS;
-        use super::GgmlType::IQ4_NL;
-        use super::GgmlType::IQ4_XS;
-        use super::GgmlType::Q2_K;
-        use super::GgmlType::Q3_K;
-        use super::GgmlType::Q4_0;
-        use super::GgmlType::Q4_K;
-        use super::GgmlType::Q5_0;
-        use super::GgmlType::Q5_1;
-        use super::GgmlType::Q5_K;
-        use super::GgmlType::Q6_K;
-        use super::GgmlType::Q8_0;
-        use super::GgmlType::TQ1_0;
-        use super::GgmlType::TQ2_0;
+        use super::GgmlType::{
+            F16, F32, IQ1_S, IQ2_XXS, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K,
+            Q6_K, Q8_0, TQ1_0, TQ2_0,
+        };
         for (from, to) in [
             (IQ1_S, IQ4_NL),
             (IQ2_XXS, IQ4_NL),

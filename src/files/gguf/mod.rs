@@ -10,7 +10,7 @@
 //! Format: `docs/gguf.md` of ggml.
 
 mod cursor;
-pub mod ggml_type;
+pub(crate) mod ggml_type;
 mod layout;
 mod partial;
 mod reader;

@@ -265,7 +265,7 @@ pub(super) const WIDEST_ERROR: f64 = 1_234_560_000_000_000.0;
 /// An error value as it is stored: six significant digits; nothing if it is not a finite,
 /// non-negative number.
 #[must_use]
-pub fn error_value(error: f64) -> Option<f64> {
+pub(crate) fn error_value(error: f64) -> Option<f64> {
     if !error.is_finite() || error < 0.0 {
         return None;
     }

@@ -17,13 +17,13 @@
 //!
 //! Nothing in a file depends on when, where or how fast it was made: equal inputs give equal bytes.
 
-pub mod contents;
-pub mod index;
-pub mod layout;
+pub(crate) mod contents;
+pub(crate) mod index;
+pub(crate) mod layout;
 pub mod metadata_export;
-pub mod preamble;
-pub mod read;
-pub mod writer;
+pub(crate) mod preamble;
+pub(crate) mod read;
+pub(crate) mod writer;
 
 pub use contents::{Contents, Entry, FactorizedEntry, PathEntry, StoredEntry};
 pub use index::{About, Calibration, Index, Setting, Settings, Source};

@@ -13,14 +13,14 @@ use super::{ALIGNMENT, FORMAT_VERSION, MAX_INDEX_BYTES};
 use crate::files::detect::LITTLEBIT_MAGIC;
 
 /// Length of the preamble, bytes.
-pub const PREAMBLE_BYTES: u64 = 64;
+pub(crate) const PREAMBLE_BYTES: u64 = 64;
 
 /// Bit 0 of the flags: set exactly if some scales are stored as logarithmic codes.
-pub const FLAG_LOG_SCALES: u32 = 1;
+pub(crate) const FLAG_LOG_SCALES: u32 = 1;
 
 /// Where the index lies and what it must hash to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Preamble {
+pub(crate) struct Preamble {
     /// What the reader has to understand: [`FLAG_LOG_SCALES`] or nothing.
     pub flags: u32,
     /// First byte of the index; a multiple of [`ALIGNMENT`].
@@ -34,7 +34,7 @@ pub struct Preamble {
 impl Preamble {
     /// The 64 bytes.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; PREAMBLE_BYTES as usize] {
+    pub(crate) fn to_bytes(self) -> [u8; PREAMBLE_BYTES as usize] {
         let mut bytes = [0; PREAMBLE_BYTES as usize];
         bytes[..8].copy_from_slice(&LITTLEBIT_MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -47,7 +47,7 @@ impl Preamble {
 
     /// Reads the preamble of a file and checks it against the file's length. The error says what
     /// is wrong.
-    pub fn parse(file: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(file: &[u8]) -> Result<Self, String> {
         if !file.starts_with(&LITTLEBIT_MAGIC) {
             return Err("not a .littlebit file, or one whose writing did not finish".into());
         }

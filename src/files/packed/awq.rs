@@ -9,16 +9,15 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{Part, slot};
+use crate::Result;
 use crate::codec::affine::Grouped;
 use crate::codec::affine::awq::{ORDER, fits};
 use crate::codec::affine::grouped::scale_bytes;
 use crate::files::model_directory::TensorSlot;
-use crate::weight::{PackedTensor, Scales};
-use crate::{Error, Result};
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackedAwq {
+pub(crate) struct PackedAwq {
     /// i32 `[inputs, out / 8]`.
     pub qweight: Part,
     /// i32 `[groups, out / 8]`.
@@ -30,14 +29,14 @@ pub struct PackedAwq {
 impl PackedAwq {
     /// The tensors in the order of [`slots`].
     #[must_use]
-    pub fn parts(&self) -> [&Part; 3] {
+    pub(crate) fn parts(&self) -> [&Part; 3] {
         [&self.qweight, &self.qzeros, &self.scales]
     }
 }
 
 /// Names, types and shapes of the tensors of a layer `[out, inputs]`, known before its integers.
 #[must_use]
-pub fn slots(layer: &str, out: usize, inputs: usize, group: usize) -> Vec<TensorSlot> {
+pub(crate) fn slots(layer: &str, out: usize, inputs: usize, group: usize) -> Vec<TensorSlot> {
     let groups = inputs.div_ceil(group);
     vec![
         slot(layer, "qweight", Dtype::I32, vec![inputs, out / 8]),
@@ -51,7 +50,7 @@ pub fn slots(layer: &str, out: usize, inputs: usize, group: usize) -> Vec<Tensor
 /// # Errors
 /// [`Error::UnsupportedConversion`] if it has other bits than 4, another order of groups, or a shape
 /// that does not fill words and groups; [`Error::General`] if it is inconsistent.
-pub fn pack(layer: &Grouped) -> Result<PackedAwq> {
+pub(crate) fn pack(layer: &Grouped) -> Result<PackedAwq> {
     layer.check()?;
     let (out, inputs, groups) = (layer.out, layer.inputs, layer.groups());
     layer.refuse_shape(layer.bits == 4, "AWQ", "it has 4 bits only")?;
@@ -87,17 +86,4 @@ fn nibbles(values: &[u8], out: usize, columns: usize) -> Vec<u8> {
         }
     });
     bytes
-}
-
-/// Unpacks a layer.
-///
-/// # Errors
-/// [`Error::General`] if the tensors do not fit together.
-pub fn unpack(packed: &PackedAwq, group: usize) -> Result<Grouped> {
-    let [inputs, words] = packed.qweight.shape[..] else {
-        return Err(Error::General("qweight is no matrix".into()));
-    };
-    let scales = Scales { dtype: packed.scales.dtype, bytes: packed.scales.shared() };
-    let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
-    PackedTensor::awq([words * 8, inputs], group, parts)?.to_grouped()
 }

@@ -15,12 +15,11 @@ use crate::codec::affine::Grouped;
 use crate::codec::affine::gptq::{Version, fits};
 use crate::codec::affine::grouped::{bit_string, scale_bytes, transposed};
 use crate::files::model_directory::TensorSlot;
-use crate::weight::{PackedTensor, Scales};
 use crate::{Error, Result};
 
 /// The tensors of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackedGptq {
+pub(crate) struct PackedGptq {
     /// i32 `[inputs * bits / 32, out]`.
     pub qweight: Part,
     /// i32 `[groups, out * bits / 32]`.
@@ -34,14 +33,20 @@ pub struct PackedGptq {
 impl PackedGptq {
     /// The tensors in the order of [`slots`].
     #[must_use]
-    pub fn parts(&self) -> [&Part; 4] {
+    pub(crate) fn parts(&self) -> [&Part; 4] {
         [&self.qweight, &self.qzeros, &self.scales, &self.g_idx]
     }
 }
 
 /// Names, types and shapes of the tensors of a layer `[out, inputs]`, known before its integers.
 #[must_use]
-pub fn slots(layer: &str, out: usize, inputs: usize, bits: u8, group: usize) -> Vec<TensorSlot> {
+pub(crate) fn slots(
+    layer: &str,
+    out: usize,
+    inputs: usize,
+    bits: u8,
+    group: usize,
+) -> Vec<TensorSlot> {
     let (bits, groups) = (usize::from(bits), inputs.div_ceil(group));
     vec![
         slot(layer, "qweight", Dtype::I32, vec![inputs * bits / 32, out]),
@@ -56,7 +61,7 @@ pub fn slots(layer: &str, out: usize, inputs: usize, bits: u8, group: usize) -> 
 /// # Errors
 /// [`Error::UnsupportedConversion`] if the shape does not fill words or a zero point is 0, which
 /// version 1 cannot store; [`Error::General`] if the layer is inconsistent.
-pub fn pack(layer: &Grouped) -> Result<PackedGptq> {
+pub(crate) fn pack(layer: &Grouped) -> Result<PackedGptq> {
     pack_as(layer, Version::V1)
 }
 
@@ -64,7 +69,7 @@ pub fn pack(layer: &Grouped) -> Result<PackedGptq> {
 ///
 /// # Errors
 /// As [`pack`]; version 2 stores every zero point.
-pub fn pack_as(layer: &Grouped, version: Version) -> Result<PackedGptq> {
+pub(crate) fn pack_as(layer: &Grouped, version: Version) -> Result<PackedGptq> {
     layer.check()?;
     let (out, inputs, bits) = (layer.out, layer.inputs, layer.bits);
     let needs = "rows and columns of integers must fill 32-bit words";
@@ -114,27 +119,4 @@ pub fn pack_as(layer: &Grouped, version: Version) -> Result<PackedGptq> {
             bytes: g_idx.collect(),
         },
     })
-}
-
-/// Unpacks a layer of version 1.
-///
-/// # Errors
-/// As [`unpack_as`].
-pub fn unpack(packed: &PackedGptq, bits: u8, group: usize) -> Result<Grouped> {
-    unpack_as(packed, bits, group, Version::V1)
-}
-
-/// Unpacks a layer.
-///
-/// # Errors
-/// [`Error::General`] if the tensors do not fit together.
-pub fn unpack_as(packed: &PackedGptq, bits: u8, group: usize, version: Version) -> Result<Grouped> {
-    let [_, out] = packed.qweight.shape[..] else {
-        return Err(Error::General("qweight is no matrix".into()));
-    };
-    let inputs = packed.g_idx.shape.first().copied().unwrap_or(0);
-    let scales = Scales { dtype: packed.scales.dtype, bytes: packed.scales.shared() };
-    let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
-    let g_idx = packed.g_idx.shared();
-    PackedTensor::gptq([out, inputs], (bits, group), version, parts, Some(&g_idx))?.to_grouped()
 }

@@ -8,15 +8,16 @@
 //! The layouts are described in `docs/packed-formats.md`, with their sources.
 
 pub(crate) mod assemble;
-pub mod awq;
-pub mod config;
-pub mod gptq;
-pub mod runtimes;
+pub(crate) mod awq;
+pub(crate) mod config;
+pub(crate) mod gptq;
+pub(crate) mod runtimes;
 pub mod w8a8;
 
 use safetensors::Dtype;
 
 use super::model_directory::TensorSlot;
+#[cfg(test)]
 use crate::base::SharedBytes;
 pub use config::{AwqConfig, GptqConfig, QuantizationConfig, W8A8Config};
 
@@ -39,6 +40,7 @@ impl Part {
     }
 
     /// The contents in memory that is shared.
+    #[cfg(test)]
     fn shared(&self) -> SharedBytes {
         SharedBytes::from_vec(self.bytes.clone())
     }

@@ -15,7 +15,7 @@ const MOST_GPUS: usize = 64;
 
 /// Facts about a checkpoint, gathered layer by layer.
 #[derive(Debug, Default)]
-pub struct Runtimes {
+pub(crate) struct Runtimes {
     kind: Option<PackedKind>,
     obstacles: Vec<String>,
     /// Out, inputs and groups of every shape, and whether it is cut along its inputs.
@@ -26,12 +26,12 @@ pub struct Runtimes {
 impl Runtimes {
     /// For a model with that many query and key/value heads.
     #[must_use]
-    pub fn new(heads: usize, kv_heads: usize) -> Self {
+    pub(crate) fn new(heads: usize, kv_heads: usize) -> Self {
         Self { heads: (heads, kv_heads), ..Self::default() }
     }
 
     /// Takes a layer into account; `name` is that of its weight. Reads its zero points.
-    pub fn add(&mut self, name: &str, layer: &PackedTensor) {
+    pub(crate) fn add(&mut self, name: &str, layer: &PackedTensor) {
         self.kind = Some(layer.kind());
         let by_inputs = name.contains("o_proj") || name.contains("down_proj");
         let shape = (layer.rows(), layer.cols(), layer.groups(), by_inputs);
@@ -82,7 +82,7 @@ impl Runtimes {
 
     /// One line for each runtime.
     #[must_use]
-    pub fn describe(&self) -> Vec<String> {
+    pub(crate) fn describe(&self) -> Vec<String> {
         let vllm = match self.kind {
             None => return Vec::new(),
             Some(PackedKind::W8A8) => {

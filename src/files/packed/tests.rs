@@ -15,6 +15,27 @@ use crate::codec::affine::nearest::{self, Grid};
 use crate::codec::affine::{Grouped, Int8Rows, int8};
 use crate::weight::{PackedTensor, Scales};
 
+fn unpack_awq(packed: &awq::PackedAwq, group: usize) -> Result<Grouped> {
+    let [inputs, words] = packed.qweight.shape[..] else { panic!("qweight is no matrix") };
+    let scales = Scales { dtype: packed.scales.dtype, bytes: packed.scales.shared() };
+    let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
+    PackedTensor::awq([words * 8, inputs], group, parts)?.to_grouped()
+}
+
+fn unpack_gptq(
+    packed: &gptq::PackedGptq,
+    bits: u8,
+    group: usize,
+    version: Version,
+) -> Result<Grouped> {
+    let [_, out] = packed.qweight.shape[..] else { panic!("qweight is no matrix") };
+    let inputs = packed.g_idx.shape.first().copied().unwrap_or(0);
+    let scales = Scales { dtype: packed.scales.dtype, bytes: packed.scales.shared() };
+    let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
+    let g_idx = packed.g_idx.shared();
+    PackedTensor::gptq([out, inputs], (bits, group), version, parts, Some(&g_idx))?.to_grouped()
+}
+
 /// The numbers of scripts/record-packed.py.
 struct Numbers(u64);
 
@@ -145,7 +166,7 @@ proptest! {
         prop_assert_eq!(all_words(&packed.qzeros.bytes), expected);
         let scale = f16::from_le_bytes([packed.scales.bytes[2], packed.scales.bytes[3]]);
         prop_assert_eq!(scale, layer.scales[groups]);
-        let back = gptq::unpack(&packed, bits, group).unwrap();
+        let back = unpack_gptq(&packed, bits, group, Version::V1).unwrap();
         let usual = layer.group_of.as_ref().is_some_and(|of| {
             of.iter().enumerate().all(|(input, &g)| g as usize == input / group)
         });
@@ -156,7 +177,7 @@ proptest! {
         // Version 2 differs in the zero points alone.
         let second = gptq::pack_as(&layer, Version::V2).unwrap();
         prop_assert_eq!(&second.qweight, &packed.qweight);
-        prop_assert_eq!(gptq::unpack_as(&second, bits, group, Version::V2).unwrap(), layer);
+        prop_assert_eq!(unpack_gptq(&second, bits, group, Version::V2).unwrap(), layer);
     }
 
     #[test]
@@ -174,7 +195,7 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(awq::unpack(&packed, group).unwrap(), layer);
+        prop_assert_eq!(unpack_awq(&packed, group).unwrap(), layer);
     }
 }
 
@@ -184,10 +205,9 @@ fn values_are_steps_times_scales_whatever_reads_them() {
         let mut layer = random_layer(5, 96, 128, 32, bits);
         layer.group_of = (bits == 3).then(|| (0..128).map(|i| (i % 4) as u32).collect());
         let packed = gptq::pack(&layer).unwrap();
-        let shared = |part: &Part| part.shared();
-        let scales = Scales { dtype: Dtype::F16, bytes: shared(&packed.scales) };
-        let parts = (shared(&packed.qweight), shared(&packed.qzeros), scales);
-        let g_idx = shared(&packed.g_idx);
+        let scales = Scales { dtype: Dtype::F16, bytes: packed.scales.shared() };
+        let parts = (packed.qweight.shared(), packed.qzeros.shared(), scales);
+        let g_idx = packed.g_idx.shared();
         let tensor =
             PackedTensor::gptq([96, 128], (bits, 32), Version::V1, parts, Some(&g_idx)).unwrap();
         assert_eq!(tensor.is_reordered(), bits == 3);

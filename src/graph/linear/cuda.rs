@@ -55,7 +55,7 @@ struct Path {
 
 /// A [`FactorizedLinear`] in GPU memory.
 #[derive(Debug)]
-pub struct CudaFactorized {
+pub(crate) struct CudaFactorized {
     out_features: usize,
     in_features: usize,
     device: CudaDevice,
@@ -67,7 +67,7 @@ impl CudaFactorized {
     ///
     /// # Errors
     /// When its memory does not suffice.
-    pub fn new(layer: &FactorizedLinear, device: &CudaDevice) -> crate::Result<Self> {
+    pub(crate) fn new(layer: &FactorizedLinear, device: &CudaDevice) -> crate::Result<Self> {
         let to = Device::Cuda(device.clone());
         let paths = layer.paths.iter().map(|path| Path::new(path, &to)).collect::<Result<_>>()?;
         Ok(Self {

@@ -2,11 +2,11 @@
 //! block-quantized, factorized or packed.
 
 #[cfg(feature = "cuda")]
-pub mod cuda;
+pub(crate) mod cuda;
 pub mod factorized;
-pub mod packed;
-pub mod product;
-pub mod stored;
+pub(crate) mod packed;
+pub(crate) mod product;
+pub(crate) mod stored;
 
 use candle_core::{Device, Tensor};
 

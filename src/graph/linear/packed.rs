@@ -32,7 +32,7 @@ const STEP_ROWS: usize = 16;
 
 /// A packed weight `[out, in]`.
 #[derive(Debug)]
-pub struct PackedLinear {
+pub(crate) struct PackedLinear {
     weight: PackedTensor,
     /// The decoded weight on a device other than the CPU.
     decoded: Option<StoredLinear>,
@@ -43,7 +43,7 @@ impl PackedLinear {
     ///
     /// # Errors
     /// When the device's memory does not suffice.
-    pub fn on_device(
+    pub(crate) fn on_device(
         weight: &PackedTensor,
         device: &Device,
         precision: DevicePrecision,

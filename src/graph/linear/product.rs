@@ -10,7 +10,7 @@ use crate::weight::StoredTensor;
 
 /// A weight `[out, in]`, decoded, on the CPU. Products have no gradients.
 #[derive(Debug, Clone)]
-pub struct ProductLinear {
+pub(crate) struct ProductLinear {
     values: Vec<f32>,
     dims: (usize, usize),
 }
@@ -18,7 +18,7 @@ pub struct ProductLinear {
 impl ProductLinear {
     /// Decodes a matrix `[out, in]`.
     #[must_use]
-    pub fn new(weight: &StoredTensor) -> Self {
+    pub(crate) fn new(weight: &StoredTensor) -> Self {
         Self { values: weight.to_f32(), dims: (weight.rows(), weight.cols()) }
     }
 

@@ -36,7 +36,7 @@ impl Scored {
 
 /// How weights are scored by each method, as masks name it.
 #[must_use]
-pub fn score_name(method: Method) -> &'static str {
+pub(crate) fn score_name(method: Method) -> &'static str {
     match method {
         Method::Activation => "weight-times-root-mean-square-input",
         Method::Gradient => "weight-times-mean-absolute-gradient",

@@ -25,11 +25,11 @@ use crate::text::EvaluationWindows;
 use crate::{Error, Result};
 
 /// How many times the median magnitude of a block's outputs a spike is.
-pub const OUTPUT_SPIKE: f32 = 300.0;
+pub(crate) const OUTPUT_SPIKE: f32 = 300.0;
 /// How many times the median magnitude of a block's inputs a spike is.
-pub const INPUT_SPIKE: f32 = 300.0;
+pub(crate) const INPUT_SPIKE: f32 = 300.0;
 /// Share of the output that the one product makes.
-pub const LEAST_SHARE: f32 = 0.5;
+pub(crate) const LEAST_SHARE: f32 = 0.5;
 /// Most that are looked for in one block.
 const MOST_OF_A_BLOCK: usize = 8;
 /// Most whose loss is measured, largest output first.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::files::imatrix::{ColumnSums, ImportanceSums};
 
 /// A column is active above this value, as in `llama-imatrix`.
-pub const ACTIVE: f64 = 1e-5;
+pub(crate) const ACTIVE: f64 = 1e-5;
 
 /// Figures of one tensor over the importance of its columns.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -56,7 +56,7 @@ pub struct GlobalStatistics {
 
 /// Figures of every tensor in file order.
 #[must_use]
-pub fn tensors(sums: &ImportanceSums) -> Vec<TensorStatistics> {
+pub(crate) fn tensors(sums: &ImportanceSums) -> Vec<TensorStatistics> {
     let means: IndexMap<&str, Vec<f64>> =
         sums.entries.iter().map(|(name, entry)| (name.as_str(), entry.means())).collect();
     let of = |(name, values): (&&str, &Vec<f64>)| {
@@ -93,7 +93,7 @@ pub fn tensors(sums: &ImportanceSums) -> Vec<TensorStatistics> {
 
 /// Figures over all tensors.
 #[must_use]
-pub fn global(sums: &ImportanceSums) -> GlobalStatistics {
+pub(crate) fn global(sums: &ImportanceSums) -> GlobalStatistics {
     let all: Vec<f64> = sums.entries.values().flat_map(ColumnSums::means).collect();
     let Moments { min, max, mean, std, .. } = moments(&all);
     GlobalStatistics { min, max, mean, std }
@@ -101,7 +101,7 @@ pub fn global(sums: &ImportanceSums) -> GlobalStatistics {
 
 /// Blocks that the matrix has entries of.
 #[must_use]
-pub fn blocks(sums: &ImportanceSums) -> usize {
+pub(crate) fn blocks(sums: &ImportanceSums) -> usize {
     sums.entries.keys().filter_map(|name| Some(block_of(name)?.0 + 1)).max().unwrap_or(0)
 }
 

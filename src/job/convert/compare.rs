@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// A tensor before and after.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// Hugging Face name.
     pub name: String,
     /// Type in the source.
@@ -29,7 +29,7 @@ pub struct Difference {
 impl Difference {
     /// Root of the mean squared difference over that of the values; 0 for a tensor of zeros.
     #[must_use]
-    pub fn relative_error(&self) -> f64 {
+    pub(crate) fn relative_error(&self) -> f64 {
         relative(self.error, self.energy)
     }
 }
@@ -44,7 +44,7 @@ pub(crate) fn relative(error: f64, energy: f64) -> f64 {
 ///
 /// # Errors
 /// [`Error::ValidationFailed`] if a tensor is missing or has another shape, [`Error::Interrupted`].
-pub fn compare(
+pub(crate) fn compare(
     before: &LocalModel,
     after: &LocalModel,
     progress: &dyn Progress,

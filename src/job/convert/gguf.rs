@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 /// The source as a GGUF file would hold it, and the types of its tensors.
 #[derive(Debug)]
-pub struct GgufPlan {
+pub(crate) struct GgufPlan {
     model: GgufModel,
     level: Level,
     overrides: Overrides,

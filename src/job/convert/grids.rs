@@ -17,16 +17,12 @@ use crate::codec::affine::Grouped;
 use crate::weight::{PackedTensor, StoredTensor, Weight};
 
 /// Inputs of a unit.
-pub const UNIT: usize = 32;
+pub(crate) const UNIT: usize = 32;
 
 /// Whether values of a weight can be steps at all; whether they are is found row by row.
 #[must_use]
-pub fn has_steps(weight: &Weight) -> bool {
-    use crate::codec::StoredType::Q4_0;
-    use crate::codec::StoredType::Q4_1;
-    use crate::codec::StoredType::Q5_0;
-    use crate::codec::StoredType::Q5_1;
-    use crate::codec::StoredType::Q8_0;
+pub(crate) fn has_steps(weight: &Weight) -> bool {
+    use crate::codec::StoredType::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
     let (kind, cols) = match weight {
         Weight::Stored(tensor) => (Some(tensor.dtype), tensor.cols()),
         Weight::Packed(tensor) => (None, tensor.cols()),
@@ -136,7 +132,7 @@ fn whole_multiple(minimum: f16, scale: &mut f16, steps: &mut [i16; UNIT]) -> Opt
 
 /// The grid of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TargetGrid {
+pub(crate) struct TargetGrid {
     /// Bits of an integer.
     pub bits: u8,
     /// Inputs that share a scale and a zero point; a multiple of [`UNIT`].
@@ -146,7 +142,7 @@ pub struct TargetGrid {
 /// The weight on a target's grid with every value kept, if the grid holds it: compared value by value
 /// before it is returned.
 #[must_use]
-pub fn carry_over(weight: &Weight, grid: TargetGrid) -> Option<Grouped> {
+pub(crate) fn carry_over(weight: &Weight, grid: TargetGrid) -> Option<Grouped> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let TargetGrid { bits, group } = grid;
     if !has_steps(weight) || !group.is_multiple_of(UNIT) || !cols.is_multiple_of(group) {

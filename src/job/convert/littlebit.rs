@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 /// What a file is converted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// The native file.
     LittleBit,
     /// GGUF with the same factors.
@@ -32,7 +32,7 @@ pub enum Target {
 impl Target {
     /// `littlebit`, `gguf-ext` or `gguf-lossy`.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::LittleBit => "littlebit",
             Self::GgufExt => "gguf-ext",
@@ -43,7 +43,7 @@ impl Target {
 
 /// The result of a conversion.
 #[derive(Debug, Serialize)]
-pub struct ConversionReport {
+pub(crate) struct ConversionReport {
     /// `success`.
     pub status: &'static str,
     /// The file that was read.
@@ -75,7 +75,7 @@ pub struct ConversionReport {
 /// # Errors
 /// [`Error::UnsupportedConversion`] for any other kind of file, [`Error::ModelNotFound`] if there is
 /// none, else as [`LittleBitFile::open`] and [`gguf_ext::open`].
-pub fn open(path: &Path) -> Result<(LittleBitFile, &'static str)> {
+pub(crate) fn open(path: &Path) -> Result<(LittleBitFile, &'static str)> {
     match detect::path_kind(path)? {
         PathKind::LittleBit => Ok((LittleBitFile::open(path)?, "littlebit")),
         PathKind::Gguf => match gguf_ext::open(path) {
@@ -103,7 +103,7 @@ pub fn open(path: &Path) -> Result<(LittleBitFile, &'static str)> {
 /// # Errors
 /// [`Error::UnsupportedConversion`] if the file has that format already,
 /// [`Error::Reconstruction`] if factors cannot be rebuilt, [`Error::Io`].
-pub fn convert(
+pub(crate) fn convert(
     file: &LittleBitFile,
     from: &'static str,
     target: Target,

@@ -5,19 +5,19 @@
 //! granted: the plan compares every value before anything is written, and the written model is opened
 //! and compared with the source ([`compare`]).
 
-pub mod compare;
+pub(crate) mod compare;
 mod directory;
 mod gguf;
-pub mod grids;
-pub mod littlebit;
-pub mod plan;
-pub mod report;
+pub(crate) mod grids;
+pub(crate) mod littlebit;
+pub(crate) mod plan;
+pub(crate) mod report;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use plan::{Plan, Request, Target, plan};
-pub use report::ConversionReport;
+pub(crate) use plan::{Plan, Request, Target, plan};
+pub(crate) use report::ConversionReport;
 
 use crate::base::progress::Progress;
 use crate::device::memory;
@@ -37,7 +37,7 @@ struct Written {
 /// [`Error::Io`], [`Error::InvalidArgument`] for a target that holds other files,
 /// [`Error::ValidationFailed`] if something that was to be carried over exactly is not,
 /// [`Error::Interrupted`].
-pub fn convert(
+pub(crate) fn convert(
     model: &LocalModel,
     plan: &Plan,
     request: &Request,

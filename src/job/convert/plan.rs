@@ -18,7 +18,7 @@ use crate::{Error, Result};
 
 /// What a model is converted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// One GGUF file.
     Gguf,
     /// A directory with 4-bit integers in AutoAWQ's GEMM layout.
@@ -32,7 +32,7 @@ pub enum Format {
 impl Format {
     /// `gguf`, `awq`, `gptq` or `hf`.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gguf => "gguf",
             Self::Awq => "awq",
@@ -44,7 +44,7 @@ impl Format {
 
 /// A conversion that is asked for.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// The format to write.
     pub format: Format,
     /// Level of a GGUF file, bits of GPTQ (`4bit`), type of plain numbers (`F16`); the one that loses
@@ -65,7 +65,7 @@ impl Request {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`].
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let wrong = |what: &str| Err(Error::InvalidArgument(what.to_owned()));
         match (self.format, self.group) {
             (Format::Gguf, Some(_)) => {
@@ -97,7 +97,7 @@ impl Request {
 ///
 /// # Errors
 /// Those of [`plan`].
-pub fn refuse_early(model: &LocalModel, request: &Request) -> Result<()> {
+pub(crate) fn refuse_early(model: &LocalModel, request: &Request) -> Result<()> {
     refuse(model, request)?;
     if request.format == Format::Gguf {
         let options = SourceOptions { provenance: request.provenance, ..SourceOptions::default() };
@@ -108,7 +108,7 @@ pub fn refuse_early(model: &LocalModel, request: &Request) -> Result<()> {
 
 /// A format with everything that was left open decided.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// A GGUF file.
     Gguf(Box<GgufPlan>),
     /// GPTQ on that grid; `None` is one group for each row.
@@ -121,7 +121,7 @@ pub enum Target {
 
 /// A conversion that is decided.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What is written.
     pub target: Target,
     /// What the source is: `gguf`, `gptq`, `awq`, `smoothquant`.
@@ -138,7 +138,7 @@ pub struct Plan {
 
 /// The format of a model as this command names it; `None` for what it does not convert.
 #[must_use]
-pub fn format_of(model: &LocalModel) -> Option<&'static str> {
+pub(crate) fn format_of(model: &LocalModel) -> Option<&'static str> {
     match (model.format, model.packed().map(PackedTensor::kind)) {
         (ModelFormat::Gguf, _) => Some("gguf"),
         (_, Some(PackedKind::Gptq(_))) => Some("gptq"),
@@ -153,7 +153,7 @@ pub fn format_of(model: &LocalModel) -> Option<&'static str> {
 /// # Errors
 /// [`Error::UnsupportedConversion`] for pairs of formats that cannot be; [`Error::InvalidArgument`] for
 /// a level or group that the target cannot have; [`Error::Interrupted`].
-pub fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> Result<Plan> {
+pub(crate) fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> Result<Plan> {
     let from = refuse(model, request)?;
     if request.format == Format::Gguf {
         return super::gguf::plan(model, request, from, progress);
@@ -201,7 +201,7 @@ pub fn plan(model: &LocalModel, request: &Request, progress: &dyn Progress) -> R
 
 /// Whether a tensor is the weight of a linear layer of a block, the ones that are packed.
 #[must_use]
-pub fn is_linear(name: &str) -> bool {
+pub(crate) fn is_linear(name: &str) -> bool {
     name.strip_suffix(".weight").is_some_and(|name| {
         name.starts_with("model.layers.") && BLOCK_LINEARS.iter().any(|part| name.ends_with(part))
     })
@@ -395,20 +395,20 @@ impl Plan {
     /// Whether a layer loses what can be noticed: rounded to another grid, or to the 8 bits of BF16.
     /// Numbers that are rounded to F16 (by a two-thousandth at most) do not count.
     #[must_use]
-    pub fn is_lossy(&self) -> bool {
+    pub(crate) fn is_lossy(&self) -> bool {
         !matches!(self.target, Target::Hf(StoredType::F16))
             && self.layers.values().any(|exact| !exact)
     }
 
     /// Layers that keep their values, and all layers.
     #[must_use]
-    pub fn kept(&self) -> (usize, usize) {
+    pub(crate) fn kept(&self) -> (usize, usize) {
         (self.layers.values().filter(|exact| **exact).count(), self.layers.len())
     }
 
     /// The level as the user reads it: `4bit-g32`, `Q4_0`.
     #[must_use]
-    pub fn level(&self) -> String {
+    pub(crate) fn level(&self) -> String {
         let grid = |bits: u8, group: Option<usize>| match group {
             Some(group) => format!("{bits}bit-g{group}"),
             None => format!("{bits}bit-channel"),
@@ -423,7 +423,7 @@ impl Plan {
 
     /// `gguf`, `awq`, `gptq` or `hf`.
     #[must_use]
-    pub fn format(&self) -> &'static str {
+    pub(crate) fn format(&self) -> &'static str {
         match &self.target {
             Target::Gguf(_) => "gguf",
             Target::Gptq(..) => "gptq",
@@ -457,7 +457,7 @@ impl Plan {
 
     /// What the user is asked about: how much is rounded again, and how.
     #[must_use]
-    pub fn loss(&self) -> String {
+    pub(crate) fn loss(&self) -> String {
         let (kept, all) = self.kept();
         let how = match &self.target {
             Target::Gguf(plan) => plan.level_name(),

@@ -11,7 +11,7 @@ use crate::model::LocalModel;
 
 /// The result of `convert`, or its plan.
 #[derive(Debug, Serialize)]
-pub struct ConversionReport {
+pub(crate) struct ConversionReport {
     /// `success`, or `planned`.
     pub status: &'static str,
     /// The model that was read.
@@ -55,7 +55,7 @@ pub struct ConversionReport {
 
 /// Linear layers that keep their values.
 #[derive(Debug, Serialize)]
-pub struct LayersKept {
+pub(crate) struct LayersKept {
     /// Those that do.
     pub kept: usize,
     /// All of them.
@@ -64,7 +64,7 @@ pub struct LayersKept {
 
 /// Tensors by what happened to them.
 #[derive(Debug, Default, Serialize)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Every value is the same.
     pub exact: usize,
     /// Values were rounded to a type of plain numbers.
@@ -75,7 +75,7 @@ pub struct Counts {
 
 /// A tensor that changed.
 #[derive(Debug, Serialize)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// Hugging Face name.
     pub name: String,
     /// Type in the source.
@@ -88,7 +88,7 @@ pub struct Changed {
 
 /// The source of a conversion.
 #[derive(Debug, Serialize)]
-pub struct SourceReport {
+pub(crate) struct SourceReport {
     /// The type of its linear layers.
     pub original_dtype: String,
     /// Bytes of its tensors.
@@ -101,7 +101,7 @@ pub struct SourceReport {
 
 /// A file.
 #[derive(Debug, Serialize)]
-pub struct FileReport {
+pub(crate) struct FileReport {
     /// Where it is.
     pub path: String,
     /// Its size.
@@ -123,7 +123,7 @@ impl FileReport {
 impl ConversionReport {
     /// Of a plan: nothing is written or compared yet.
     #[must_use]
-    pub fn planned(model: &LocalModel, plan: &Plan, output: &Path) -> Self {
+    pub(crate) fn planned(model: &LocalModel, plan: &Plan, output: &Path) -> Self {
         let mut report = Self::new(model, plan, output, &[]);
         report.status = "planned";
         report.validation_status = "not_written";

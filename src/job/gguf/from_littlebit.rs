@@ -18,7 +18,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// As [`super::model::open`].
-pub fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<GgufModel> {
+pub(crate) fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<GgufModel> {
     let mut model = file.model()?;
     let path: &Path = file.path();
     // Only the shape of a factorized tensor is looked at before it gets its factors below.

@@ -23,7 +23,7 @@ const TYPES: [(StoredType, i16); 3] =
 
 /// The smallest type that holds every value of a layer exactly, if one does.
 #[must_use]
-pub fn exact_type(packed: &PackedTensor) -> Option<StoredType> {
+pub(crate) fn exact_type(packed: &PackedTensor) -> Option<StoredType> {
     let limits = (0..packed.rows())
         .into_par_iter()
         .map_init(
@@ -40,7 +40,7 @@ pub fn exact_type(packed: &PackedTensor) -> Option<StoredType> {
 
 /// Whether a type holds every value of a layer exactly: F32 always does.
 #[must_use]
-pub fn holds(packed: &PackedTensor, kind: StoredType) -> bool {
+pub(crate) fn holds(packed: &PackedTensor, kind: StoredType) -> bool {
     let rank = |kind: StoredType| TYPES.iter().position(|(name, _)| *name == kind);
     kind == StoredType::F32
         || rank(kind).is_some_and(|rank_of_kind| {

@@ -2,22 +2,22 @@
 //! whatever they were read from ([`model`]); which type each tensor gets ([`level`], [`mix`],
 //! [`budget`]); the exact plan of the files ([`plan`]); the streaming work ([`execute`]).
 
-pub mod budget;
+pub(crate) mod budget;
 pub mod execute;
 mod finite;
 mod from_gguf;
-pub mod from_littlebit;
+pub(crate) mod from_littlebit;
 mod hf;
-pub mod integers;
-pub mod level;
+pub(crate) mod integers;
+pub(crate) mod level;
 pub mod mix;
-pub mod model;
-pub mod plan;
-pub mod profile;
-pub mod protect;
-pub mod report;
-pub mod request;
-pub mod summary;
+pub(crate) mod model;
+pub(crate) mod plan;
+pub(crate) mod profile;
+pub(crate) mod protect;
+pub(crate) mod report;
+pub(crate) mod request;
+pub(crate) mod summary;
 mod tensor;
 
 pub use finite::{NonFinite, first_non_finite};

@@ -66,7 +66,7 @@ pub struct QuantizePlan {
 
 /// The facts of a model that the rules ask for.
 #[must_use]
-pub fn facts(model: &GgufModel) -> ModelFacts {
+pub(crate) fn facts(model: &GgufModel) -> ModelFacts {
     ModelFacts {
         architecture: model.architecture.clone(),
         layers: model.shape.layers,
@@ -78,13 +78,13 @@ pub fn facts(model: &GgufModel) -> ModelFacts {
 
 /// How many matrices a tensor stacks: one for each expert.
 #[must_use]
-pub fn matrices(tensor: &GgufTensor) -> usize {
+pub(crate) fn matrices(tensor: &GgufTensor) -> usize {
     tensor.shape.iter().rev().skip(2).product()
 }
 
 /// The importance of a tensor's columns, if the matrix has it. Embeddings of another size are passed
 /// over, as in llama.cpp; other tensors of another size are an error.
-pub fn importance_of<'a>(
+pub(crate) fn importance_of<'a>(
     matrix: Option<&'a ImportanceMatrix>,
     tensor: &GgufTensor,
 ) -> Result<Option<&'a [f32]>> {
@@ -102,7 +102,7 @@ pub fn importance_of<'a>(
 /// [`Error::UnsupportedConversion`] for types that cannot be written and for quantizing what is
 /// quantized already without being asked to; [`Error::Imatrix`] for an importance matrix of another
 /// model; [`Error::InvalidArgument`] for a budget or a split that cannot be met.
-pub fn plan(
+pub(crate) fn plan(
     model: &GgufModel,
     request: &QuantizeRequest,
     progress: &dyn Progress,
@@ -426,7 +426,7 @@ fn idle_options(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePla
 
 /// Why the plan cannot be carried out without an importance matrix, if it cannot.
 #[must_use]
-pub fn lacking(plan: &QuantizePlan) -> Option<String> {
+pub(crate) fn lacking(plan: &QuantizePlan) -> Option<String> {
     let names = &plan.lacking_importance;
     let Some(first) = names.first() else {
         return plan.level_lacks_importance.then(|| {

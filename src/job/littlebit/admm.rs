@@ -9,7 +9,7 @@ use crate::Result;
 
 /// How the alternation is driven.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// Updates of each factor.
     pub iterations: usize,
     /// Added to the diagonal of every least squares problem. The regressors have unit columns, so
@@ -25,7 +25,7 @@ pub struct Schedule {
 /// ramps of the same length, other end points and over-relaxation all ended at a higher error on
 /// real weights; starting from singular vectors or from a rotation of them ends at the same error
 /// as random signs, which cost nothing.
-pub fn factorize(
+pub(crate) fn factorize(
     engine: &dyn Engine,
     matrix: &[f32],
     shape: (usize, usize),

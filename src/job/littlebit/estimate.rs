@@ -16,7 +16,7 @@ use crate::device::threads::on_several;
 
 /// What the factorization of a model needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     /// Wall time of the factorization, seconds.
     pub seconds: f64,
     /// Working memory of the matrices that are worked on at once, bytes. Mapped files and the
@@ -27,7 +27,7 @@ pub struct Estimate {
 /// Estimates a plan on `threads` workers, each of which does `flops_per_second` (see
 /// [`calibrate`]) and factorizes one matrix at a time.
 #[must_use]
-pub fn estimate(
+pub(crate) fn estimate(
     plan: &CompressionPlan,
     config: &SolverConfig,
     threads: usize,
@@ -44,7 +44,7 @@ pub fn estimate(
 /// How long `threads` workers take for pieces of work that none of them shares, each of which goes
 /// to the first one that is free.
 #[must_use]
-pub fn makespan(costs: &[f64], threads: usize) -> f64 {
+pub(crate) fn makespan(costs: &[f64], threads: usize) -> f64 {
     let mut busy = vec![0.0f64; threads.max(1)];
     for cost in costs {
         if let Some(first) = busy.iter_mut().min_by(|a, b| a.total_cmp(b)) {
@@ -56,7 +56,7 @@ pub fn makespan(costs: &[f64], threads: usize) -> f64 {
 
 /// Floating-point operations of one matrix.
 #[must_use]
-pub fn flops(shape: &FactorShape, config: &SolverConfig) -> f64 {
+pub(crate) fn flops(shape: &FactorShape, config: &SolverConfig) -> f64 {
     let (m, n) = (shape.rows as f64, shape.cols as f64);
     let (rank, paths) = (shape.rank as f64, shape.paths as f64);
     let smaller = m.min(n);
@@ -94,7 +94,7 @@ fn admm_iteration_flops(m: f64, n: f64, rank: f64) -> f64 {
 
 /// Working memory of one matrix, bytes: the larger one of the two stages.
 #[must_use]
-pub fn memory(shape: &FactorShape, config: &SolverConfig) -> u64 {
+pub(crate) fn memory(shape: &FactorShape, config: &SolverConfig) -> u64 {
     let (m, n) = (shape.rows as u64, shape.cols as u64);
     let rank = (shape.rank * shape.paths) as u64;
     let (matrix, factors, longer) = (4 * m * n, 4 * (m + n) * rank, 4 * m.max(n) * rank);
@@ -117,7 +117,7 @@ pub fn memory(shape: &FactorShape, config: &SolverConfig) -> u64 {
 ///
 /// # Errors
 /// What the solver can fail with.
-pub fn calibrate(threads: usize) -> Result<f64> {
+pub(crate) fn calibrate(threads: usize) -> Result<f64> {
     let rates = Mutex::new(Vec::new());
     on_several(threads.max(1), || {
         let rate = rate();

@@ -16,7 +16,7 @@ use crate::linalg::svd::thin;
 
 /// Rotates `[U' [m, r], V' [n, r]]`, starting from a random rotation as the paper does: from the
 /// identity the first signs would be those of the unrotated vectors.
-pub fn rotate(
+pub(crate) fn rotate(
     factors: &[Mat<f32>; 2],
     iterations: usize,
     rng: &mut ChaCha8Rng,

@@ -8,7 +8,7 @@ use crate::linalg::{gram_lower, multiply};
 const PASSES: usize = 3;
 
 /// One side of a product `diag(own_scale) · own · diag(latent) · otherᵀ · diag(other_scale)`.
-pub struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     /// What the product approximates, with a row per row of `own`: `[p, q]`, any strides.
     pub target: MatRef<'a, f32>,
     /// Scale of each row of `own`, `[p]`.
@@ -26,7 +26,7 @@ pub struct Problem<'a> {
 /// Rows are independent: with `z_k` the `k`-th scaled row of the other factor, a row's error is
 /// `‖t − s Σ_k u_k z_k‖²`, and flipping `u_k` changes it by `4 s u_k (b_k − s (Gu)_k + s G_kk u_k)`
 /// with `b = Z t`, `G = Z Zᵀ`. Each pass visits the dimensions in order and keeps `Gu` current.
-pub fn descend(problem: &Problem<'_>, own: &mut [f32], rank: usize) -> usize {
+pub(crate) fn descend(problem: &Problem<'_>, own: &mut [f32], rank: usize) -> usize {
     let (p, q) = problem.target.shape();
     let mut scaled = problem.other.to_vec();
     for (row, &scale) in scaled.chunks_exact_mut(rank).zip(problem.other_scale) {

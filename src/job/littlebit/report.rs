@@ -8,7 +8,7 @@ use crate::measure::{CoherenceSummary, QualityMetrics};
 
 /// Result of `littlebit compress`, and with `status: "planned"` of its dry run.
 #[derive(Debug, Clone, Serialize)]
-pub struct CompressionReport {
+pub(crate) struct CompressionReport {
     /// `success`, or `planned` for a dry run.
     pub status: &'static str,
     /// The file that was (or would be) written.
@@ -65,7 +65,7 @@ pub struct CompressionReport {
 
 /// The factorized layers in brief.
 #[derive(Debug, Clone, Serialize)]
-pub struct LayerSummary {
+pub(crate) struct LayerSummary {
     /// Transformer blocks.
     pub total_layers: usize,
     /// Mean rank over the factorized matrices.
@@ -84,7 +84,7 @@ impl LayerSummary {
     /// Sums up `layers` of a model of `blocks` transformer blocks. Errors are given when every
     /// layer has one.
     #[must_use]
-    pub fn of(layers: &[LayerReport], blocks: usize) -> Self {
+    pub(crate) fn of(layers: &[LayerReport], blocks: usize) -> Self {
         let count = layers.len().max(1) as f64;
         let mean = |figure: &dyn Fn(&LayerReport) -> Option<f64>| -> Option<f64> {
             if layers.is_empty() {
@@ -105,7 +105,7 @@ impl LayerSummary {
 
 /// One factorized matrix.
 #[derive(Debug, Clone, Serialize)]
-pub struct LayerReport {
+pub(crate) struct LayerReport {
     /// `model.layers.0.mlp.up_proj`.
     pub name: String,
     /// `[out, in]`.
@@ -130,7 +130,7 @@ pub struct LayerReport {
 
 /// How the layers were factorized.
 #[derive(Debug, Clone, Serialize)]
-pub struct SolverReport {
+pub(crate) struct SolverReport {
     /// `dual-svid`, `itq` or `admm`.
     pub init: &'static str,
     /// Paths per layer.
@@ -151,7 +151,7 @@ pub struct SolverReport {
 
 /// What a stage will take.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StageEstimate {
+pub(crate) struct StageEstimate {
     /// `calibration`, `sensitivity`, `writing`, `activations`, `factorization`, `tuning`, `opinions`,
     /// `distillation` or `evaluation`.
     pub stage: &'static str,
@@ -161,7 +161,7 @@ pub struct StageEstimate {
 
 /// How quality was recovered after factorization.
 #[derive(Debug, Clone, Serialize)]
-pub struct RecoveryReport {
+pub(crate) struct RecoveryReport {
     /// Sequences that were learned from.
     pub sequences: usize,
     /// Those of them that the original wrote, for lack of text.
@@ -185,7 +185,7 @@ pub struct RecoveryReport {
 /// Tuning of one block: squared error of its output on held-out text, relative to the original's
 /// squared output.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, serde::Deserialize)]
-pub struct BlockReport {
+pub(crate) struct BlockReport {
     /// As factorized.
     pub error_before: f64,
     /// As tuned.
@@ -194,7 +194,7 @@ pub struct BlockReport {
 
 /// Distillation: divergence from the original on held-out text, nats per token.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, serde::Deserialize)]
-pub struct DistillationReport {
+pub(crate) struct DistillationReport {
     /// As tuned block by block.
     pub divergence_before: f64,
     /// As distilled.
@@ -203,7 +203,7 @@ pub struct DistillationReport {
 
 /// What the statistics of the inputs were measured on.
 #[derive(Debug, Clone, Serialize)]
-pub struct CalibrationReport {
+pub(crate) struct CalibrationReport {
     /// Text.
     pub dataset: String,
     /// Windows.
@@ -214,7 +214,7 @@ pub struct CalibrationReport {
 
 /// One target tried for `--quality-threshold`.
 #[derive(Debug, Clone, Serialize)]
-pub struct Iteration {
+pub(crate) struct Iteration {
     /// Bits per weight asked for.
     pub target_bpw: f64,
     /// Bits per weight reached.
@@ -229,7 +229,7 @@ pub struct Iteration {
 
 /// Result of `littlebit validate`.
 #[derive(Debug, Clone, Serialize)]
-pub struct ValidationReport {
+pub(crate) struct ValidationReport {
     /// `success`.
     pub status: &'static str,
     /// Original as given.

@@ -9,14 +9,14 @@ use crate::weight::ScaleType;
 use crate::weight::scale_type::LogGrid;
 
 /// Stored scales of a path, widened: rows, latent dimensions (perhaps none), columns.
-pub type StoredScales = [Vec<f64>; 3];
+pub(crate) type StoredScales = [Vec<f64>; 3];
 
 /// Rounds all scales to values that `scales` stores, in the units of the original weights and puts the rounded values back
 /// into the paths. Rows go first and columns are fitted again to the rounded rows, so that only the
 /// columns' own rounding remains; rows and columns get the same geometric mean, which keeps both
 /// furthest from the ends of the range. Also returns an estimate of the share of the squared
 /// weights that rounding costs.
-pub fn round(
+pub(crate) fn round(
     paths: &mut [Path],
     scaled: &Normalised,
     refit: bool,
@@ -58,7 +58,7 @@ pub fn round(
 }
 
 /// Share of rounding in the squared weights above which a factorization counts as failed.
-pub const MAX_ROUNDING_LOSS: f64 = 0.01;
+pub(crate) const MAX_ROUNDING_LOSS: f64 = 0.01;
 
 /// Where the scales of one side are stored: `scale / importance · unit`.
 struct Space<'a> {
@@ -125,7 +125,7 @@ fn mean_scale(scales: &[f64], importance: &[f64]) -> f64 {
 }
 
 /// Compares the stored approximation with the original weights, in double precision.
-pub fn errors(
+pub(crate) fn errors(
     w: &[f32],
     paths: &[Path],
     stored: &[StoredScales],

@@ -7,7 +7,7 @@ use crate::linalg::{gram_lower, multiply};
 
 /// Signs with their scales: `diag(row) · left · diag(latent) · rightᵀ · diag(column)`.
 #[derive(Debug, Clone)]
-pub struct Path {
+pub(crate) struct Path {
     /// Rank.
     pub rank: usize,
     /// ±1, `[m, rank]`.
@@ -25,7 +25,7 @@ pub struct Path {
 impl Path {
     /// `left · diag(latent) · rightᵀ`, `[m, n]`, row-major: the path without its outer scales.
     #[must_use]
-    pub fn product(&self) -> Vec<f32> {
+    pub(crate) fn product(&self) -> Vec<f32> {
         let (m, n) = (self.row.len(), self.column.len());
         let mut out = vec![0.0f32; m * n];
         let scaled;
@@ -51,7 +51,7 @@ impl Path {
 
     /// Makes all scales non-negative by moving their signs into the factors. Returns whether
     /// [`Path::product`] changed.
-    pub fn make_scales_positive(&mut self) -> bool {
+    pub(crate) fn make_scales_positive(&mut self) -> bool {
         let rank = self.rank;
         let mut changed = false;
         for (scales, signs) in
@@ -81,7 +81,7 @@ impl Path {
 
 /// `target` minus the given paths.
 #[must_use]
-pub fn subtract<'a>(target: &[f32], paths: impl Iterator<Item = &'a Path>) -> Vec<f32> {
+pub(crate) fn subtract<'a>(target: &[f32], paths: impl Iterator<Item = &'a Path>) -> Vec<f32> {
     let mut residual = target.to_vec();
     for path in paths {
         let n = path.column.len();
@@ -100,7 +100,13 @@ pub fn subtract<'a>(target: &[f32], paths: impl Iterator<Item = &'a Path>) -> Ve
 /// `Σ (target − row_i column_j product)²` over `row` for given `column`, then over `column` for
 /// given `row`, `rounds` times. The error never rises. Matrices are `[m, n]`, row-major; where
 /// `product` has a row or column of zeros the scale becomes 0.
-pub fn refit(target: &[f32], product: &[f32], row: &mut [f64], column: &mut [f64], rounds: usize) {
+pub(crate) fn refit(
+    target: &[f32],
+    product: &[f32],
+    row: &mut [f64],
+    column: &mut [f64],
+    rounds: usize,
+) {
     let n = column.len();
     for _ in 0..rounds {
         let rows = target.chunks_exact(n).zip(product.chunks_exact(n));
@@ -113,7 +119,7 @@ pub fn refit(target: &[f32], product: &[f32], row: &mut [f64], column: &mut [f64
 }
 
 /// The second half of a round of [`refit`]: the columns' scales for given rows' scales.
-pub fn refit_columns(target: &[f32], product: &[f32], row: &[f64], column: &mut [f64]) {
+pub(crate) fn refit_columns(target: &[f32], product: &[f32], row: &[f64], column: &mut [f64]) {
     let n = column.len();
     let mut numerator = vec![0.0f64; n];
     let mut denominator = vec![0.0f64; n];
@@ -155,7 +161,7 @@ fn correlate(target: &[f32], product: &[f32], scale: &[f64]) -> (f64, f64) {
 /// Least squares for the latent scales, given signs and outer scales: the normal matrix is the
 /// elementwise product of the two factors' Gram matrices. `l` comes out with unit mean square and
 /// its magnitude in `column`. Leaves the path alone when it is zero.
-pub fn refit_latent(target: &[f32], path: &mut Path) {
+pub(crate) fn refit_latent(target: &[f32], path: &mut Path) {
     let (m, n, rank) = (path.row.len(), path.column.len(), path.rank);
     let scaled = |signs: &[f32], scales: &[f64]| -> Vec<f32> {
         let rows = signs.chunks_exact(rank).zip(scales);
@@ -200,7 +206,7 @@ pub fn refit_latent(target: &[f32], path: &mut Path) {
 
 /// Sum over a matrix of squared errors and of squares, weighted and not.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct ErrorSums {
+pub(crate) struct ErrorSums {
     squares: f64,
     errors: f64,
     weighted_squares: f64,
@@ -209,7 +215,13 @@ pub struct ErrorSums {
 
 impl ErrorSums {
     /// Adds a row; `weight` is the row's, `columns` the columns' (ones if absent).
-    pub fn add_row(&mut self, w: &[f32], fitted: &[f64], weight: f64, columns: Option<&[f32]>) {
+    pub(crate) fn add_row(
+        &mut self,
+        w: &[f32],
+        fitted: &[f64],
+        weight: f64,
+        columns: Option<&[f32]>,
+    ) {
         for (j, (&w, &fitted)) in w.iter().zip(fitted).enumerate() {
             let importance = weight * columns.map_or(1.0, |c| f64::from(c[j]));
             let (square, error) = (f64::from(w).powi(2), (f64::from(w) - fitted).powi(2));
@@ -222,13 +234,13 @@ impl ErrorSums {
 
     /// `‖W − Ŵ‖² / ‖W‖²`; 0 for a zero matrix that is met exactly.
     #[must_use]
-    pub fn relative(&self) -> f64 {
+    pub(crate) fn relative(&self) -> f64 {
         relative(self.errors, self.squares)
     }
 
     /// The same, weighted.
     #[must_use]
-    pub fn weighted(&self) -> f64 {
+    pub(crate) fn weighted(&self) -> f64 {
         relative(self.weighted_errors, self.weighted_squares)
     }
 }

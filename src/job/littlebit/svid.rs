@@ -7,7 +7,7 @@ use crate::linalg::svd::{TruncatedSvd, rank_one_magnitude};
 
 /// Signs with scales for rows, latent dimensions and columns of a product.
 #[derive(Debug, Clone)]
-pub struct Binarized {
+pub(crate) struct Binarized {
     /// Real factors whose signs are taken, left `[m, rank]` and right `[n, rank]`.
     pub latents: [Vec<f32>; 2],
     /// `h`, of unit norm, `[m]`.
@@ -20,7 +20,7 @@ pub struct Binarized {
 
 /// `U' = P √S` and `V' = Q √S`: the best factors of that rank, balanced.
 #[must_use]
-pub fn balanced_factors(svd: &TruncatedSvd<f32>) -> [Mat<f32>; 2] {
+pub(crate) fn balanced_factors(svd: &TruncatedSvd<f32>) -> [Mat<f32>; 2] {
     [&svd.left, &svd.right].map(|vectors| {
         Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, k| {
             vectors[(i, k)] * svd.values[k].max(0.0).sqrt()
@@ -30,7 +30,7 @@ pub fn balanced_factors(svd: &TruncatedSvd<f32>) -> [Mat<f32>; 2] {
 
 /// `U'V'ᵀ ≈ diag(h) sign(U') diag(l) sign(V')ᵀ diag(g)` with `|U'| ≈ h l_uᵀ`, `|V'| ≈ g l_vᵀ`.
 #[must_use]
-pub fn binarize(factors: &[Mat<f32>; 2]) -> Binarized {
+pub(crate) fn binarize(factors: &[Mat<f32>; 2]) -> Binarized {
     let rank = factors[0].ncols();
     let latents = [row_major(&factors[0]), row_major(&factors[1])];
     let (row_scale, left) = rank_one_magnitude(&latents[0], rank);

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// What to validate and how.
 #[derive(Debug, Clone)]
-pub struct ValidateRequest {
+pub(crate) struct ValidateRequest {
     /// Original as the user gave it, for the report.
     pub original_name: String,
     /// The compressed file.
@@ -40,7 +40,7 @@ pub struct ValidateRequest {
 
 /// Measures both models. The second value is the reason to fail, if there is one; the report is
 /// complete all the same.
-pub fn validate(
+pub(crate) fn validate(
     original: &LocalModel,
     request: &ValidateRequest,
     backend: &Backend,
@@ -128,7 +128,7 @@ pub fn validate(
 ///
 /// # Errors
 /// [`Error::ValidationFailed`].
-pub fn check_pair(
+pub(crate) fn check_pair(
     original: &LocalModel,
     compressed: &LocalModel,
     request: &ValidateRequest,

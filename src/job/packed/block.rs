@@ -16,26 +16,26 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 /// Place of the queries' matrix in [`BlockWeights::linears`].
-pub const QUERY: usize = 0;
+pub(crate) const QUERY: usize = 0;
 /// Place of the keys' matrix.
-pub const KEY: usize = 1;
+pub(crate) const KEY: usize = 1;
 /// Place of the values' matrix.
-pub const VALUE: usize = 2;
+pub(crate) const VALUE: usize = 2;
 /// Place of attention's output matrix.
-pub const OUTPUT: usize = 3;
+pub(crate) const OUTPUT: usize = 3;
 /// Place of the gate's matrix.
-pub const GATE: usize = 4;
+pub(crate) const GATE: usize = 4;
 /// Place of the up matrix.
-pub const UP: usize = 5;
+pub(crate) const UP: usize = 5;
 /// Place of the down matrix.
-pub const DOWN: usize = 6;
+pub(crate) const DOWN: usize = 6;
 
 /// Linear layers that share an input, in the order in which a block computes them.
-pub const STAGES: [&[usize]; 4] = [&[QUERY, KEY, VALUE], &[OUTPUT], &[GATE, UP], &[DOWN]];
+pub(crate) const STAGES: [&[usize]; 4] = [&[QUERY, KEY, VALUE], &[OUTPUT], &[GATE, UP], &[DOWN]];
 
 /// Weights of a block, f32.
 #[derive(Debug, Clone)]
-pub struct BlockWeights {
+pub(crate) struct BlockWeights {
     /// The seven matrices, `[out, in]`, in the order of [`BLOCK_LINEARS`].
     pub linears: [Arc<Vec<f32>>; 7],
     /// `(out, in)` of each.
@@ -53,7 +53,7 @@ impl BlockWeights {
     ///
     /// # Errors
     /// If a tensor is missing or in factors.
-    pub fn read(model: &LocalModel, index: usize) -> Result<Self> {
+    pub(crate) fn read(model: &LocalModel, index: usize) -> Result<Self> {
         let name = |linear: usize| ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
         let mut linears: [Arc<Vec<f32>>; 7] = Default::default();
         let mut biases: [Option<Vec<f32>>; 7] = Default::default();
@@ -78,7 +78,7 @@ impl BlockWeights {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn block(&self, like: &Block, epsilon: f64, device: &Device) -> Result<Block> {
+    pub(crate) fn block(&self, like: &Block, epsilon: f64, device: &Device) -> Result<Block> {
         let projections = like.projections();
         let make = |linear: usize| -> Result<Projection> {
             let layer = Dense::new(Arc::clone(&self.linears[linear]), self.shapes[linear], device)?;
@@ -102,19 +102,19 @@ impl BlockWeights {
     }
 
     /// A matrix to change in place.
-    pub fn linear_mut(&mut self, linear: usize) -> &mut Vec<f32> {
+    pub(crate) fn linear_mut(&mut self, linear: usize) -> &mut Vec<f32> {
         Arc::make_mut(&mut self.linears[linear])
     }
 
     /// Multiplies column `j` of a matrix by `factors[j]`.
-    pub fn scale_columns(&mut self, linear: usize, factors: &[f32]) {
+    pub(crate) fn scale_columns(&mut self, linear: usize, factors: &[f32]) {
         for row in self.linear_mut(linear).chunks_exact_mut(factors.len()) {
             row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
         }
     }
 
     /// Divides row `i` of a matrix, and what is added to it, by `factors[i]`.
-    pub fn divide_rows(&mut self, linear: usize, factors: &[f32]) {
+    pub(crate) fn divide_rows(&mut self, linear: usize, factors: &[f32]) {
         let inputs = self.shapes[linear].1;
         for (row, factor) in self.linear_mut(linear).chunks_exact_mut(inputs).zip(factors) {
             row.iter_mut().for_each(|value| *value /= factor);
@@ -127,7 +127,7 @@ impl BlockWeights {
 
 /// Divides a norm's weight by `factors` and rounds it as it is stored; gives the factors that make
 /// up for that exactly. Channels whose weight would vanish or overflow are left as they are.
-pub fn fold_into_norm(norm: &mut [f32], factors: &[f32], plain: PlainType) -> Vec<f32> {
+pub(crate) fn fold_into_norm(norm: &mut [f32], factors: &[f32], plain: PlainType) -> Vec<f32> {
     norm.iter_mut()
         .zip(factors)
         .map(|(weight, factor)| {
@@ -164,7 +164,7 @@ fn values(model: &LocalModel, name: &str) -> Result<Vec<f32>> {
 
 /// A matrix that is multiplied in f32.
 #[derive(Debug, Clone)]
-pub struct Dense {
+pub(crate) struct Dense {
     dims: (usize, usize),
     place: Place,
 }
@@ -180,7 +180,11 @@ impl Dense {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(values: Arc<Vec<f32>>, dims: (usize, usize), device: &Device) -> Result<Self> {
+    pub(crate) fn new(
+        values: Arc<Vec<f32>>,
+        dims: (usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
         let place = if device.is_cpu() {
             Place::Host(values)
         } else {
@@ -216,6 +220,6 @@ impl LinearLayer for Dense {
 ///
 /// # Errors
 /// If they cannot be copied there.
-pub fn host(x: &Tensor) -> Result<Vec<f32>> {
+pub(crate) fn host(x: &Tensor) -> Result<Vec<f32>> {
     if x.device().is_cpu() { with_f32(x, <[f32]>::to_vec) } else { Ok(x.flatten_all()?.to_vec1()?) }
 }

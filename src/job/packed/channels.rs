@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 
 /// An input counts as an outlier when it is this many times the root mean square of the layer's
 /// inputs.
-pub const OUTLIER: f64 = 6.0;
+pub(crate) const OUTLIER: f64 = 6.0;
 
 /// Sums over the tokens, channel by channel.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Channels {
+pub(crate) struct Channels {
     /// Tokens seen.
     pub tokens: u64,
     /// Smallest value of each channel.
@@ -26,7 +26,7 @@ pub struct Channels {
 
 /// Statistics of a layer's inputs, over all channels and tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ActivationStatistics {
+pub(crate) struct ActivationStatistics {
     /// Smallest value.
     pub min: f64,
     /// Largest value.
@@ -42,7 +42,7 @@ pub struct ActivationStatistics {
 impl Channels {
     /// No tokens yet.
     #[must_use]
-    pub fn new(channels: usize) -> Self {
+    pub(crate) fn new(channels: usize) -> Self {
         Self {
             tokens: 0,
             low: vec![f32::INFINITY; channels],
@@ -54,7 +54,7 @@ impl Channels {
     }
 
     /// Adds rows `[tokens, channels]`. Sums are made in the order of the tokens.
-    pub fn add(&mut self, x: &[f32]) {
+    pub(crate) fn add(&mut self, x: &[f32]) {
         let channels = self.sum.len();
         let Self { low, high, sum, absolute, square, .. } = self;
         low.par_iter_mut()
@@ -79,20 +79,20 @@ impl Channels {
 
     /// Largest absolute value of each channel.
     #[must_use]
-    pub fn largest(&self) -> Vec<f32> {
+    pub(crate) fn largest(&self) -> Vec<f32> {
         self.low.iter().zip(&self.high).map(|(low, high)| high.max(-low).max(0.0)).collect()
     }
 
     /// Mean absolute value of each channel.
     #[must_use]
-    pub fn mean_absolute(&self) -> Vec<f32> {
+    pub(crate) fn mean_absolute(&self) -> Vec<f32> {
         let count = self.tokens.max(1) as f64;
         self.absolute.iter().map(|sum| (sum / count) as f32).collect()
     }
 
     /// Over all channels.
     #[must_use]
-    pub fn statistics(&self) -> ActivationStatistics {
+    pub(crate) fn statistics(&self) -> ActivationStatistics {
         let count = (self.tokens.max(1) * self.sum.len().max(1) as u64) as f64;
         let mean = self.sum.iter().sum::<f64>() / count;
         let square = self.square.iter().sum::<f64>() / count;

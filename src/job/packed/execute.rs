@@ -48,7 +48,7 @@ const MOST_TEXT: usize = 256 << 20;
 
 /// Tokens of a calibration sample for a model.
 #[must_use]
-pub fn sample_tokens(model: &LocalModel) -> usize {
+pub(crate) fn sample_tokens(model: &LocalModel) -> usize {
     SAMPLE_TOKENS.min(model.config.max_positions).max(2)
 }
 
@@ -57,7 +57,7 @@ pub fn sample_tokens(model: &LocalModel) -> usize {
 /// # Errors
 /// Those of `refuse`; [`Error::Calibration`], [`Error::Checkpoint`], [`Error::Io`],
 /// [`Error::SmoothQuant`]; [`Error::Interrupted`] when the user asks to stop.
-pub fn execute(
+pub(crate) fn execute(
     model: &LocalModel,
     plan: &PackedPlan,
     request: &PackedRequest,

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// Integers of a linear layer.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Levels {
+pub(crate) enum Levels {
     /// Groups with scales and zero points.
     Groups(Grouped),
     /// 8-bit rows.
@@ -26,7 +26,7 @@ pub enum Levels {
 impl Levels {
     /// The values that the levels stand for, `[out, in]`.
     #[must_use]
-    pub fn values(&self) -> Vec<f32> {
+    pub(crate) fn values(&self) -> Vec<f32> {
         match self {
             Self::Groups(grouped) => {
                 let mut values = vec![0.0; grouped.out * grouped.inputs];
@@ -46,7 +46,7 @@ impl Levels {
 
 /// What happened to a linear layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LayerReport {
+pub(crate) struct LayerReport {
     /// `model.layers.0.mlp.up_proj`
     pub name: String,
     /// `[out, in]`
@@ -84,7 +84,7 @@ pub struct LayerReport {
 
 /// A block as it is written.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Finished {
+pub(crate) struct Finished {
     /// The seven layers.
     pub linears: Vec<Levels>,
     /// Their biases.
@@ -100,7 +100,11 @@ pub struct Finished {
 impl Finished {
     /// From weights whose matrices have become `linears`.
     #[must_use]
-    pub fn new(weights: &BlockWeights, linears: Vec<Levels>, reports: Vec<LayerReport>) -> Self {
+    pub(crate) fn new(
+        weights: &BlockWeights,
+        linears: Vec<Levels>,
+        reports: Vec<LayerReport>,
+    ) -> Self {
         Self {
             linears,
             biases: weights.biases.clone(),
@@ -114,7 +118,7 @@ impl Finished {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn block(
+    pub(crate) fn block(
         &self,
         shapes: [(usize, usize); 7],
         like: &Block,
@@ -150,7 +154,7 @@ impl Finished {
     ///
     /// # Errors
     /// If a report holds what JSON cannot.
-    pub fn to_unit(&self) -> Result<UnitData> {
+    pub(crate) fn to_unit(&self) -> Result<UnitData> {
         let meta = serde_json::to_value(&self.reports)
             .map_err(|e| Error::Checkpoint(format!("a report cannot be kept: {e}")))?;
         let mut unit = UnitData::new(meta)
@@ -187,7 +191,7 @@ impl Finished {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if it does not fit the shapes.
-    pub fn from_unit(
+    pub(crate) fn from_unit(
         unit: &UnitData,
         shapes: [(usize, usize); 7],
         groups: Option<(u8, [usize; 7])>,
@@ -246,7 +250,7 @@ impl Finished {
     }
 
     /// Rounds what is stored in 16 bits as it will be stored.
-    pub fn round_plain(&mut self, plain: PlainType) {
+    pub(crate) fn round_plain(&mut self, plain: PlainType) {
         let biases = self.biases.iter_mut().flatten();
         for values in biases.chain([&mut self.input_norm, &mut self.post_norm]) {
             values.iter_mut().for_each(|value| *value = plain.rounded(*value));

@@ -14,7 +14,7 @@ const TILE: usize = 256;
 
 /// `Σ x xᵀ` of vectors of `channels` values.
 #[derive(Debug, Clone)]
-pub struct Gram {
+pub(crate) struct Gram {
     channels: usize,
     /// Row-major tiles, the lower triangle row after row.
     tiles: Vec<Vec<f64>>,
@@ -24,7 +24,7 @@ pub struct Gram {
 impl Gram {
     /// No vectors yet.
     #[must_use]
-    pub fn new(channels: usize) -> Self {
+    pub(crate) fn new(channels: usize) -> Self {
         let tiles = channels.div_ceil(TILE);
         let size = |row: usize, col: usize| extent(channels, row) * extent(channels, col);
         let tiles = (0..tiles)
@@ -35,7 +35,7 @@ impl Gram {
 
     /// Bytes that one takes.
     #[must_use]
-    pub fn bytes(channels: usize) -> u64 {
+    pub(crate) fn bytes(channels: usize) -> u64 {
         let tiles = channels.div_ceil(TILE) as u64;
         tiles * (tiles + 1) / 2 * (TILE * TILE * 8) as u64
     }
@@ -44,7 +44,7 @@ impl Gram {
     ///
     /// # Errors
     /// [`Error::General`] if a value is not finite or the shape does not fit.
-    pub fn add(&mut self, x: &[f32]) -> Result<()> {
+    pub(crate) fn add(&mut self, x: &[f32]) -> Result<()> {
         let channels = self.channels;
         if !x.len().is_multiple_of(channels.max(1)) {
             return Err(Error::General(format!("{} inputs for {channels} channels", x.len())));
@@ -71,7 +71,7 @@ impl Gram {
     ///
     /// # Panics
     /// If there are fewer factors than channels.
-    pub fn divide(&mut self, factors: &[f32]) {
+    pub(crate) fn divide(&mut self, factors: &[f32]) {
         let channels = self.channels;
         self.tiles.par_iter_mut().enumerate().for_each(|(index, tile)| {
             let (row, col) = place(index);
@@ -87,13 +87,13 @@ impl Gram {
 
     /// Length of the vectors.
     #[must_use]
-    pub fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         self.channels
     }
 
     /// Vectors added so far.
     #[must_use]
-    pub fn tokens(&self) -> u64 {
+    pub(crate) fn tokens(&self) -> u64 {
         self.tokens
     }
 
@@ -102,7 +102,7 @@ impl Gram {
     /// # Panics
     /// If there is no such channel.
     #[must_use]
-    pub fn get(&self, i: usize, j: usize) -> f64 {
+    pub(crate) fn get(&self, i: usize, j: usize) -> f64 {
         let (i, j) = (i.max(j), i.min(j));
         let (row, col) = (i / TILE, j / TILE);
         let width = extent(self.channels, col);
@@ -111,13 +111,13 @@ impl Gram {
 
     /// `Σ x_i²` of every channel.
     #[must_use]
-    pub fn diagonal(&self) -> Vec<f64> {
+    pub(crate) fn diagonal(&self) -> Vec<f64> {
         (0..self.channels).map(|i| self.get(i, i)).collect()
     }
 
     /// The mean `E[x xᵀ]`, `[channels, channels]`.
     #[must_use]
-    pub fn mean(&self) -> Vec<f32> {
+    pub(crate) fn mean(&self) -> Vec<f32> {
         let (n, count) = (self.channels, self.tokens.max(1) as f64);
         let mut out = vec![0.0; n * n];
         out.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {

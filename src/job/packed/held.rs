@@ -48,7 +48,7 @@ impl Zeroed {
 ///
 /// # Errors
 /// [`Error::OutOfRange`] if a scale would have to be larger than its type allows.
-pub fn check(layer: &str, weight: &[f32], levels: &Levels) -> Result<Option<String>> {
+pub(crate) fn check(layer: &str, weight: &[f32], levels: &Levels) -> Result<Option<String>> {
     let (rows, inputs) = match levels {
         Levels::Groups(grouped) => (grouped.out, grouped.inputs),
         Levels::Rows(rows) => (rows.out, rows.inputs),
@@ -123,7 +123,7 @@ fn note(largest: &mut Option<Largest>, new: Largest) {
 /// The first weight of a tensor that no grid of `bits` in groups of `group` can hold, before anything
 /// is calibrated: the range of its group asks for a scale beyond f16.
 #[must_use]
-pub fn first_beyond(
+pub(crate) fn first_beyond(
     tensor: &StoredTensor,
     group: usize,
     bits: u8,
@@ -155,7 +155,7 @@ pub fn first_beyond(
 
 /// The refusal of a weight.
 #[must_use]
-pub fn out_of_range(layer: &str, row: usize, column: usize, weight: f32) -> Error {
+pub(crate) fn out_of_range(layer: &str, row: usize, column: usize, weight: f32) -> Error {
     Error::OutOfRange {
         message: format!(
             "{layer} has {weight:?} at [{row}, {column}], which no scale of 16 bits reaches"

@@ -5,25 +5,25 @@
 //! after the other on what the quantized blocks before them give, each is kept in the checkpoint and
 //! written at once, so that memory holds one block and the activations between two.
 
-pub mod awq;
-pub mod block;
+pub(crate) mod awq;
+pub(crate) mod block;
 mod card;
-pub mod channels;
-pub mod execute;
-pub mod finished;
-pub mod gptq;
-pub mod gram;
-pub mod held;
-pub mod plan;
+pub(crate) mod channels;
+pub(crate) mod execute;
+pub(crate) mod finished;
+pub(crate) mod gptq;
+pub(crate) mod gram;
+pub(crate) mod held;
+pub(crate) mod plan;
 mod preflight;
-pub mod report;
-pub mod request;
-pub mod smoothquant;
+pub(crate) mod report;
+pub(crate) mod request;
+pub(crate) mod smoothquant;
 mod store;
 mod work;
 
-pub use execute::execute;
-pub use plan::{PackedPlan, plan};
-pub use preflight::{refuse_early, shortages};
-pub use report::PackedReport;
-pub use request::{Alpha, Extras, Gptq, GroupSize, Method, PackedRequest, parse_bits};
+pub(crate) use execute::execute;
+pub(crate) use plan::{PackedPlan, plan};
+pub(crate) use preflight::{refuse_early, shortages};
+pub(crate) use report::PackedReport;
+pub(crate) use request::{Alpha, Extras, Gptq, GroupSize, Method, PackedRequest, parse_bits};

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// A planned directory.
 #[derive(Debug, Clone)]
-pub struct PackedPlan {
+pub(crate) struct PackedPlan {
     /// All tensors, in the order in which they are written.
     pub slots: Vec<TensorSlot>,
     /// `(out, in)` of a block's seven layers.
@@ -40,13 +40,13 @@ pub struct PackedPlan {
 impl PackedPlan {
     /// Bits per weight of the packed layers, scales and zero points included.
     #[must_use]
-    pub fn bits_per_weight(&self) -> f64 {
+    pub(crate) fn bits_per_weight(&self) -> f64 {
         self.packed_bytes as f64 * 8.0 / self.packed_weights.max(1) as f64
     }
 
     /// Safetensors type of what is not packed.
     #[must_use]
-    pub fn plain_dtype(&self) -> Dtype {
+    pub(crate) fn plain_dtype(&self) -> Dtype {
         match self.plain {
             PlainType::F16 => Dtype::F16,
             PlainType::BF16 => Dtype::BF16,
@@ -59,7 +59,7 @@ impl PackedPlan {
 /// # Errors
 /// [`Error::UnsupportedConversion`] for models that are in factors, or whose shapes the layout cannot
 /// hold; [`Error::InvalidArgument`] for groups that do not divide a layer's inputs.
-pub fn plan(model: &LocalModel, request: &PackedRequest) -> Result<PackedPlan> {
+pub(crate) fn plan(model: &LocalModel, request: &PackedRequest) -> Result<PackedPlan> {
     let config = &model.config;
     if model.weights.values().any(|weight| !matches!(weight, Weight::Stored(_))) {
         return Err(Error::UnsupportedConversion(format!(

@@ -39,7 +39,11 @@ pub(super) fn refuse(
 ///
 /// # Errors
 /// [`Error::InvalidArgument`], [`Error::Io`], [`Error::OutOfMemory`], [`Error::ModelNotFound`].
-pub fn refuse_early(model: &LocalModel, plan: &PackedPlan, request: &PackedRequest) -> Result<()> {
+pub(crate) fn refuse_early(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+) -> Result<()> {
     check_target(&request.output)?;
     space::check_writable(folder_of(request))?;
     space::check_free_space(folder_of(request), plan.tensor_bytes)?;
@@ -51,7 +55,11 @@ pub fn refuse_early(model: &LocalModel, plan: &PackedPlan, request: &PackedReque
 
 /// What [`refuse_early`] would refuse for lack of disk or memory, as warnings.
 #[must_use]
-pub fn shortages(model: &LocalModel, plan: &PackedPlan, request: &PackedRequest) -> Vec<String> {
+pub(crate) fn shortages(
+    model: &LocalModel,
+    plan: &PackedPlan,
+    request: &PackedRequest,
+) -> Vec<String> {
     let memory = memory_shortage(model, plan, request)
         .map(|(message, suggestion)| format!("{message}; the run will be refused. {suggestion}"));
     space::shortage(folder_of(request), plan.tensor_bytes).into_iter().chain(memory).collect()

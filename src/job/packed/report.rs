@@ -14,11 +14,11 @@ use crate::weight::Weight;
 
 /// Signal to quantization noise below which a layer is named as a problem, decibels: an error of a
 /// tenth of the outputs.
-pub const PROBLEM_DECIBELS: f64 = 20.0;
+pub(crate) const PROBLEM_DECIBELS: f64 = 20.0;
 
 /// The result of `quantize MODEL awq|gptq|smoothquant`, or its plan.
 #[derive(Debug, Serialize)]
-pub struct PackedReport {
+pub(crate) struct PackedReport {
     /// `success`, or `planned`.
     pub status: &'static str,
     /// The directory.
@@ -72,7 +72,7 @@ pub struct PackedReport {
 
 /// Settings of a method, as far as it has them.
 #[derive(Debug, Default, Serialize)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// GPTQ: no zero points.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub symmetric: Option<bool>,
@@ -89,7 +89,7 @@ pub struct Settings {
 
 /// The text that was read.
 #[derive(Debug, Clone, Serialize)]
-pub struct CalibrationReport {
+pub(crate) struct CalibrationReport {
     /// Where it came from.
     pub dataset: String,
     /// Samples.
@@ -102,7 +102,7 @@ pub struct CalibrationReport {
 
 /// A layer that loses too much.
 #[derive(Debug, Clone, Serialize)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Its name.
     pub name: String,
     /// Signal to quantization noise of its outputs, decibels.
@@ -113,7 +113,7 @@ pub struct Problem {
 
 /// A tensor of a plan.
 #[derive(Debug, Clone, Serialize)]
-pub struct TensorReport {
+pub(crate) struct TensorReport {
     /// Its name.
     pub name: String,
     /// Dimensions, outermost first.
@@ -130,7 +130,7 @@ impl PackedReport {
     ///
     /// # Errors
     /// If a tensor has no size.
-    pub fn planned(
+    pub(crate) fn planned(
         model: &LocalModel,
         plan: &PackedPlan,
         request: &PackedRequest,
@@ -260,7 +260,7 @@ impl PackedReport {
 
 /// `4bit`, or `w8a8`.
 #[must_use]
-pub fn level_name(method: Method) -> String {
+pub(crate) fn level_name(method: Method) -> String {
     match method {
         Method::SmoothQuant(_) => "w8a8".into(),
         other => format!("{}bit", other.bits()),

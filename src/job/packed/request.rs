@@ -8,19 +8,19 @@ use crate::text::TextOptions;
 use crate::{Error, Result};
 
 /// Default size of a group.
-pub const GROUP: usize = 128;
+pub(crate) const GROUP: usize = 128;
 /// Default number of calibration samples.
-pub const SAMPLES: usize = 256;
+pub(crate) const SAMPLES: usize = 256;
 /// Tokens of a calibration sample, at most.
-pub const SAMPLE_TOKENS: usize = 512;
+pub(crate) const SAMPLE_TOKENS: usize = 512;
 /// Default damping of GPTQ.
-pub const DAMPING: f64 = 0.01;
+pub(crate) const DAMPING: f64 = 0.01;
 /// Default strength of SmoothQuant.
-pub const ALPHA: f64 = 0.5;
+pub(crate) const ALPHA: f64 = 0.5;
 
 /// How weights become integers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Method {
+pub(crate) enum Method {
     /// GPTQ, in GPTQ's layout.
     Gptq(Gptq),
     /// AWQ: 4 bits with zero points.
@@ -31,7 +31,7 @@ pub enum Method {
 
 /// Settings of GPTQ.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Gptq {
+pub(crate) struct Gptq {
     /// 2, 3, 4 or 8.
     pub bits: u8,
     /// No zero points.
@@ -46,7 +46,7 @@ pub struct Gptq {
 
 /// Improvements over the paper's algorithm that do not change the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extras {
+pub(crate) struct Extras {
     /// Scales are searched for the least error instead of taken from the range.
     pub search: bool,
     /// Columns are rounded in the order of their activations, groups stay runs of neighbours.
@@ -64,7 +64,7 @@ impl Default for Extras {
 
 /// Strength of SmoothQuant's migration.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Alpha {
+pub(crate) enum Alpha {
     /// The same everywhere, 0 to 1.
     Fixed(f64),
     /// Searched for each group of layers by the measured error of its outputs.
@@ -76,7 +76,7 @@ impl Alpha {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for anything else.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         if text.eq_ignore_ascii_case("auto") {
             return Ok(Self::Search);
         }
@@ -90,7 +90,7 @@ impl Alpha {
 
     /// `0.5` or `auto`.
     #[must_use]
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         match self {
             Self::Fixed(alpha) => alpha.to_string(),
             Self::Search => "auto".into(),
@@ -100,7 +100,7 @@ impl Alpha {
 
 /// Columns that share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GroupSize {
+pub(crate) enum GroupSize {
     /// [`GROUP`], or the largest smaller size that fits all layers.
     Default,
     /// That many.
@@ -114,7 +114,7 @@ impl GroupSize {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for 0 and other negative numbers.
-    pub fn parse(number: i64) -> Result<Self> {
+    pub(crate) fn parse(number: i64) -> Result<Self> {
         match number {
             -1 => Ok(Self::Row),
             1.. => usize::try_from(number).map(Self::Columns).map_err(|_| wrong_group(number)),
@@ -132,7 +132,7 @@ fn wrong_group(number: i64) -> Error {
 impl Method {
     /// `gptq`, `awq` or `smoothquant`.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Gptq(_) => "gptq",
             Self::Awq => "awq",
@@ -142,7 +142,7 @@ impl Method {
 
     /// Bits of a weight.
     #[must_use]
-    pub const fn bits(self) -> u8 {
+    pub(crate) const fn bits(self) -> u8 {
         match self {
             Self::Gptq(gptq) => gptq.bits,
             Self::Awq => 4,
@@ -155,7 +155,7 @@ impl Method {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] when it is none, or the format has none of that many bits.
-pub fn parse_bits(level: &str, format: &str) -> Result<u8> {
+pub(crate) fn parse_bits(level: &str, format: &str) -> Result<u8> {
     let allowed: &[u8] = match format {
         "awq" => &[4],
         "smoothquant" => &[8],
@@ -187,7 +187,7 @@ pub fn parse_bits(level: &str, format: &str) -> Result<u8> {
 
 /// A quantization to a directory.
 #[derive(Debug, Clone)]
-pub struct PackedRequest {
+pub(crate) struct PackedRequest {
     /// How.
     pub method: Method,
     /// Groups of AWQ and GPTQ.

@@ -256,7 +256,7 @@ impl Work<'_> {
                     let grid = awq::GRID;
                     let fit = |_: usize, values: &[f32]| grid.fit(values, None);
                     let group = self.plan.groups[linear];
-                    Levels::Groups(super::awq::scales::round_with(matrix, &grid, group, fit))
+                    Levels::Groups(super::awq::scales::round_with(matrix, grid, group, fit))
                 }
                 Method::SmoothQuant(_) => Levels::Rows(crate::codec::affine::nearest::round_rows(
                     weight,

@@ -3,13 +3,13 @@
 //! ([`sensitivity`] measured, [`weight`] estimated). [`job::gguf::profile`](super::gguf::profile)
 //! makes them and checks them against a model.
 
-pub mod format;
-pub mod presets;
-pub mod rules;
-pub mod sensitivity;
-pub mod store;
-pub mod weight;
-pub mod widths;
+pub(crate) mod format;
+pub(crate) mod presets;
+pub(crate) mod rules;
+pub(crate) mod sensitivity;
+pub(crate) mod store;
+pub(crate) mod weight;
+pub(crate) mod widths;
 
 pub use format::{Assignment, Profile, Strategy};
 pub use rules::Rules;

@@ -4,7 +4,7 @@ use super::format::{Assignment, Profile, Strategy};
 
 /// A preset.
 #[derive(Debug, Clone, Copy)]
-pub struct Preset {
+pub(crate) struct Preset {
     /// Its name.
     pub name: &'static str,
     /// What it does, as `profile list` says.
@@ -16,7 +16,7 @@ pub struct Preset {
 }
 
 /// All presets.
-pub const PRESETS: [Preset; 3] = [
+pub(crate) const PRESETS: [Preset; 3] = [
     Preset {
         name: "attention-high",
         summary: "Attention layers at 4-bit, MLP at 2-bit",
@@ -51,14 +51,14 @@ pub const PRESETS: [Preset; 3] = [
 impl Preset {
     /// The preset of that name, in any case and with `_` for `-`.
     #[must_use]
-    pub fn named(name: &str) -> Option<&'static Self> {
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
         let name = name.to_lowercase().replace('_', "-");
         PRESETS.iter().find(|preset| preset.name == name)
     }
 
     /// As a profile.
     #[must_use]
-    pub fn profile(&self) -> Profile {
+    pub(crate) fn profile(&self) -> Profile {
         Profile {
             profile_id: self.name.to_owned(),
             profile_name: self.name.to_owned(),

@@ -16,7 +16,7 @@ pub struct Rules {
 ///
 /// # Errors
 /// [`Error::Profile`] if it is no regular expression.
-pub fn pattern(layer_name: &str) -> Result<Regex> {
+pub(crate) fn pattern(layer_name: &str) -> Result<Regex> {
     Regex::new(&format!(r"^(?:{layer_name})(?:\..*)?$")).map_err(|error| {
         Error::Profile(format!("layer_name {layer_name} is no regular expression: {error}"))
     })

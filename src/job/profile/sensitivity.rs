@@ -34,7 +34,7 @@ const HEAD: &str = "lm_head.weight";
 
 /// A tensor in one type.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Point {
+pub(crate) struct Point {
     /// The type.
     pub kind: StoredType,
     /// Σ w (x − y)² / Σ w x² over the tensor, w the importance of the column.
@@ -45,7 +45,7 @@ pub struct Point {
 
 /// What the model loses by one tensor's error.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Sensitivity {
+pub(crate) struct Sensitivity {
     /// Measurements, smallest error first.
     points: Vec<Point>,
 }
@@ -53,7 +53,7 @@ pub struct Sensitivity {
 impl Sensitivity {
     /// From measurements; those without error or divergence say nothing and are dropped.
     #[must_use]
-    pub fn new(mut points: Vec<Point>) -> Self {
+    pub(crate) fn new(mut points: Vec<Point>) -> Self {
         points.retain(|point| point.error > 0.0 && point.divergence > 0.0);
         points.sort_by(|a, b| a.error.total_cmp(&b.error));
         Self { points }
@@ -61,14 +61,14 @@ impl Sensitivity {
 
     /// The measurements.
     #[must_use]
-    pub fn points(&self) -> &[Point] {
+    pub(crate) fn points(&self) -> &[Point] {
         &self.points
     }
 
     /// The divergence to expect of a relative squared error, nats per token. A type that was
     /// measured has what was measured.
     #[must_use]
-    pub fn divergence(&self, kind: StoredType, error: f64) -> f64 {
+    pub(crate) fn divergence(&self, kind: StoredType, error: f64) -> f64 {
         if let Some(point) = self.points.iter().find(|point| point.kind == kind) {
             return point.divergence;
         }
@@ -106,7 +106,7 @@ struct Job<'a> {
 /// A model that is run with some of its tensors in other types, beside itself.
 ///
 /// After an error it must not be used any more.
-pub struct Probe<'a> {
+pub(crate) struct Probe<'a> {
     model: &'a LocalModel,
     importance: Option<&'a ImportanceMatrix>,
     tokens: &'a [u32],
@@ -120,7 +120,7 @@ impl<'a> Probe<'a> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a model whose weights are factors; what running it can fail with.
-    pub fn new(
+    pub(crate) fn new(
         model: &'a LocalModel,
         importance: Option<&'a ImportanceMatrix>,
         windows: &'a CalibrationWindows,
@@ -136,7 +136,7 @@ impl<'a> Probe<'a> {
 
     /// Tokens of text that everything is measured on.
     #[must_use]
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.tokens.len()
     }
 
@@ -144,7 +144,7 @@ impl<'a> Probe<'a> {
     ///
     /// # Errors
     /// [`Error::Interrupted`] when the user asks to stop, and what running the model can fail with.
-    pub fn each(
+    pub(crate) fn each(
         &mut self,
         kinds: &dyn Fn(&str, &StoredTensor) -> Vec<StoredType>,
         progress: &dyn Progress,
@@ -187,7 +187,7 @@ impl<'a> Probe<'a> {
     ///
     /// # Errors
     /// [`Error::Interrupted`] when the user asks to stop, and what running the model can fail with.
-    pub fn together(
+    pub(crate) fn together(
         &mut self,
         kinds: &dyn Fn(&str) -> Option<StoredType>,
         progress: &dyn Progress,

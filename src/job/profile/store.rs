@@ -10,11 +10,11 @@ use crate::files::atomic::write_atomically;
 use crate::{Error, Result};
 
 /// The extension of profiles.
-pub const EXTENSION: &str = "dqprofile";
+pub(crate) const EXTENSION: &str = "dqprofile";
 
 /// A profile that `profile list` shows.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// What `--profile` takes.
     pub name: String,
     /// What it does.
@@ -28,7 +28,7 @@ pub struct Listed {
 ///
 /// # Errors
 /// [`Error::Io`] if the folder is there and cannot be read.
-pub fn list(folder: Option<&Path>) -> Result<(Vec<Listed>, Vec<String>)> {
+pub(crate) fn list(folder: Option<&Path>) -> Result<(Vec<Listed>, Vec<String>)> {
     let mut found: Vec<Listed> = PRESETS
         .iter()
         .map(|preset| Listed {
@@ -62,7 +62,7 @@ pub fn list(folder: Option<&Path>) -> Result<(Vec<Listed>, Vec<String>)> {
 ///
 /// # Errors
 /// [`Error::Profile`] if there is none, or it is damaged.
-pub fn find(name: &str, folder: Option<&Path>) -> Result<Profile> {
+pub(crate) fn find(name: &str, folder: Option<&Path>) -> Result<Profile> {
     if let Some(preset) = Preset::named(name) {
         return Ok(preset.profile());
     }
@@ -100,7 +100,7 @@ fn read(path: &Path) -> Result<Profile> {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write(profile: &Profile, path: &Path) -> Result<()> {
+pub(crate) fn write(profile: &Profile, path: &Path) -> Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     }
@@ -109,7 +109,7 @@ pub fn write(profile: &Profile, path: &Path) -> Result<()> {
 
 /// A name as a file's: lower-case letters, digits and dashes.
 #[must_use]
-pub fn slug(name: &str) -> String {
+pub(crate) fn slug(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let text: String = name.trim().chars().map(plain).collect();
     let parts: Vec<&str> = text.split('-').filter(|part| !part.is_empty()).collect();

@@ -26,7 +26,7 @@ const CURVATURE_OF_TABLES: f64 = 10.0;
 /// queries, keys and values of blocks where `c` is 0.65 to 0.82 lose 1.2, 2.1 and 2.2 times as much as where
 /// it is 0.18 to 0.27 (medians of five blocks); the formula would say 5 times.
 #[must_use]
-pub fn concentration(name: &str, columns: &[f32], matrices: usize) -> f64 {
+pub(crate) fn concentration(name: &str, columns: &[f32], matrices: usize) -> f64 {
     if !matches!(role(name), Role::FeedForwardDown | Role::AttentionOutput) {
         return 1.0;
     }
@@ -49,7 +49,7 @@ pub fn concentration(name: &str, columns: &[f32], matrices: usize) -> f64 {
 /// writes what all others read, for three times as much: `f / √layers · (1 + 2/(block + 1)²)`. Behind
 /// the last one nothing makes up for its errors.
 #[must_use]
-pub fn estimated(name: &str, layers: usize, tied: bool) -> f64 {
+pub(crate) fn estimated(name: &str, layers: usize, tied: bool) -> f64 {
     let figure = match role(name) {
         Role::Embedding if tied => return 6.0,
         Role::Embedding => return 1.2,
@@ -76,7 +76,7 @@ pub fn estimated(name: &str, layers: usize, tied: bool) -> f64 {
 /// stories15M Q5_1 0.42, IQ4_NL 0.60, Q8_0 0.93, Q5_0 1.02; SmolLM2-135M Q5_1 0.22, Q4_0 1.0. Types that
 /// were not measured are taken to be like those of their kind.
 #[must_use]
-pub fn common_part(name: &str, kind: GgmlType) -> f64 {
+pub(crate) fn common_part(name: &str, kind: GgmlType) -> f64 {
     use crate::files::gguf::GgmlType as T;
     let with_minimum = matches!(kind, T::Q4_1 | T::Q5_1 | T::Q2_K | T::Q4_K | T::Q5_K);
     if role(name) == Role::AttentionValue && !with_minimum && kind.is_quantized() {
@@ -91,7 +91,7 @@ pub fn common_part(name: &str, kind: GgmlType) -> f64 {
 /// The second term is what is beyond the quadratic form. For tables of tokens it is large: tied
 /// embeddings at e = 0.58 were measured to lose 29 nats where the first term alone says 6.
 #[must_use]
-pub fn loss(name: &str, sensitivity: f64, error: f64) -> f64 {
+pub(crate) fn loss(name: &str, sensitivity: f64, error: f64) -> f64 {
     let curvature = match role(name) {
         Role::Embedding | Role::Output => CURVATURE_OF_TABLES,
         _ => 2.0,
@@ -112,7 +112,7 @@ const OPEN: f64 = 0.4;
 /// `½ Σ p (1 − p) E η²`, and the mean of `Σ p (1 − p)`, how open the model's predictions are, is the one
 /// figure that the weights do not say: measured, 0.36 for stories15M and 0.41 for SmolLM2-135M.
 #[must_use]
-pub fn loss_by_logits(disturbance: f64, error: f64) -> f64 {
+pub(crate) fn loss_by_logits(disturbance: f64, error: f64) -> f64 {
     0.5 * OPEN * disturbance * (1.0 + CURVATURE_OF_TABLES * error)
 }
 

@@ -3,7 +3,7 @@
 use crate::files::gguf::GgmlType;
 
 /// The widths that an assignment may have, bits.
-pub const WIDTHS: [f64; 10] = [1.5, 1.58, 1.75, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0];
+pub(crate) const WIDTHS: [f64; 10] = [1.5, 1.58, 1.75, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0];
 
 /// Types of each width.
 const TYPES: [(f64, &[GgmlType]); 10] = [
@@ -31,19 +31,19 @@ const TYPES: [(f64, &[GgmlType]); 10] = [
 
 /// Whether `bits` is one of [`WIDTHS`].
 #[must_use]
-pub fn is_width(bits: f64) -> bool {
+pub(crate) fn is_width(bits: f64) -> bool {
     WIDTHS.iter().any(|width| (width - bits).abs() < 1e-9)
 }
 
 /// The widths as a sentence has them.
 #[must_use]
-pub fn list() -> String {
+pub(crate) fn list() -> String {
     WIDTHS.map(|width| width.to_string()).join(", ")
 }
 
 /// The width that a type counts as. Its blocks may take up to a bit more: scales are not counted.
 #[must_use]
-pub fn of_type(kind: GgmlType) -> f64 {
+pub(crate) fn of_type(kind: GgmlType) -> f64 {
     if kind == GgmlType::Q1_0 {
         return 1.5;
     }
@@ -52,14 +52,14 @@ pub fn of_type(kind: GgmlType) -> f64 {
 
 /// The types of a width.
 #[must_use]
-pub fn types(bits: f64) -> &'static [GgmlType] {
+pub(crate) fn types(bits: f64) -> &'static [GgmlType] {
     TYPES.iter().find(|(width, _)| (width - bits).abs() < 1e-9).map_or(&[], |(_, types)| *types)
 }
 
 /// The types of a width that rows of `columns` values fill; where there is none, those of the next
 /// width that has some. Ternary types stand in for no others.
 #[must_use]
-pub fn fitting(bits: f64, columns: usize) -> Vec<GgmlType> {
+pub(crate) fn fitting(bits: f64, columns: usize) -> Vec<GgmlType> {
     let wide_enough =
         |width: f64| (width - bits).abs() < 1e-9 || (width > bits && (width - 1.58).abs() > 1e-9);
     WIDTHS
@@ -72,7 +72,7 @@ pub fn fitting(bits: f64, columns: usize) -> Vec<GgmlType> {
 
 /// The width that lies next to `bits` on a logarithmic scale, ternary left out.
 #[must_use]
-pub fn nearest(bits: f64) -> f64 {
+pub(crate) fn nearest(bits: f64) -> f64 {
     let distance = |width: &f64| (width.ln() - bits.max(0.1).ln()).abs();
     WIDTHS
         .into_iter()
@@ -100,9 +100,7 @@ mod tests {
 
     #[test]
     fn narrow_rows_get_wider_types() {
-        use crate::files::gguf::GgmlType::IQ4_NL;
-        use crate::files::gguf::GgmlType::Q2_0;
-        use crate::files::gguf::GgmlType::Q8_0;
+        use crate::files::gguf::GgmlType::{IQ4_NL, Q2_0, Q8_0};
         assert_eq!(fitting(2.0, 576), [Q2_0]);
         assert!(fitting(2.0, 288).contains(&IQ4_NL));
         assert_eq!(fitting(6.0, 288), [Q8_0]);

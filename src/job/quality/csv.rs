@@ -5,7 +5,7 @@ use super::report::{CompareReport, Compared};
 
 /// The table, lines ended with a line feed.
 #[must_use]
-pub fn table(report: &CompareReport) -> String {
+pub(crate) fn table(report: &CompareReport) -> String {
     let original = report
         .perplexity_original
         .map(|perplexity| (perplexity, report.perplexity_original_stderr.unwrap_or(0.0)));

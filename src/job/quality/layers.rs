@@ -20,7 +20,7 @@ const CHUNK_VALUES: usize = 1 << 20;
 
 /// Error of the weights of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LayerError {
+pub(crate) struct LayerError {
     /// `model.layers.0.self_attn`, `model.layers.0.mlp`, `model.embed_tokens` or `lm_head`.
     pub layer_name: String,
     /// Mean of `(w − ŵ)²` over the layer's parameters.
@@ -65,7 +65,7 @@ impl Sums {
 /// # Errors
 /// [`Error::ValidationFailed`] when a tensor is missing or has another shape;
 /// [`Error::Interrupted`].
-pub fn layer_errors(
+pub(crate) fn layer_errors(
     original: &LocalModel,
     quantized: &LocalModel,
     progress: &dyn Progress,

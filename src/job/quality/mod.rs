@@ -5,14 +5,14 @@
 //! logits are stored. Reports are JSON ([`report`], also the `.qreport` file), CSV ([`csv`]) or a
 //! page to look at ([`html`]).
 
-pub mod csv;
+pub(crate) mod csv;
 mod folds;
-pub mod html;
-pub mod layers;
-pub mod report;
-pub mod statistics;
+pub(crate) mod html;
+pub(crate) mod layers;
+pub(crate) mod report;
+pub(crate) mod statistics;
 mod stream;
-pub mod super_weights;
+pub(crate) mod super_weights;
 pub(crate) mod timestamp;
 
 use std::path::PathBuf;
@@ -28,15 +28,14 @@ use crate::measure::tasks::{self, BenchmarkRequest, run_benchmarks};
 use crate::measure::{CoherenceReport, CoherenceTest};
 use crate::model::LocalModel;
 use crate::text::documents::{ChatRenderer, Coverage, DocumentFile};
-use crate::text::options;
-use crate::text::{EvaluationWindows, Protocol, TextOptions};
+use crate::text::{EvaluationWindows, Protocol, TextOptions, options};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::ChatMessage;
 use crate::{Error, Result};
 use report::{
     BlockError, Coherence, Compared, ComparedPerplexity, Divergence, MeasuredOn, Metrics, Size,
 };
-pub use report::{CompareReport, QualityReport};
+pub(crate) use report::{CompareReport, QualityReport};
 use statistics::{Collector, OriginalFigures, TokenFigures};
 
 /// Tokens of a window, as llama-perplexity has them by default.
@@ -46,7 +45,7 @@ const BYTES_PER_TOKEN: usize = 16;
 
 /// Which text is read.
 #[derive(Debug, Clone, Default)]
-pub struct TextRequest {
+pub(crate) struct TextRequest {
     /// The user's file. Without it WikiText-2's test part is read, or the built-in text.
     pub data: Option<PathBuf>,
     /// How to reach the hub, if it may be asked.
@@ -57,7 +56,7 @@ pub struct TextRequest {
 
 /// What to measure.
 #[derive(Debug, Clone)]
-pub struct QualityRequest {
+pub(crate) struct QualityRequest {
     /// The original as the user gave it, for the report.
     pub original_name: String,
     /// The quantized model as the user gave it.
@@ -84,7 +83,7 @@ pub struct QualityRequest {
 /// [`Error::InvalidArgument`] when the models have different shapes, [`Error::Calibration`] when
 /// the text cannot be used, [`Error::ModelNotFound`] when there is no tokenizer or no data for a
 /// benchmark, [`Error::General`] when a model gives NaN, [`Error::Interrupted`].
-pub fn measure(
+pub(crate) fn measure(
     original: &LocalModel,
     quantized: &LocalModel,
     request: &QualityRequest,
@@ -160,7 +159,7 @@ pub fn measure(
 ///
 /// # Errors
 /// As [`measure()`].
-pub fn measure_coherence(
+pub(crate) fn measure_coherence(
     original: &LocalModel,
     quantized: &LocalModel,
     backend: &Backend,
@@ -173,7 +172,7 @@ pub fn measure_coherence(
 
 /// What `quality compare` looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metric {
+pub(crate) enum Metric {
     /// Perplexity and divergence: the models are run.
     Perplexity,
     /// Bytes.
@@ -184,11 +183,11 @@ pub enum Metric {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Perplexity, Self::Size, Self::Bpw];
+    pub(crate) const ALL: [Self; 3] = [Self::Perplexity, Self::Size, Self::Bpw];
 
     /// The name on the command line.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Perplexity => "perplexity",
             Self::Size => "size",
@@ -199,7 +198,7 @@ impl Metric {
 
 /// What to compare.
 #[derive(Debug, Clone)]
-pub struct CompareRequest {
+pub(crate) struct CompareRequest {
     /// The original as the user gave it, for the report.
     pub original_name: String,
     /// The quantized models as the user gave them.
@@ -216,7 +215,7 @@ pub struct CompareRequest {
 ///
 /// # Errors
 /// As [`measure()`].
-pub fn compare(
+pub(crate) fn compare(
     original: &LocalModel,
     quantized: &[LocalModel],
     request: &CompareRequest,
@@ -424,7 +423,7 @@ fn warnings(
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] that names the first difference.
-pub fn check_pair(original: &LocalModel, quantized: &LocalModel) -> Result<()> {
+pub(crate) fn check_pair(original: &LocalModel, quantized: &LocalModel) -> Result<()> {
     let shape = |model: &LocalModel| {
         let c = &model.config;
         [

@@ -9,7 +9,7 @@ use crate::measure::tasks::BenchmarkReport;
 
 /// Result of `quality report`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct QualityReport {
+pub(crate) struct QualityReport {
     /// `success`.
     pub status: &'static str,
     /// The original as the user named it.
@@ -49,7 +49,7 @@ pub struct QualityReport {
 
 /// Perplexity and size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// Of the original.
     pub perplexity_original: f64,
     /// Standard error of it.
@@ -80,7 +80,7 @@ pub struct Metrics {
 
 /// What the models take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Size {
+pub(crate) struct Size {
     /// Bits of the quantized model's files per parameter.
     pub effective_bpw: f64,
     /// Size of the quantized model over that of the original.
@@ -95,7 +95,8 @@ pub struct Size {
 
 /// Distance of the quantized model's next-token distributions from the original's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Divergence {
+#[expect(clippy::struct_field_names, reason = "the names of the report")]
+pub(crate) struct Divergence {
     /// Kullback–Leibler divergence of a token, nats.
     pub kl_divergence: Distribution,
     /// The same, counted in logarithmic bins.
@@ -153,7 +154,7 @@ impl Metrics {
 
 /// Text and protocol of a measurement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct MeasuredOn {
+pub(crate) struct MeasuredOn {
     /// The text.
     pub dataset: String,
     /// `llama-perplexity`: windows begin with the tokenizer's leading token, the tokens after the
@@ -172,7 +173,7 @@ pub struct MeasuredOn {
 /// Relative error of the hidden states behind a block: `Σ ‖x̂ − x‖² / Σ ‖x‖²` over all tokens read,
 /// with everything that the blocks before it did wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct BlockError {
+pub(crate) struct BlockError {
     /// `model.layers.0`.
     pub layer_name: String,
     /// The error.
@@ -181,7 +182,7 @@ pub struct BlockError {
 
 /// Outcome of the coherence test.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Coherence {
+pub(crate) struct Coherence {
     /// Whether enough prompts are coherent and the score reaches the threshold.
     pub passed: bool,
     /// The threshold, 0 to 1.
@@ -194,7 +195,7 @@ pub struct Coherence {
 
 /// Result of `quality compare`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CompareReport {
+pub(crate) struct CompareReport {
     /// `success`.
     pub status: &'static str,
     /// The original as the user named it.
@@ -228,7 +229,7 @@ pub struct CompareReport {
 
 /// One model of a comparison. A key is absent when its metric was not asked for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Compared {
+pub(crate) struct Compared {
     /// The model as the user named it.
     pub quantized_model: String,
     /// Perplexity.
@@ -251,7 +252,7 @@ pub struct Compared {
 impl Compared {
     /// Mean over the layers of the relative error of their weights, if these were compared.
     #[must_use]
-    pub fn mean_layer_error(&self) -> Option<f64> {
+    pub(crate) fn mean_layer_error(&self) -> Option<f64> {
         let sum: f64 = self.layer_errors.iter().map(|layer| layer.relative_error).sum();
         let count = self.layer_errors.len();
         (count > 0).then(|| sum / count as f64)
@@ -260,7 +261,7 @@ impl Compared {
 
 /// The figures of one model that come from reading text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ComparedPerplexity {
+pub(crate) struct ComparedPerplexity {
     /// Perplexity.
     pub perplexity: f64,
     /// Standard error of it.

@@ -19,7 +19,7 @@ const DECADES: (i32, i32) = (-6, 2);
 
 /// Mean, spread and percentiles of a quantity over all scored tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Distribution {
+pub(crate) struct Distribution {
     /// Mean.
     pub mean: f64,
     /// Standard error of the mean: `σ / √(n − 1)`.
@@ -86,7 +86,7 @@ fn percentile(sorted: &[f32], share: f64) -> f64 {
 
 /// Tokens whose divergence lies in `[from, to)`, nats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Bin {
+pub(crate) struct Bin {
     /// Lower bound; 0 for the first bin.
     pub from: f64,
     /// Upper bound.

@@ -17,7 +17,7 @@ const KEPT_FROM: f64 = 8.0;
 ///
 /// # Errors
 /// As [`SuperWeightMask::read`]; [`Error::Imatrix`] when it names what the model does not have.
-pub fn kept(mask: &Path, model: &LocalModel) -> Result<f64> {
+pub(crate) fn kept(mask: &Path, model: &LocalModel) -> Result<f64> {
     let parsed = SuperWeightMask::read(mask)?;
     let mut kept = 0u64;
     for (name, positions) in &parsed.tensors {

@@ -10,8 +10,8 @@ mod read;
 mod signs;
 mod write;
 
-pub use read::{is_gguf_ext, open, open_either};
-pub use write::write;
+pub(crate) use read::{is_gguf_ext, open, open_either};
+pub(crate) use write::write;
 
 /// What stands before the name of the architecture.
 const ARCHITECTURE: &str = "littlebit-";

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::ValidationFailed`] if its architecture is no text.
-pub fn is_gguf_ext(file: &GgufFile) -> Result<bool> {
+pub(crate) fn is_gguf_ext(file: &GgufFile) -> Result<bool> {
     Ok(file.text("general.architecture")?.is_some_and(|name| name.starts_with(ARCHITECTURE)))
 }
 
@@ -33,7 +33,7 @@ pub fn is_gguf_ext(file: &GgufFile) -> Result<bool> {
 /// [`Error::ValidationFailed`] if `path` is damaged, [`Error::Unsupported`] if it is another kind of
 /// file or of a later version, [`Error::Reconstruction`] if factors do not have the form that the
 /// index says or the bytes do not match their checksums.
-pub fn open(path: &Path) -> Result<LittleBitFile> {
+pub(crate) fn open(path: &Path) -> Result<LittleBitFile> {
     let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     Ok(restore(path, &NullProgress)?.stored_in(size))
 }
@@ -42,7 +42,7 @@ pub fn open(path: &Path) -> Result<LittleBitFile> {
 ///
 /// # Errors
 /// As [`LittleBitFile::open`] and [`open`].
-pub fn open_either(path: &Path) -> Result<LittleBitFile> {
+pub(crate) fn open_either(path: &Path) -> Result<LittleBitFile> {
     match detect::path_kind(path)? {
         PathKind::Gguf => open(path),
         PathKind::Directory => Err(Error::Unsupported {

@@ -26,7 +26,11 @@ const FILE_TYPE: u32 = 40;
 /// # Errors
 /// [`Error::Io`] if it cannot be written, [`Error::Reconstruction`] if the bytes differ (scales on a
 /// grid that is wider than they need, which this program never writes).
-pub fn write(file: &LittleBitFile, target: &Path, progress: &dyn Progress) -> Result<WrittenFile> {
+pub(crate) fn write(
+    file: &LittleBitFile,
+    target: &Path,
+    progress: &dyn Progress,
+) -> Result<WrittenFile> {
     let metadata = metadata(file)?;
     let tensors = plan(file);
     let layout = FileLayout::new(&metadata, &tensors, None)?;

@@ -237,11 +237,7 @@ impl Kind {
     }
 
     fn attention(self, biases: Biases) -> Vec<Module> {
-        use Size::HeadDim;
-        use Size::Hidden;
-        use Size::Keys;
-        use Size::Queries;
-        use Size::QueriesKeysValues;
+        use Size::{HeadDim, Hidden, Keys, Queries, QueriesKeysValues};
         if self == Self::Phi3 {
             return vec![
                 linear("self_attn.qkv_proj", "attn_qkv", QueriesKeysValues, Hidden),
@@ -275,12 +271,7 @@ impl Kind {
     }
 
     fn feed_forward(self, biases: Biases) -> Vec<Module> {
-        use Size::Experts;
-        use Size::FeedForward;
-        use Size::GateUp;
-        use Size::Hidden;
-        use Size::One;
-        use Size::SharedFeedForward;
+        use Size::{Experts, FeedForward, GateUp, Hidden, One, SharedFeedForward};
         match self {
             Self::Phi3 => vec![
                 linear("mlp.gate_up_proj", "ffn_up", GateUp, Hidden),
@@ -310,9 +301,7 @@ impl Kind {
 
     /// The matrices of each expert.
     pub(super) fn experts(self) -> Vec<ExpertModule> {
-        use Size::ExpertFeedForward;
-        use Size::FeedForward;
-        use Size::Hidden;
+        use Size::{ExpertFeedForward, FeedForward, Hidden};
         match self {
             Self::Mixtral => [
                 ("w1", "ffn_gate_exps", FeedForward, Hidden),

@@ -5,19 +5,9 @@
 
 use crate::arch::role::Role;
 use crate::files::gguf::GgmlType;
-use crate::files::gguf::GgmlType::F32;
-use crate::files::gguf::GgmlType::IQ2_S;
-use crate::files::gguf::GgmlType::IQ2_XXS;
-use crate::files::gguf::GgmlType::IQ3_S;
-use crate::files::gguf::GgmlType::IQ3_XXS;
-use crate::files::gguf::GgmlType::Q2_K;
-use crate::files::gguf::GgmlType::Q3_K;
-use crate::files::gguf::GgmlType::Q4_1;
-use crate::files::gguf::GgmlType::Q4_K;
-use crate::files::gguf::GgmlType::Q5_1;
-use crate::files::gguf::GgmlType::Q5_K;
-use crate::files::gguf::GgmlType::Q6_K;
-use crate::files::gguf::GgmlType::Q8_0;
+use crate::files::gguf::GgmlType::{
+    F32, IQ2_S, IQ2_XXS, IQ3_S, IQ3_XXS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, Q8_0,
+};
 use crate::job::gguf::level::{Level, Level as L};
 
 /// When a line of the table applies. `n` is the number of layers, `L` the tensor's layer, all
@@ -61,25 +51,14 @@ const fn rule(role: Role, levels: &'static [Level], when: &'static [When], to: G
     Rule { role, levels, when, to }
 }
 
-use crate::arch::role::Role::AttentionKey;
-use crate::arch::role::Role::AttentionOutput;
-use crate::arch::role::Role::AttentionQuery;
-use crate::arch::role::Role::AttentionValue;
-use crate::arch::role::Role::Embedding;
-use crate::arch::role::Role::FeedForwardDown;
-use crate::arch::role::Role::FeedForwardGate;
-use crate::arch::role::Role::FeedForwardUp;
-use When::Before;
-use When::EightExperts;
-use When::Falcon;
-use When::FirstOf;
-use When::Grouped;
-use When::GroupedOrExperts;
-use When::Importance;
-use When::Middle;
-use When::MoreBits;
-use When::NoImportance;
-use When::NotFalcon;
+use crate::arch::role::Role::{
+    AttentionKey, AttentionOutput, AttentionQuery, AttentionValue, Embedding, FeedForwardDown,
+    FeedForwardGate, FeedForwardUp,
+};
+use When::{
+    Before, EightExperts, Falcon, FirstOf, Grouped, GroupedOrExperts, Importance, Middle, MoreBits,
+    NoImportance, NotFalcon,
+};
 
 /// Levels of one and two bits.
 const TINY: &[L] = &[L::IQ1_S, L::IQ1_M, L::IQ2_XXS, L::IQ2_XS, L::IQ2_S, L::IQ2_M];

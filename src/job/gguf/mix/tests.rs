@@ -1,19 +1,7 @@
 use super::*;
-use crate::files::gguf::GgmlType::F16;
-use crate::files::gguf::GgmlType::IQ1_S;
-use crate::files::gguf::GgmlType::IQ2_XXS;
-use crate::files::gguf::GgmlType::IQ4_NL;
-use crate::files::gguf::GgmlType::Q2_K;
-use crate::files::gguf::GgmlType::Q3_K;
-use crate::files::gguf::GgmlType::Q4_0;
-use crate::files::gguf::GgmlType::Q4_1;
-use crate::files::gguf::GgmlType::Q4_K;
-use crate::files::gguf::GgmlType::Q5_0;
-use crate::files::gguf::GgmlType::Q5_1;
-use crate::files::gguf::GgmlType::Q5_K;
-use crate::files::gguf::GgmlType::Q6_K;
-use crate::files::gguf::GgmlType::Q8_0;
-use crate::files::gguf::GgmlType::TQ1_0;
+use crate::files::gguf::GgmlType::{
+    F16, IQ1_S, IQ2_XXS, IQ4_NL, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TQ1_0,
+};
 
 fn facts(layers: usize, heads: usize, kv_heads: usize, experts: usize) -> ModelFacts {
     ModelFacts { architecture: "llama".into(), layers, heads, kv_heads, experts }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// A profile with the types of a plan.
 #[must_use]
-pub fn from_plan(model: &GgufModel, plan: &QuantizePlan, name: &str) -> Profile {
+pub(crate) fn from_plan(model: &GgufModel, plan: &QuantizePlan, name: &str) -> Profile {
     let assignments = model.tensors.iter().zip(&plan.tensors).filter_map(|(tensor, work)| {
         let kind = work.decision.kind.and(GgmlType::of_stored(work.kind))?;
         let held = plan.protection.as_ref().is_some_and(|p| p.of(&tensor.name).is_some());
@@ -46,7 +46,7 @@ pub fn from_plan(model: &GgufModel, plan: &QuantizePlan, name: &str) -> Profile 
 /// # Errors
 /// [`Error::Imatrix`] if the matrix names no tensor of a transformer block, [`Error::InvalidArgument`]
 /// for a mean out of reach.
-pub fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Result<Profile> {
+pub(crate) fn from_importance(matrix: &ImportanceMatrix, name: &str, bits: f64) -> Result<Profile> {
     let columns = |role: Role| {
         let mut entries = matrix.entries.iter();
         entries.find(|(name, _)| role::role(name) == role).map(|(_, entry)| entry.values.len())

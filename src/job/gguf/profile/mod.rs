@@ -1,4 +1,4 @@
 //! Profiles beside a model: made from one, and checked against one.
 
-pub mod create;
-pub mod validate;
+pub(crate) mod create;
+pub(crate) mod validate;

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// The result of `profile validate`.
 #[derive(Debug, Serialize)]
-pub struct ValidationReport {
+pub(crate) struct ValidationReport {
     /// `success`: the question was answered.
     pub status: &'static str,
     /// The profile's name.
@@ -32,7 +32,7 @@ pub struct ValidationReport {
 
 /// A rule of a profile.
 #[derive(Debug, Serialize)]
-pub struct RuleReport {
+pub(crate) struct RuleReport {
     /// Its `layer_name`.
     pub layer_name: String,
     /// Its width, bits.
@@ -50,7 +50,7 @@ impl ValidationReport {
     ///
     /// # Errors
     /// As [`Rules::new`].
-    pub fn new(profile: &Profile, model: &GgufModel, model_name: &str) -> Result<Self> {
+    pub(crate) fn new(profile: &Profile, model: &GgufModel, model_name: &str) -> Result<Self> {
         let rules = Rules::new(profile)?;
         let mut reports: Vec<RuleReport> = rules
             .iter()
@@ -133,7 +133,7 @@ impl ValidationReport {
 
     /// Why the profile is not valid for the model, if it is not.
     #[must_use]
-    pub fn failure(&self) -> Option<Error> {
+    pub(crate) fn failure(&self) -> Option<Error> {
         let mut reasons = Vec::new();
         for rule in self.rules.iter().filter(|rule| rule.holds == 0) {
             reasons.push(if rule.matches == 0 {

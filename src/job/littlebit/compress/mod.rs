@@ -23,7 +23,7 @@ mod work;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-pub use request::{Checkpoints, CompressRequest, Weighting};
+pub(crate) use request::{Checkpoints, CompressRequest, Weighting};
 
 use super::plan::{CompressionPlan, headers_of, plan};
 use super::report::{CalibrationReport, CompressionReport, LayerSummary, SolverReport};
@@ -44,7 +44,7 @@ const TOOL: &str = concat!("llm-quantize ", env!("CARGO_PKG_VERSION"));
 /// A compression that failed. When it missed its quality threshold, the best result was kept and
 /// its report is here.
 #[derive(Debug)]
-pub struct CompressFailure {
+pub(crate) struct CompressFailure {
     /// Why.
     pub error: Error,
     /// The best result.
@@ -60,7 +60,7 @@ impl From<Error> for CompressFailure {
 /// The plan alone, without reading a weight: with the exact ranks and the exact size of the file,
 /// unless ranks go by what the model loses, which is measured in the run. Then ranks are those of
 /// equal bits per weight, a warning says so, and the size is right to a hundredth.
-pub fn dry_run(
+pub(crate) fn dry_run(
     model: &LocalModel,
     request: &CompressRequest,
     backend: &Backend,
@@ -96,7 +96,7 @@ pub fn dry_run(
 ///
 /// # Errors
 /// Those of [`compress`].
-pub fn refuse_early(
+pub(crate) fn refuse_early(
     model: &LocalModel,
     request: &CompressRequest,
     backend: &Backend,
@@ -120,7 +120,7 @@ fn refuse_packed(model: &LocalModel) -> Result<()> {
 }
 
 /// Compresses `model` into `request.output`.
-pub fn compress(
+pub(crate) fn compress(
     model: &LocalModel,
     request: &CompressRequest,
     backend: &Backend,

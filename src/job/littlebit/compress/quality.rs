@@ -12,8 +12,7 @@ use crate::job::littlebit::plan::{
 use crate::job::littlebit::report::{CalibrationReport, Iteration, LayerReport, RecoveryReport};
 use crate::measure::QualityMetrics;
 use crate::measure::coherence::CoherenceSettings;
-use crate::measure::figures;
-use crate::measure::{CoherenceTest, Comparison, Perplexity, Verdict};
+use crate::measure::{CoherenceTest, Comparison, Perplexity, Verdict, figures};
 use crate::model::littlebit;
 use crate::text::{EvaluationWindows, Protocol};
 use crate::{Error, Result};

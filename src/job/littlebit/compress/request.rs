@@ -10,7 +10,7 @@ use crate::text::TextOptions;
 
 /// How errors are weighted while solving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weighting {
+pub(crate) enum Weighting {
     /// By the mean square of each input on the calibration text.
     Activation,
     /// Not at all.
@@ -20,7 +20,7 @@ pub enum Weighting {
 impl Weighting {
     /// Name in reports, fingerprints and the file.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Activation => "activation",
             Self::None => "none",
@@ -30,7 +30,7 @@ impl Weighting {
 
 /// What happens to finished matrices.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Checkpoints {
+pub(crate) enum Checkpoints {
     /// They stay in memory.
     Off,
     /// They are saved under this directory; a run with the same settings is continued.
@@ -41,7 +41,7 @@ pub enum Checkpoints {
 
 /// Everything that `compress` needs to know.
 #[derive(Debug, Clone)]
-pub struct CompressRequest {
+pub(crate) struct CompressRequest {
     /// Bits, ranks, types.
     pub plan: PlanRequest,
     /// Solver and its settings.
@@ -80,14 +80,14 @@ impl CompressRequest {
     /// Whether ranks go by what the model loses by each matrix: a recipe says so, and no rank was
     /// given.
     #[must_use]
-    pub fn goes_by_loss(&self) -> bool {
+    pub(crate) fn goes_by_loss(&self) -> bool {
         let wanted = |r: &Recipe| r.blocks.rank_allocation == RankAllocation::Sensitivity;
         self.plan.rank.is_none() && self.recipe.as_ref().is_some_and(wanted)
     }
 
     /// Iterations of the chosen solver.
     #[must_use]
-    pub fn solver_iterations(&self) -> usize {
+    pub(crate) fn solver_iterations(&self) -> usize {
         match self.solver.init {
             Init::Admm => self.solver.iterations,
             Init::Itq => self.solver.itq_iterations,

@@ -29,7 +29,7 @@ pub enum Estimator {
 
 /// First and second moments of an array.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Moments {
+pub(crate) struct Moments {
     first: Vec<f32>,
     second: Vec<f32>,
 }
@@ -65,7 +65,7 @@ impl From<[Vec<f32>; 2]> for Moments {
 /// Learning rates of a step: of the latents, in units of their mean magnitude, and of the
 /// logarithms of the scales.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rates {
+pub(crate) struct Rates {
     /// Of latents.
     pub signs: f32,
     /// Of scales.
@@ -74,7 +74,7 @@ pub struct Rates {
 
 /// The optimiser of a set of layers.
 #[derive(Debug)]
-pub struct Adam {
+pub(crate) struct Adam {
     layers: Vec<LearningLayer>,
     /// By layer and path, an array each as in [`PathValues::arrays`]; latents have none while only
     /// scales learn.
@@ -86,7 +86,7 @@ pub struct Adam {
 impl Adam {
     /// An optimiser that has seen nothing yet.
     #[must_use]
-    pub fn new(layers: Vec<LearningLayer>, estimator: Estimator) -> Self {
+    pub(crate) fn new(layers: Vec<LearningLayer>, estimator: Estimator) -> Self {
         let moments = layers
             .iter()
             .map(|layer| {
@@ -113,19 +113,19 @@ impl Adam {
     }
 
     /// Copies values and moments to a device, where steps are done from then on.
-    pub fn place(&self, device: &Device) -> Result<()> {
+    pub(crate) fn place(&self, device: &Device) -> Result<()> {
         let layers = self.layers.iter().zip(&self.moments);
         layers.into_iter().try_for_each(|(layer, moments)| layer.place(device, Some(moments)))
     }
 
     /// Copies values and moments back from where they were placed; they stay there as well.
-    pub fn fetch(&mut self) -> Result<()> {
+    pub(crate) fn fetch(&mut self) -> Result<()> {
         let layers = self.layers.iter().zip(&mut self.moments);
         layers.into_iter().try_for_each(|(layer, moments)| layer.fetch(Some(moments)))
     }
 
     /// One step against the gradient of `loss`.
-    pub fn descend(&mut self, loss: &Tensor, rates: Rates) -> Result<()> {
+    pub(crate) fn descend(&mut self, loss: &Tensor, rates: Rates) -> Result<()> {
         let gradients = loss.backward()?;
         self.count_step();
         self.update(0..self.layers.len(), rates, &gradients)
@@ -255,7 +255,7 @@ pub(super) fn update(
 /// Share of the full rate at step `at` of `total`: a linear rise over the first `warmup`, then a
 /// half cosine down to a hundredth.
 #[must_use]
-pub fn schedule(at: usize, total: usize, warmup: usize) -> f32 {
+pub(crate) fn schedule(at: usize, total: usize, warmup: usize) -> f32 {
     if at < warmup {
         return (at + 1) as f32 / warmup as f32;
     }

@@ -18,7 +18,7 @@ use crate::job::activations::Activations;
 /// What a block learns from: what went in on the compressed chain, and what the original block
 /// gave on the original chain.
 #[derive(Debug)]
-pub struct Lesson<'a> {
+pub(crate) struct Lesson<'a> {
     /// Inputs.
     pub inputs: &'a Activations,
     /// Outputs to reach.
@@ -51,7 +51,7 @@ impl Lesson<'_> {
     }
 
     /// Mean loss over the sequences to decide with. The layers must not be learning.
-    pub fn held_out(&self, decoder: &Decoder, block: &Block, relative: bool) -> Result<f64> {
+    pub(crate) fn held_out(&self, decoder: &Decoder, block: &Block, relative: bool) -> Result<f64> {
         let mut sum = 0.0;
         for sequence in self.decide {
             let loss = self.loss(decoder, block, std::slice::from_ref(sequence), relative)?;
@@ -63,7 +63,7 @@ impl Lesson<'_> {
 
 /// Held-out loss of a block before and after it was tuned.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Tuned {
+pub(crate) struct Tuned {
     /// As factorized.
     pub before: f64,
     /// Of the state that was kept.
@@ -75,7 +75,7 @@ const LOOKS: usize = 4;
 
 /// Tunes the layers of block `index` of `student`. The state with the smallest held-out loss stays,
 /// which may be the first.
-pub fn tune(
+pub(crate) fn tune(
     student: &Decoder,
     index: usize,
     layers: &[LearningLayer],
@@ -124,7 +124,7 @@ pub fn tune(
 
 /// Lets the dense weights of block `index` learn what [`tune`] is about to ask of their signs. The
 /// state with the smallest held-out loss stays, which may be the first.
-pub fn absorb(
+pub(crate) fn absorb(
     student: &Decoder,
     index: usize,
     layers: &[LearningDense],

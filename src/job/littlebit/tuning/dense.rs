@@ -14,7 +14,7 @@ use crate::linalg::products::{Operand, multiply};
 
 /// A weight `[out, in]` that learns, shared between the decoder that runs it and the optimiser.
 #[derive(Debug, Clone)]
-pub struct LearningDense(Arc<Inner>);
+pub(crate) struct LearningDense(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -29,7 +29,7 @@ impl LearningDense {
     ///
     /// # Errors
     /// Never on the CPU.
-    pub fn new(weight: Vec<f32>, dims: (usize, usize)) -> Result<Self> {
+    pub(crate) fn new(weight: Vec<f32>, dims: (usize, usize)) -> Result<Self> {
         Ok(Self(Arc::new(Inner {
             dims,
             gradient: Mutex::new(vec![0.0; weight.len()]),
@@ -39,17 +39,17 @@ impl LearningDense {
     }
 
     /// The weight.
-    pub fn weight(&self) -> RwLockReadGuard<'_, Vec<f32>> {
+    pub(crate) fn weight(&self) -> RwLockReadGuard<'_, Vec<f32>> {
         self.0.weight.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The weight, to put another one in its place.
-    pub fn set_weight(&self, weight: &[f32]) {
+    pub(crate) fn set_weight(&self, weight: &[f32]) {
         self.0.weight.write().unwrap_or_else(PoisonError::into_inner).copy_from_slice(weight);
     }
 
     /// Sum of the gradients since they were last cleared.
-    pub fn gradient(&self) -> MutexGuard<'_, Vec<f32>> {
+    pub(crate) fn gradient(&self) -> MutexGuard<'_, Vec<f32>> {
         self.0.gradient.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -120,7 +120,7 @@ impl CustomOp2 for Apply {
 
 /// Adam for dense layers. The rate is relative to the root mean square of each weight.
 #[derive(Debug)]
-pub struct DenseAdam {
+pub(crate) struct DenseAdam {
     layers: Vec<LearningDense>,
     moments: Vec<Moments>,
     sizes: Vec<f32>,
@@ -130,7 +130,7 @@ pub struct DenseAdam {
 impl DenseAdam {
     /// An optimiser that has seen nothing yet.
     #[must_use]
-    pub fn new(layers: Vec<LearningDense>) -> Self {
+    pub(crate) fn new(layers: Vec<LearningDense>) -> Self {
         let moments = layers.iter().map(|layer| Moments::of(layer.weight().len())).collect();
         let sizes = layers
             .iter()
@@ -144,7 +144,7 @@ impl DenseAdam {
     }
 
     /// Moves every weight against its gradient and clears the gradients.
-    pub fn step(&mut self, rate: f32) {
+    pub(crate) fn step(&mut self, rate: f32) {
         self.steps += 1;
         for ((layer, moments), size) in self.layers.iter().zip(&mut self.moments).zip(&self.sizes) {
             let mut weight = layer.0.weight.write().unwrap_or_else(PoisonError::into_inner);

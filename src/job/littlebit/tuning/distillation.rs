@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// What the model learns from.
 #[derive(Debug)]
-pub struct Curriculum<'a> {
+pub(crate) struct Curriculum<'a> {
     /// Tokens of each sequence.
     pub tokens: Vec<&'a [u32]>,
     /// What the original predicts for each.
@@ -37,7 +37,7 @@ const LOOKS: usize = 10;
 
 /// What is distilled, from what, and how.
 #[derive(Debug)]
-pub struct Distillation<'a> {
+pub(crate) struct Distillation<'a> {
     /// The compressed model, in tracked execution.
     pub student: &'a Decoder,
     /// The original, for the outputs of its blocks.
@@ -56,7 +56,7 @@ pub struct Distillation<'a> {
 
 /// The state with the smallest held-out divergence so far.
 #[derive(Debug, Clone)]
-pub struct Best {
+pub(crate) struct Best {
     /// Held-out divergence, nats per token.
     pub divergence: f64,
     /// Every layer.
@@ -65,7 +65,7 @@ pub struct Best {
 
 /// What a look at the model shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Look {
+pub(crate) struct Look {
     /// Mean loss of the steps since the last look.
     pub learning: f64,
     /// Held-out divergence, nats per token.
@@ -74,7 +74,7 @@ pub struct Look {
 
 /// A distillation under way.
 #[derive(Debug)]
-pub struct Session<'a> {
+pub(crate) struct Session<'a> {
     task: &'a Distillation<'a>,
     /// The optimiser with its moments.
     pub adam: Adam,
@@ -213,7 +213,7 @@ impl Distillation<'_> {
     }
 
     /// Begins at the layers as they are.
-    pub fn begin(&self) -> Result<Session<'_>> {
+    pub(crate) fn begin(&self) -> Result<Session<'_>> {
         place(self.layers, self.student)?;
         let before = self.held_out()?;
         let best = Best { divergence: before, layers: self.packed() };
@@ -223,7 +223,7 @@ impl Distillation<'_> {
     /// Goes on after `step` steps with the layers as they were then. The moments of the optimiser
     /// are to be put back as well.
     #[must_use]
-    pub fn resume(&self, step: usize, before: f64, best: Best) -> Session<'_> {
+    pub(crate) fn resume(&self, step: usize, before: f64, best: Best) -> Session<'_> {
         let mut session = self.session(before, best);
         for _ in 0..step {
             session.draw();
@@ -255,12 +255,12 @@ impl Session<'_> {
 
     /// Whether all steps are done.
     #[must_use]
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.step >= self.task.recipe.steps
     }
 
     /// Learns until the model is looked at next.
-    pub fn advance(&mut self, mut after_step: impl FnMut() -> Result<()>) -> Result<Look> {
+    pub(crate) fn advance(&mut self, mut after_step: impl FnMut() -> Result<()>) -> Result<Look> {
         let recipe = self.task.recipe;
         let (mut losses, first) = (0.0, self.step);
         if let Some(device) = place_of(self.task.student) {
@@ -296,7 +296,7 @@ impl Session<'_> {
     }
 
     /// Ends with the best state in the layers.
-    pub fn finish(self) -> Best {
+    pub(crate) fn finish(self) -> Best {
         set_learning(self.task.layers, Learning::Nothing);
         drop_placed(self.task.layers);
         for (layer, packed) in self.task.layers.iter().zip(&self.best.layers) {

@@ -10,7 +10,7 @@ use crate::linalg::products::{Operand, multiply};
 
 /// What recovery needs besides the solver.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RecoveryEstimate {
+pub(crate) struct RecoveryEstimate {
     /// Its stages in order.
     pub stages: Vec<StageEstimate>,
     /// Working memory, bytes.
@@ -42,7 +42,7 @@ const UNPACKED_BYTES: u64 = 4;
 
 /// Estimates a recipe on a machine that does `flops_per_second` on all threads (see [`calibrate`]).
 #[must_use]
-pub fn estimate(
+pub(crate) fn estimate(
     plan: &CompressionPlan,
     config: &ModelConfig,
     recipe: &Recipe,
@@ -92,7 +92,7 @@ pub fn estimate(
 
 /// Working memory of a recipe for the layers of a plan, bytes: as [`estimate`] has it.
 #[must_use]
-pub fn memory_bytes(plan: &CompressionPlan, config: &ModelConfig, recipe: &Recipe) -> u64 {
+pub(crate) fn memory_bytes(plan: &CompressionPlan, config: &ModelConfig, recipe: &Recipe) -> u64 {
     let shapes = plan.layers().map(|layer| layer.shape);
     let signs: usize = shapes.map(|s| s.paths * s.rank * (s.rows + s.cols)).sum();
     memory(config, recipe, signs as u64)
@@ -139,7 +139,7 @@ fn memory(config: &ModelConfig, recipe: &Recipe, signs: u64) -> u64 {
 /// Operations per second of products on all threads, from up to a tenth of a second of work: of
 /// `tokens` that a matrix of `inputs` makes `outputs` of. Small products are slower.
 #[must_use]
-pub fn calibrate((tokens, inputs, outputs): (usize, usize, usize)) -> f64 {
+pub(crate) fn calibrate((tokens, inputs, outputs): (usize, usize, usize)) -> f64 {
     const TIME: Duration = Duration::from_millis(80);
     let (m, k, n) = (tokens, inputs, outputs);
     let (a, b) = (vec![0.5; m * k], vec![0.25; k * n]);

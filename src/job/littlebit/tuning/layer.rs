@@ -22,7 +22,7 @@ use crate::linalg::products::{Operand, multiply};
 
 /// The values of one path, or their gradients.
 #[derive(Debug, Clone)]
-pub struct PathValues {
+pub(crate) struct PathValues {
     /// Latents `U`, `[out, rank]`, row-major; about 1 in magnitude. None where there are bits.
     pub left: Vec<f32>,
     /// Latents `V`, `[rank, in]`; likewise.
@@ -83,7 +83,7 @@ impl PathValues {
 
 /// What of a layer learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Learning {
+pub(crate) enum Learning {
     /// Nothing: products only.
     Nothing,
     /// Scales; signs stay.
@@ -94,7 +94,7 @@ pub enum Learning {
 
 /// A layer that learns, shared between the decoder that runs it and the optimiser.
 #[derive(Debug, Clone)]
-pub struct LearningLayer(Arc<Inner>);
+pub(crate) struct LearningLayer(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -115,7 +115,7 @@ impl LearningLayer {
     ///
     /// # Errors
     /// Never on the CPU.
-    pub fn new(dims: (usize, usize), rank: usize, paths: Vec<PathValues>) -> Result<Self> {
+    pub(crate) fn new(dims: (usize, usize), rank: usize, paths: Vec<PathValues>) -> Result<Self> {
         Ok(Self(Arc::new(Inner {
             dims,
             rank,
@@ -128,7 +128,7 @@ impl LearningLayer {
     }
 
     /// Says what learns.
-    pub fn set_learning(&self, learning: Learning) {
+    pub(crate) fn set_learning(&self, learning: Learning) {
         *self.0.learning.write().unwrap_or_else(PoisonError::into_inner) = learning;
         let mut gradients = self.gradients();
         if learning == Learning::Nothing || self.placed().is_some() {
@@ -140,28 +140,28 @@ impl LearningLayer {
 
     /// What learns.
     #[must_use]
-    pub fn learning(&self) -> Learning {
+    pub(crate) fn learning(&self) -> Learning {
         *self.0.learning.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rank of each path.
     #[must_use]
-    pub fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.0.rank
     }
 
     /// The values.
-    pub fn paths(&self) -> RwLockReadGuard<'_, Vec<PathValues>> {
+    pub(crate) fn paths(&self) -> RwLockReadGuard<'_, Vec<PathValues>> {
         self.0.paths.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The values, to change them.
-    pub fn paths_mut(&self) -> RwLockWriteGuard<'_, Vec<PathValues>> {
+    pub(crate) fn paths_mut(&self) -> RwLockWriteGuard<'_, Vec<PathValues>> {
         self.0.paths.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sums of the gradients since they were last cleared.
-    pub fn gradients(&self) -> MutexGuard<'_, Vec<PathValues>> {
+    pub(crate) fn gradients(&self) -> MutexGuard<'_, Vec<PathValues>> {
         self.0.gradients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -92,7 +92,7 @@ fn kept_gradient(
 /// What the original thinks of the next token: its most likely tokens one by one, all others
 /// together.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Opinions {
+pub(crate) struct Opinions {
     /// Tokens listed for each position.
     pub count: usize,
     /// `[positions, count]`.
@@ -104,7 +104,7 @@ pub struct Opinions {
 impl Opinions {
     /// From logits, `[positions, vocabulary]`.
     #[must_use]
-    pub fn of(logits: &[f32], vocabulary: usize, count: usize) -> Self {
+    pub(crate) fn of(logits: &[f32], vocabulary: usize, count: usize) -> Self {
         let count = count.min(vocabulary - 1).max(1);
         let rows: Vec<(Vec<u32>, Vec<f32>)> = logits
             .par_chunks_exact(vocabulary)
@@ -134,7 +134,7 @@ impl Opinions {
 /// The head of a model, as a loss: mean Kullback–Leibler divergence, nats per token, of the
 /// original's next-token distribution to that of logits `hidden · weightᵀ`.
 #[derive(Debug, Clone)]
-pub struct Head {
+pub(crate) struct Head {
     /// `[vocabulary, hidden]`.
     weight: Arc<Vec<f32>>,
     vocabulary: usize,
@@ -148,19 +148,19 @@ const LOGITS_AT_ONCE: usize = 1 << 26;
 impl Head {
     /// A head of that weight, `[vocabulary, hidden]`.
     #[must_use]
-    pub fn new(weight: Vec<f32>, vocabulary: usize) -> Self {
+    pub(crate) fn new(weight: Vec<f32>, vocabulary: usize) -> Self {
         Self { weight: Arc::new(weight), vocabulary, placed: None }
     }
 
     /// The same on `device`, by candle's operations.
-    pub fn on_device(weight: &[f32], vocabulary: usize, device: &Device) -> Result<Self> {
+    pub(crate) fn on_device(weight: &[f32], vocabulary: usize, device: &Device) -> Result<Self> {
         let shape = (vocabulary, weight.len() / vocabulary.max(1));
         let placed = Some(Tensor::from_slice(weight, shape, device)?);
         Ok(Self { weight: Arc::default(), vocabulary, placed })
     }
 
     /// What a model with this head predicts from normed final states `hidden`, `[tokens, hidden]`.
-    pub fn opinions(&self, hidden: &Tensor, count: usize) -> Result<Opinions> {
+    pub(crate) fn opinions(&self, hidden: &Tensor, count: usize) -> Result<Opinions> {
         let (tokens, width) = hidden.dims2()?;
         if let Some(weight) = &self.placed {
             let logits = hidden.matmul(&weight.t()?)?;
@@ -175,7 +175,7 @@ impl Head {
     }
 
     /// The loss of normed final states `hidden`, `[tokens, hidden]`.
-    pub fn divergence(&self, hidden: &Tensor, opinions: &Arc<Opinions>) -> Result<Tensor> {
+    pub(crate) fn divergence(&self, hidden: &Tensor, opinions: &Arc<Opinions>) -> Result<Tensor> {
         if let Some(weight) = &self.placed {
             return self.divergence_by_operations(weight, hidden, opinions);
         }

@@ -5,19 +5,19 @@
 //! compressed chain and tuned until it gives what the original block gives on the original chain.
 //! Then the whole model learns the original's predictions.
 
-pub mod adam;
-pub mod block;
+pub(crate) mod adam;
+pub(crate) mod block;
 #[cfg(feature = "cuda")]
 mod cuda_adam;
-pub mod dense;
-pub mod distillation;
-pub mod estimate;
+pub(crate) mod dense;
+pub(crate) mod distillation;
+pub(crate) mod estimate;
 pub mod knobs;
-pub mod layer;
-pub mod loss;
-pub mod packed;
+pub(crate) mod layer;
+pub(crate) mod loss;
+pub(crate) mod packed;
 mod placed;
-pub mod recipe;
+pub(crate) mod recipe;
 
 #[cfg(test)]
 mod tests;

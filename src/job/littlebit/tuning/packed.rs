@@ -6,7 +6,7 @@ use crate::codec::signs::BitMatrix;
 
 /// Signs and scales of one path.
 #[derive(Debug, Clone)]
-pub struct PackedPath {
+pub(crate) struct PackedPath {
     /// Signs of `U`, `[out, rank]`.
     pub left: BitMatrix,
     /// Signs of `V`, `[rank, in]`.
@@ -21,7 +21,7 @@ pub struct PackedPath {
 
 /// Packs the values of a layer.
 #[must_use]
-pub fn pack(layer: &LearningLayer) -> Vec<PackedPath> {
+pub(crate) fn pack(layer: &LearningLayer) -> Vec<PackedPath> {
     let rank = layer.rank();
     layer
         .paths()
@@ -36,7 +36,7 @@ pub fn pack(layer: &LearningLayer) -> Vec<PackedPath> {
 }
 
 /// Puts signs and scales into a layer, whose signs cannot learn from then on.
-pub fn unpack(layer: &LearningLayer, packed: &[PackedPath]) {
+pub(crate) fn unpack(layer: &LearningLayer, packed: &[PackedPath]) {
     let values = packed.iter().map(|path| PathValues {
         left: Vec::new(),
         right: Vec::new(),

@@ -10,7 +10,7 @@ const STEP: f32 = 0.05;
 
 /// Diagonal blocks `G_gg` of a matrix `[inputs, inputs]`, one after the other.
 #[must_use]
-pub fn blocks(gram: &[f32], inputs: usize, group: usize) -> Vec<Vec<f32>> {
+pub(crate) fn blocks(gram: &[f32], inputs: usize, group: usize) -> Vec<Vec<f32>> {
     (0..inputs / group)
         .map(|index| {
             let first = index * group;
@@ -24,7 +24,7 @@ pub fn blocks(gram: &[f32], inputs: usize, group: usize) -> Vec<Vec<f32>> {
 
 /// The scale of a group whose rounding errors cost `δᵀ G δ`, `gram` `[group, group]`.
 #[must_use]
-pub fn fit(grid: &Grid, values: &[f32], gram: &[f32]) -> Scale {
+pub(crate) fn fit(grid: Grid, values: &[f32], gram: &[f32]) -> Scale {
     let largest = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     // What the whole range gives, should every error be beyond what f32 holds.
     let mut best = (f64::INFINITY, grid.fit(values, None));
@@ -73,10 +73,10 @@ mod tests {
         values[5] = 3.0;
         let mut gram = vec![0.0; 32 * 32];
         (0..32).for_each(|i| gram[i * 33] = if i == 5 { 1e-4 } else { 1.0 });
-        let (plain, cut) = (grid.fit(&values, None), fit(&grid, &values, &gram));
+        let (plain, cut) = (grid.fit(&values, None), fit(grid, &values, &gram));
         assert!(cut.scale < plain.scale, "{cut:?} {plain:?}");
         gram[5 * 33] = 100.0;
-        assert_eq!(fit(&grid, &values, &gram), plain, "a loud channel is not");
+        assert_eq!(fit(grid, &values, &gram), plain, "a loud channel is not");
     }
 
     #[test]

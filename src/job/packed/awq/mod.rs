@@ -6,5 +6,5 @@
 //! before o; into the rows of up before down. With grouped keys a channel of v feeds several
 //! channels of o, which then share a scale.
 
-pub mod clip;
-pub mod scales;
+pub(crate) mod clip;
+pub(crate) mod scales;

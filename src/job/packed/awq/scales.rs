@@ -9,11 +9,11 @@ use crate::codec::affine::Grouped;
 use crate::codec::affine::grid::Grid;
 
 /// Ratios that are tried.
-pub const RATIOS: usize = 20;
+pub(crate) const RATIOS: usize = 20;
 
 /// Scales that were found for one group of layers.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub(crate) struct Found {
     /// A factor for each input channel; 1 where nothing is better.
     pub factors: Vec<f32>,
     /// The ratio, `None` where no scaling was best.
@@ -25,11 +25,11 @@ pub struct Found {
 }
 
 /// A weight with its shape `(out, in)`.
-pub type Matrix<'a> = (&'a [f32], (usize, usize));
+pub(crate) type Matrix<'a> = (&'a [f32], (usize, usize));
 
 /// Mean over the rows of all `weights` of `|w| / max|w|` of the value's group.
 #[must_use]
-pub fn mean_magnitude(weights: &[Matrix<'_>], group: usize) -> Vec<f32> {
+pub(crate) fn mean_magnitude(weights: &[Matrix<'_>], group: usize) -> Vec<f32> {
     let inputs = weights.first().map_or(0, |(_, (_, inputs))| *inputs);
     let mut sums = vec![0.0f64; inputs];
     let mut rows = 0usize;
@@ -70,7 +70,11 @@ fn factors(x: &[f32], w: &[f32], ratio: f32) -> Vec<f32> {
 ///
 /// # Errors
 /// Those of `error`.
-pub fn search(x: &[f32], w: &[f32], mut error: impl FnMut(&[f32]) -> Result<f64>) -> Result<Found> {
+pub(crate) fn search(
+    x: &[f32],
+    w: &[f32],
+    mut error: impl FnMut(&[f32]) -> Result<f64>,
+) -> Result<Found> {
     let ones = vec![1.0; x.len()];
     let before = error(&ones)?;
     let mut found = Found { factors: ones, ratio: None, before, after: before };
@@ -87,7 +91,7 @@ pub fn search(x: &[f32], w: &[f32], mut error: impl FnMut(&[f32]) -> Result<f64>
 
 /// What a layer computes with when its weight is rounded under `factors`: `Q(w s) / s`.
 #[must_use]
-pub fn rounded(weight: Matrix<'_>, factors: &[f32], grid: &Grid, group: usize) -> Vec<f32> {
+pub(crate) fn rounded(weight: Matrix<'_>, factors: &[f32], grid: Grid, group: usize) -> Vec<f32> {
     let (weight, (_, inputs)) = weight;
     let most = f32::from(grid.most());
     let mut out = vec![0.0; weight.len()];
@@ -106,7 +110,7 @@ pub fn rounded(weight: Matrix<'_>, factors: &[f32], grid: &Grid, group: usize) -
 
 /// `tr(Δ G Δᵀ)` of `Δ = a − b`, `[out, in]`, with `G` `[in, in]`, symmetric.
 #[must_use]
-pub fn quadratic(a: &[f32], b: Option<&[f32]>, gram: &[f32], inputs: usize) -> f64 {
+pub(crate) fn quadratic(a: &[f32], b: Option<&[f32]>, gram: &[f32], inputs: usize) -> f64 {
     use crate::linalg::products::{Operand, multiply_f32_here};
     const ROWS: usize = 64;
     let sums: Vec<f64> = a
@@ -131,9 +135,9 @@ pub fn quadratic(a: &[f32], b: Option<&[f32]>, gram: &[f32], inputs: usize) -> f
 }
 
 /// Rounds `weight` to the nearest level of the scales that `fit` gives each row's groups.
-pub fn round_with(
+pub(crate) fn round_with(
     weight: Matrix<'_>,
-    grid: &Grid,
+    grid: Grid,
     group: usize,
     fit: impl Fn(usize, &[f32]) -> crate::codec::affine::grid::Scale + Sync,
 ) -> Grouped {
@@ -199,7 +203,7 @@ mod tests {
         let matrix = (weight.as_slice(), (out, inputs));
         let w = mean_magnitude(&[matrix], group);
         let found = search(&x, &w, |factors| {
-            Ok(quadratic(&weight, Some(&rounded(matrix, factors, &grid, group)), &gram, inputs))
+            Ok(quadratic(&weight, Some(&rounded(matrix, factors, grid, group)), &gram, inputs))
         })
         .unwrap();
         assert!(found.ratio.is_some() && found.after < 0.5 * found.before, "{found:?}");

@@ -8,7 +8,7 @@ use crate::linalg::cholesky::{Cholesky, NotPositiveDefinite};
 
 /// In which order columns are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// First to last.
     Natural,
     /// Those with the largest activations first.
@@ -17,7 +17,7 @@ pub enum Order {
 
 /// `H + λI = U diag(D) Uᵀ` for columns in [`order`](Self::order); `U` is unit upper triangular.
 #[derive(Debug)]
-pub struct SecondMoments {
+pub(crate) struct SecondMoments {
     /// Column of the layer that is rounded at each step.
     pub order: Vec<usize>,
     /// Row-major `[channels, channels]`, in rounding order; the diagonal is 1, zeros below.
@@ -38,7 +38,11 @@ impl SecondMoments {
     ///
     /// # Errors
     /// If it never does.
-    pub fn new(gram: &Gram, damping: f64, order: Order) -> Result<Self, NotPositiveDefinite> {
+    pub(crate) fn new(
+        gram: &Gram,
+        damping: f64,
+        order: Order,
+    ) -> Result<Self, NotPositiveDefinite> {
         let n = gram.channels();
         let diagonal = gram.diagonal();
         let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
@@ -77,7 +81,7 @@ impl SecondMoments {
 
     /// `H + λI` itself in rounding order, row-major `[channels, channels]`.
     #[must_use]
-    pub fn hessian(&self, gram: &Gram) -> Vec<f32> {
+    pub(crate) fn hessian(&self, gram: &Gram) -> Vec<f32> {
         let n = self.channels();
         let mut out = vec![0.0; n * n];
         out.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
@@ -91,7 +95,7 @@ impl SecondMoments {
 
     /// Channels.
     #[must_use]
-    pub fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         self.order.len()
     }
 }

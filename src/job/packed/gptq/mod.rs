@@ -11,8 +11,8 @@ mod factor;
 mod refine;
 mod solve;
 
-pub use factor::{Order, SecondMoments};
-pub use solve::{Groups, Options, Solution, solve};
+pub(crate) use factor::{Order, SecondMoments};
+pub(crate) use solve::{Groups, Options, solve};
 
 #[cfg(test)]
 mod tests;

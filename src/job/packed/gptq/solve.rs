@@ -17,7 +17,7 @@ const ROWS: usize = 64;
 
 /// When the scales of groups are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Groups {
+pub(crate) enum Groups {
     /// When the rounding reaches a group, for the weights as they are then. Groups are runs of the
     /// rounding order: in the order of activations, each column must be told its group.
     Running,
@@ -27,7 +27,7 @@ pub enum Groups {
 
 /// How a layer is rounded.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub(crate) struct Options {
     /// The grid.
     pub grid: Grid,
     /// Columns that share a scale; divides the columns.
@@ -40,7 +40,7 @@ pub struct Options {
 
 /// A rounded layer.
 #[derive(Debug)]
-pub struct Solution {
+pub(crate) struct Solution {
     /// Levels, scales and zero points.
     pub grouped: Grouped,
     /// `tr(E H Eᵀ)`, the squared error of its outputs on the calibration tokens.
@@ -54,7 +54,7 @@ pub struct Solution {
 /// # Panics
 /// If the moments are of another width, or the group does not divide it.
 #[must_use]
-pub fn solve(
+pub(crate) fn solve(
     weight: &[f32],
     out: usize,
     moments: &SecondMoments,

@@ -24,7 +24,7 @@ const CHUNK: usize = 64;
 
 /// A layer, or several with a common input, as descent sees it.
 #[derive(Debug)]
-pub struct Layers<'a> {
+pub(crate) struct Layers<'a> {
     /// Inputs of a sample, `[tokens, channels]`, each token scaled as its error counts.
     pub x: &'a [f32],
     /// Weights, `[out, channels]` each, and what a squared error of their outputs counts.
@@ -37,7 +37,7 @@ pub struct Layers<'a> {
 
 /// The factors that descent reaches from `start`.
 #[must_use]
-pub fn descend(layers: &Layers<'_>, start: &[f32]) -> Vec<f32> {
+pub(crate) fn descend(layers: &Layers<'_>, start: &[f32]) -> Vec<f32> {
     let mut logs: Vec<f64> = start.iter().map(|&factor| f64::from(factor).ln()).collect();
     let mut best = (f64::INFINITY, logs.clone());
     for _ in 0..STEPS {

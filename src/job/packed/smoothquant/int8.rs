@@ -15,14 +15,18 @@ const MOST: f32 = 127.0;
 
 /// A layer that rounds each token's inputs to 8 bits before it multiplies, as W8A8 kernels do.
 #[derive(Debug, Clone)]
-pub struct RoundedInputs(Dense);
+pub(crate) struct RoundedInputs(Dense);
 
 impl RoundedInputs {
     /// Over the values of a weight `[out, in]`.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(values: Arc<Vec<f32>>, dims: (usize, usize), device: &Device) -> Result<Self> {
+    pub(crate) fn new(
+        values: Arc<Vec<f32>>,
+        dims: (usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
         Dense::new(values, dims, device).map(Self)
     }
 }
@@ -41,7 +45,7 @@ impl LinearLayer for RoundedInputs {
 ///
 /// # Errors
 /// Those of the device.
-pub fn round_inputs(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn round_inputs(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         let scale =
             (x.abs()?.max_keepdim(1)? / f64::from(MOST))?.clamp(f32::MIN_POSITIVE, f32::MAX)?;
@@ -61,7 +65,7 @@ pub fn round_inputs(x: &Tensor) -> Result<Tensor> {
 
 /// Signal and noise of a layer's outputs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Noise {
+pub(crate) struct Noise {
     /// Sum of the squared outputs.
     pub signal: f64,
     /// Sum of the squared errors.
@@ -70,7 +74,7 @@ pub struct Noise {
 
 impl Noise {
     /// Adds outputs and what they should be.
-    pub fn add(&mut self, exact: &[f32], rounded: &[f32]) {
+    pub(crate) fn add(&mut self, exact: &[f32], rounded: &[f32]) {
         for (exact, rounded) in exact.iter().zip(rounded) {
             self.signal += f64::from(*exact).powi(2);
             self.noise += f64::from(exact - rounded).powi(2);
@@ -79,7 +83,7 @@ impl Noise {
 
     /// Signal to quantization noise, decibels.
     #[must_use]
-    pub fn decibels(&self) -> f64 {
+    pub(crate) fn decibels(&self) -> f64 {
         const MOST: f64 = 200.0;
         if self.noise == 0.0 {
             return MOST;

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 const LEAST: f32 = 1e-5;
 
 /// The strengths that `--alpha auto` tries.
-pub const STRENGTHS: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+pub(crate) const STRENGTHS: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 /// Factors of all channels: what activations are divided and weights multiplied by. `x` and `w` are
 /// the largest absolute values of each channel; channels that receive nothing, or lead nowhere, are
 /// left alone.
 #[must_use]
-pub fn factors(x: &[f32], w: &[f32], alpha: f64) -> Vec<f32> {
+pub(crate) fn factors(x: &[f32], w: &[f32], alpha: f64) -> Vec<f32> {
     let alpha = alpha as f32;
     x.iter()
         .zip(w)
@@ -28,7 +28,7 @@ pub fn factors(x: &[f32], w: &[f32], alpha: f64) -> Vec<f32> {
 
 /// Largest absolute value of each column over several matrices of `inputs` columns.
 #[must_use]
-pub fn largest_of_columns(weights: &[&[f32]], inputs: usize) -> Vec<f32> {
+pub(crate) fn largest_of_columns(weights: &[&[f32]], inputs: usize) -> Vec<f32> {
     let mut largest = vec![0.0f32; inputs];
     for row in weights.iter().flat_map(|weight| weight.chunks_exact(inputs)) {
         largest.iter_mut().zip(row).for_each(|(most, value)| *most = most.max(value.abs()));
@@ -38,7 +38,7 @@ pub fn largest_of_columns(weights: &[&[f32]], inputs: usize) -> Vec<f32> {
 
 /// Spread of the factors of a group of layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FactorStatistics {
+pub(crate) struct FactorStatistics {
     /// Smallest.
     pub min: f64,
     /// Largest.
@@ -52,7 +52,7 @@ pub struct FactorStatistics {
 impl FactorStatistics {
     /// Of `factors`.
     #[must_use]
-    pub fn of(factors: &[f32]) -> Self {
+    pub(crate) fn of(factors: &[f32]) -> Self {
         let logarithms: f64 = factors.iter().map(|&f| f64::from(f).ln()).sum();
         Self {
             min: f64::from(factors.iter().copied().fold(f32::INFINITY, f32::min)),

@@ -64,10 +64,10 @@ impl Work<'_> {
                 let matrix = (weights.linears[linear].as_slice(), self.plan.shapes[linear]);
                 let grouped = if matches!(linear, QUERY | KEY) {
                     // Their outputs meet in the scores: what a clip does there is not a sum.
-                    round_with(matrix, &GRID, group, |_, values| GRID.fit(values, None))
+                    round_with(matrix, GRID, group, |_, values| GRID.fit(values, None))
                 } else {
                     let blocks = clip::blocks(gram, width, group);
-                    round_with(matrix, &GRID, group, |at, v| clip::fit(&GRID, v, &blocks[at]))
+                    round_with(matrix, GRID, group, |at, v| clip::fit(GRID, v, &blocks[at]))
                 };
                 let levels = Levels::Groups(grouped);
                 let values = levels.values();
@@ -139,7 +139,7 @@ impl Work<'_> {
     ) -> BlockWeights {
         let mut changed = weights.clone();
         for (&linear, matrix) in linears.iter().zip(self.matrices(weights, linears)) {
-            let values = rounded(matrix, factors, &GRID, self.plan.groups[linear]);
+            let values = rounded(matrix, factors, GRID, self.plan.groups[linear]);
             changed.linears[linear] = Arc::new(values);
         }
         changed
@@ -214,7 +214,7 @@ impl Work<'_> {
         };
         search(&average(x_mean), &average(&w_mean), |factors| {
             let columns: Vec<f32> = rows.iter().map(|&row| factors[row]).collect();
-            let values = rounded(matrix, &columns, &GRID, group);
+            let values = rounded(matrix, &columns, GRID, group);
             Ok(quadratic(matrix.0, Some(&values), gram, matrix.1.1))
         })
     }
@@ -224,7 +224,7 @@ impl Work<'_> {
         let matrix = self.matrices(weights, &[DOWN])[0];
         let group = self.plan.groups[DOWN];
         search(x_mean, &mean_magnitude(&[matrix], group), |factors| {
-            let values = rounded(matrix, factors, &GRID, group);
+            let values = rounded(matrix, factors, GRID, group);
             Ok(quadratic(matrix.0, Some(&values), gram, matrix.1.1))
         })
     }

@@ -33,7 +33,7 @@ impl Work<'_> {
         let grid = Grid { search: false, ..grid(settings) };
         let matrix = (weight, self.plan.shapes[linear]);
         let fit = |_: usize, values: &[f32]| grid.fit(values, None);
-        crate::job::packed::awq::scales::round_with(matrix, &grid, self.plan.groups[linear], fit)
+        crate::job::packed::awq::scales::round_with(matrix, grid, self.plan.groups[linear], fit)
     }
 
     pub(super) fn gptq(

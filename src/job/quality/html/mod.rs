@@ -8,14 +8,14 @@ mod text;
 
 use super::report::{CompareReport, MeasuredOn, QualityReport};
 use crate::base::size::human_bytes;
-pub use series::MODELS;
+pub(crate) use series::MODELS;
 use text::{escape, number, short_name, with_error};
 
 const STYLE: &str = include_str!("style.css");
 
 /// The page of `quality report`.
 #[must_use]
-pub fn report_page(report: &QualityReport) -> String {
+pub(crate) fn report_page(report: &QualityReport) -> String {
     let (m, d) = (&report.metrics, &report.divergence);
     let title = format!("Quality of {}", short_name(&report.quantized_model));
     let mut body = heading(&title, &report.original_model, &report.timestamp);
@@ -82,7 +82,7 @@ pub fn report_page(report: &QualityReport) -> String {
 
 /// The page of `quality compare`.
 #[must_use]
-pub fn compare_page(report: &CompareReport) -> String {
+pub(crate) fn compare_page(report: &CompareReport) -> String {
     let title = format!("{} quantized models compared", report.results.len());
     let mut body = heading(&title, &report.original_model, &report.timestamp);
     if let Some(figure) = plots::frontier(report) {

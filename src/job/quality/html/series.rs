@@ -4,7 +4,7 @@
 use super::text::escape;
 
 /// Models that have a style of their own.
-pub const MODELS: usize = COLOURS * SHAPES;
+pub(crate) const MODELS: usize = COLOURS * SHAPES;
 
 /// Colours that the page's style has.
 const COLOURS: usize = 8;
