@@ -12,6 +12,7 @@ use super::config::{Architecture, LinearBiases, ModelConfig};
 use super::config_rope;
 use crate::base::json as json_file;
 use crate::files::packed::QuantizationConfig;
+use crate::files::present;
 use crate::{Error, Result};
 use classes::Class;
 use fields::whole;
@@ -175,7 +176,7 @@ fn refuse_variants(fields: &Fields, class: &Class) -> Result<()> {
 
 /// The error about a file that should be JSON: what it is instead, if one can see it.
 pub(crate) fn not_json(text: &str, path: &Path, error: &serde_json::Error) -> Error {
-    crate::files::present::instead_of_text(path, text)
+    present::instead_of_text(path, text)
         .unwrap_or_else(|| Error::damaged(path, format!("not valid JSON: {error}")))
 }
 

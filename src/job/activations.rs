@@ -3,8 +3,10 @@
 
 use std::path::Path;
 
-use crate::{Error, Result};
 use memmap2::MmapMut;
+
+use crate::files::scratch;
+use crate::{Error, Result};
 
 /// `[sequences, tokens, hidden]` values.
 #[derive(Debug)]
@@ -29,7 +31,7 @@ impl Activations {
     pub(crate) fn new(count: usize, length: usize, scratch: Option<&Path>) -> Result<Self> {
         let place = match scratch {
             None => Place::Memory(vec![0.0; count * length]),
-            Some(folder) => Place::File(crate::files::scratch::map(folder, 4 * count * length)?),
+            Some(folder) => Place::File(scratch::map(folder, 4 * count * length)?),
         };
         Ok(Self { place, length })
     }

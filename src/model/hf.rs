@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 
 use super::{LocalModel, ModelFormat, text_names};
-use crate::arch::catalog::{keep_expected, keep_head};
+use crate::arch::catalog::{expected_tensors, keep_expected, keep_head};
 use crate::arch::config_json;
 use crate::base::json as json_file;
 use crate::base::lists::some_of;
@@ -187,7 +187,7 @@ fn refuse_other_types(
     parsed: &config_json::ParsedConfig,
     directory: &Path,
 ) -> Result<()> {
-    let expected = crate::arch::catalog::expected_tensors(&parsed.config, parsed.biases);
+    let expected = expected_tensors(&parsed.config, parsed.biases);
     let Some((name, dtype)) =
         expected.iter().find_map(|tensor| refused.get_key_value(&tensor.name))
     else {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::base::SharedBytes;
-use crate::codec::affine::gptq::Version;
+use crate::codec::affine::gptq::{self, Version};
 use crate::codec::affine::grouped::{field, word};
 use crate::codec::affine::{Grouped, Int8Rows, awq};
 use crate::{Error, Result};
@@ -66,7 +66,7 @@ impl PackedTensor {
         (weight, zeros, scales): (SharedBytes, SharedBytes, Scales),
         g_idx: Option<&SharedBytes>,
     ) -> Result<Self> {
-        if !matches!(bits, 2 | 3 | 4 | 8) || !crate::codec::affine::gptq::fits(out, inputs, bits) {
+        if !matches!(bits, 2 | 3 | 4 | 8) || !gptq::fits(out, inputs, bits) {
             return Err(Error::General(format!(
                 "a layer of {out} x {inputs} with {bits} bits does not fill 32-bit words"
             )));

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use crate::arch::config::Architecture;
+use crate::base::lists;
 use crate::{Error, Result};
 
 /// Keys that say nothing about what a model computes for a text: training, generation, files,
@@ -189,7 +190,7 @@ pub(crate) fn refuse_unknown(fields: &Fields, known: &[&str], class: &str) -> Re
     let more = if others.is_empty() {
         String::new()
     } else {
-        format!("; also {}", crate::base::lists::some_of(&others))
+        format!("; also {}", lists::some_of(&others))
     };
     Err(Error::Unsupported {
         message: format!(

@@ -1,5 +1,6 @@
 use super::*;
 use crate::arch::config::{RopeConfig, RopeScaling, SlidingWindow};
+use crate::files::packed::AwqConfig;
 
 fn parsed(text: &str) -> Result<ParsedConfig> {
     parse(text, Path::new("config.json"))
@@ -347,7 +348,7 @@ fn packed_checkpoints_say_how() {
     // What is written is read back the same.
     for config in [
         QuantizationConfig::W8A8(config),
-        QuantizationConfig::Awq(crate::files::packed::AwqConfig {
+        QuantizationConfig::Awq(AwqConfig {
             group: None,
             not_converted: vec!["lm_head".to_owned()],
         }),

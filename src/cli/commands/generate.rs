@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::Error;
+use crate::base::size;
 use crate::cli::args::GenerateArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::{Output, OutputFormat, Report, Verbosity};
@@ -133,7 +134,7 @@ impl Report for GenerateReport {
             self.generated_tokens_per_second,
             self.stop_reason,
             self.peak_memory_bytes.map_or(String::new(), |bytes| {
-                format!(", peak memory {}", crate::base::size::human_bytes(bytes))
+                format!(", peak memory {}", size::human_bytes(bytes))
             }),
         )
     }

@@ -18,6 +18,7 @@ use crate::job::gguf::profile::create;
 use crate::job::gguf::profile::validate::ValidationReport;
 use crate::job::gguf::{self, Dynamic, Goal, QuantizeRequest, SourceOptions, check_config, plan};
 use crate::job::profile::Profile;
+use crate::job::profile::presets::PRESETS;
 use crate::job::profile::store::{self, Listed};
 use crate::{Error, Result};
 
@@ -227,7 +228,7 @@ fn with_model(
     let dynamic = if measure {
         report.sensitivity = "measured";
         let measured = measured(&path, &text, &args.hub, context, progress)?;
-        let profile = crate::job::profile::presets::PRESETS[1].profile();
+        let profile = PRESETS[1].profile();
         Some(Dynamic { named: false, profile, measured: Some(measured) })
     } else {
         None

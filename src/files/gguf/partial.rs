@@ -17,6 +17,7 @@ use super::layout::{FileLayout, LayoutFile};
 use super::writer::{WrittenFile, check};
 use crate::base::input;
 use crate::files::atomic::sync_folder;
+use crate::files::atomic::write_atomically;
 use crate::files::checkpoint::hexadecimal;
 use crate::files::lock::{Attempt, FileLock};
 use crate::files::pieces::{Pieces, Sink};
@@ -215,7 +216,7 @@ fn start_journal(path: &Path, hashes: &[String]) -> Result<File> {
         text.push_str(&format!("{number} {hash}\n"));
     }
     make_room(path)?;
-    crate::files::atomic::write_atomically(path, text.as_bytes())?;
+    write_atomically(path, text.as_bytes())?;
     OpenOptions::new().append(true).open(path).map_err(|e| Error::io(path, e))
 }
 

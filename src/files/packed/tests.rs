@@ -13,6 +13,7 @@ use crate::codec::affine::gptq::Version;
 use crate::codec::affine::grouped::word;
 use crate::codec::affine::nearest::{self, Grid};
 use crate::codec::affine::{Grouped, Int8Rows, int8};
+use crate::files::checkpoint;
 use crate::weight::{PackedTensor, Scales};
 
 fn unpack_awq(packed: &awq::PackedAwq, group: usize) -> Result<Grouped> {
@@ -67,7 +68,7 @@ fn recorded_layer(bits: u8, seed: u64) -> Grouped {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    crate::files::checkpoint::hexadecimal(&Sha256::digest(bytes))
+    checkpoint::hexadecimal(&Sha256::digest(bytes))
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::device::{Backend, memory};
 use crate::files::checkpoint::{CheckpointStore, Fingerprint};
 use crate::files::imatrix::{ColumnSums, ImportanceSums, Method};
 use crate::files::space;
+use crate::files::super_weights::SuperWeightMask;
 use crate::files::super_weights::{MOST_COVERAGE, mask_path};
 use crate::graph::Decoder;
 use crate::job::checkpoints::Checkpoints;
@@ -358,7 +359,7 @@ fn identify(
     sums: &ImportanceSums,
     coverage: f64,
     progress: &dyn Progress,
-) -> Result<(SuperWeightReport, crate::files::super_weights::SuperWeightMask)> {
+) -> Result<(SuperWeightReport, SuperWeightMask)> {
     progress.note(&format!("Identifying super weights (coverage: {}%)", percent(coverage)));
     let mut decoder = Decoder::new(model, backend)?;
     let count = pass::batch(chunks.length).min(chunks.count());

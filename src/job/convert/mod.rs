@@ -21,6 +21,7 @@ pub(crate) use report::ConversionReport;
 
 use crate::base::progress::Progress;
 use crate::device::memory;
+use crate::files::gguf::WrittenFile;
 use crate::model::{self, LocalModel};
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 struct Written {
     path: PathBuf,
-    files: Vec<crate::files::gguf::WrittenFile>,
+    files: Vec<WrittenFile>,
 }
 
 /// Writes what a plan says, opens it, and compares it with the source.

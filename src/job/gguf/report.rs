@@ -8,6 +8,7 @@ use super::plan::QuantizePlan;
 use super::request::QuantizeRequest;
 use super::summary::TypeCount;
 use crate::device::memory;
+use crate::files::gguf::GgmlType;
 
 /// The result of `quantize MODEL gguf`, or its plan.
 #[derive(Debug, Serialize)]
@@ -207,7 +208,7 @@ impl QuantizeReport {
                 kind: work.kind.name(),
                 bytes,
                 reason: work.decision.reason.to_string(),
-                instead_of: work.decision.instead_of.map(crate::files::gguf::GgmlType::name),
+                instead_of: work.decision.instead_of.map(GgmlType::name),
             })
             .collect();
         report

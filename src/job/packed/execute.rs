@@ -18,6 +18,7 @@ use super::work::{Text, Work, block_unit};
 use crate::arch::ModelConfig;
 use crate::arch::config::BLOCK_LINEARS;
 use crate::base::progress::Progress;
+use crate::codec::affine::gptq::Version;
 use crate::device::{Backend, memory};
 use crate::files::checkpoint::{Fingerprint, hexadecimal};
 use crate::files::model_directory::{
@@ -327,7 +328,7 @@ fn quantization_config(plan: &PackedPlan, request: &PackedRequest) -> Quantizati
             group: plan.group,
             symmetric: settings.symmetric,
             desc_act: settings.desc_act,
-            version: crate::codec::affine::gptq::Version::V1,
+            version: Version::V1,
             damp_percent: settings.damping,
             static_groups: settings.extras.static_groups && !settings.desc_act,
             true_sequential: true,

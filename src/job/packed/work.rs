@@ -22,6 +22,7 @@ use super::store::Store;
 use crate::arch::ModelConfig;
 use crate::arch::config::BLOCK_LINEARS;
 use crate::base::progress::Progress;
+use crate::codec::affine::nearest;
 use crate::device::Backend;
 use crate::graph::{Block, Decoder};
 use crate::job::activations::Activations;
@@ -258,11 +259,9 @@ impl Work<'_> {
                     let group = self.plan.groups[linear];
                     Levels::Groups(super::awq::scales::round_with(matrix, grid, group, fit))
                 }
-                Method::SmoothQuant(_) => Levels::Rows(crate::codec::affine::nearest::round_rows(
-                    weight,
-                    inputs,
-                    self.plan.plain_dtype(),
-                )?),
+                Method::SmoothQuant(_) => {
+                    Levels::Rows(nearest::round_rows(weight, inputs, self.plan.plain_dtype())?)
+                }
             });
             let name = ModelConfig::linear_name(index, BLOCK_LINEARS[linear]);
             self.check_held(&name, weight, &linears[linear])?;

@@ -27,6 +27,7 @@ use crate::measure::figures;
 use crate::measure::tasks::{self, BenchmarkRequest, run_benchmarks};
 use crate::measure::{CoherenceReport, CoherenceTest};
 use crate::model::LocalModel;
+use crate::model::gguf_parts;
 use crate::text::documents::{ChatRenderer, Coverage, DocumentFile};
 use crate::text::{EvaluationWindows, Protocol, TextOptions, options};
 use crate::tokenizer::Tokenizer;
@@ -466,5 +467,5 @@ fn file_bytes(model: &LocalModel) -> u64 {
     if model.path.is_dir() {
         return model.weight_bytes();
     }
-    crate::model::gguf_parts::part_paths(&model.path).iter().map(|path| length(path)).sum()
+    gguf_parts::part_paths(&model.path).iter().map(|path| length(path)).sum()
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::layers::LayerError;
 use super::statistics::{Bin, Distribution, OriginalFigures, TokenFigures};
 use crate::measure::tasks::BenchmarkReport;
+use crate::measure::verdict;
 
 /// Result of `quality report`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -145,7 +146,7 @@ impl Metrics {
             perplexity_ln_ratio: figures.ln_ratio,
             perplexity_ln_ratio_stderr: figures.ln_ratio_stderr,
             correlation: figures.correlation,
-            quality_passed: crate::measure::verdict::quality_passed(delta, threshold),
+            quality_passed: verdict::quality_passed(delta, threshold),
             quality_threshold_pct: threshold,
             size,
         }

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::arch::Architecture;
 use crate::arch::names::size_label;
+use crate::base::json;
 use crate::base::progress::Progress;
 use crate::codec::StoredType;
 use crate::files::gguf::{FileLayout, GgufWriter, PlannedTensor, Value, WrittenFile};
@@ -88,7 +89,7 @@ fn parameters(file: &LittleBitFile) -> Result<u64> {
 /// The default chat template of the model's tokenizer.
 fn chat_template(file: &LittleBitFile) -> Result<Option<String>> {
     let Some(text) = file.text(TOKENIZER_CONFIG_FILE)? else { return Ok(None) };
-    let root: serde_json::Value = crate::base::json::read(&text).unwrap_or_default();
+    let root: serde_json::Value = json::read(&text).unwrap_or_default();
     let template = &root["chat_template"];
     let named = |entry: &&serde_json::Value| entry["name"] == "default";
     let default = template.as_array().and_then(|list| Some(&list.iter().find(named)?["template"]));

@@ -9,6 +9,7 @@ use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::output::grouped;
 use crate::cli::{Context, models};
 use crate::job::gguf::{Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan};
+use crate::job::profile::presets::PRESETS;
 use crate::job::profile::{Profile, store};
 use crate::text::{CalibrationWindows, options};
 use crate::{Error, Result, model};
@@ -138,7 +139,7 @@ pub(super) fn request(
         // A plain budget is a profile without rules.
         return Ok(measured.map(|measured| Dynamic {
             named: false,
-            profile: crate::job::profile::presets::PRESETS[1].profile(),
+            profile: PRESETS[1].profile(),
             measured: Some(measured),
         }));
     };

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use super::Subject;
 use super::svg::{Anchor, COLORS, Canvas, mark};
 use crate::files::imatrix::Method;
+use crate::job::analyze::spikes::SuperWeight;
 use crate::job::analyze::statistics::{TensorStatistics, block_of, tensors};
 
 const WIDTH: f64 = 960.0;
@@ -249,7 +250,7 @@ fn shade(count: usize, most: usize) -> f64 {
     0.15 + 0.85 * share.min(1.0)
 }
 
-fn sentence(weight: &crate::job::analyze::spikes::SuperWeight) -> String {
+fn sentence(weight: &SuperWeight) -> String {
     let effect = weight
         .perplexity_without
         .map_or(String::new(), |without| format!(", perplexity without it {without:.2}"));

@@ -28,6 +28,7 @@ use crate::arch::names::to_hugging_face;
 use crate::base::json;
 use crate::files::packed::assemble::{Entry, assemble};
 use crate::files::safetensors;
+use crate::files::texts::{MAX_CONFIG, read_text};
 use crate::model::hf;
 use crate::weight::PackedTensor;
 use crate::{Error, Result};
@@ -44,8 +45,7 @@ pub(super) use tokenizer::pre::doubt as doubt_about_pre;
 /// [`Error::Unsupported`] if not, [`Error::ValidationFailed`] if the file is damaged.
 pub fn check_config(path: &Path) -> Result<()> {
     let missing = || Error::model_not_found(format!("{} is missing", path.display()));
-    let text = crate::files::texts::read_text(path, crate::files::texts::MAX_CONFIG)?
-        .ok_or_else(missing)?;
+    let text = read_text(path, MAX_CONFIG)?.ok_or_else(missing)?;
     let root = parse(&text, path)?;
     quantization(&root)?;
     let root = with_text_config(root);
@@ -92,8 +92,7 @@ fn parse(text: &str, path: &Path) -> Result<Map<String, Json>> {
 pub(super) fn open(directory: &Path, options: &SourceOptions) -> Result<GgufModel> {
     let texts = Texts::Folder(directory);
     let config_path = directory.join("config.json");
-    let Some(text) = crate::files::texts::read_text(&config_path, crate::files::texts::MAX_CONFIG)?
-    else {
+    let Some(text) = read_text(&config_path, MAX_CONFIG)? else {
         return Err(hf::without_config(directory));
     };
     // Before the weights, which may be many files.
@@ -176,7 +175,7 @@ pub(super) fn open_from(
     let directory = texts.path();
     let config_path = directory.join("config.json");
     let text = texts
-        .optional("config.json", crate::files::texts::MAX_CONFIG, &mut warnings)?
+        .optional("config.json", MAX_CONFIG, &mut warnings)?
         .ok_or_else(|| Error::damaged(directory, "no config.json"))?;
     let root = with_text_config(parse(&text, &config_path)?);
     let Config { fields, class, sizes, tied } = Config::read(&root, &config_path, &mut warnings)?;
@@ -188,7 +187,7 @@ pub(super) fn open_from(
         parameters::metadata(&fields, class, &sizes, rows, &mut warnings)?;
     tensors.extend(of_config);
 
-    let card = texts.optional("README.md", crate::files::texts::MAX_CONFIG, &mut warnings)?;
+    let card = texts.optional("README.md", MAX_CONFIG, &mut warnings)?;
     let card = card.map(|text| card::parse(&text)).unwrap_or_default();
     let generation = generation_config(texts, &mut warnings)?;
     let mut metadata = General {
@@ -289,7 +288,7 @@ fn with_text_config(mut root: Map<String, Json>) -> Map<String, Json> {
 
 fn generation_config(texts: Texts<'_>, warnings: &mut Vec<String>) -> Result<Option<Json>> {
     let name = "generation_config.json";
-    let Some(text) = texts.optional(name, crate::files::texts::MAX_CONFIG, warnings)? else {
+    let Some(text) = texts.optional(name, MAX_CONFIG, warnings)? else {
         return Ok(None);
     };
     let parsed = json::read(&text).ok();

@@ -16,6 +16,7 @@ use crate::files::littlebit::{
 use crate::job::littlebit::plan::{CompressionPlan, PlannedTensor};
 use crate::job::littlebit::report::LayerReport;
 use crate::model::LocalModel;
+use crate::model::littlebit::verify;
 use crate::weight::{FactorizedLinear, StoredTensor, Weight};
 use crate::{Error, Result};
 
@@ -151,7 +152,7 @@ pub(super) fn write(
     if found != size {
         return Err(Error::damaged(path, format!("{size} bytes were planned, {found} are there")));
     }
-    crate::model::littlebit::verify(path, run.progress)?;
+    verify(path, run.progress)?;
     Ok(size)
 }
 

@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
 use super::adam::{Estimator, Moments, Rates, Rule, update};
 use super::layer::{Learning, PathValues};
 use crate::codec::signs::BitMatrix;
+use crate::graph::tracked;
 use crate::{Error, Result};
 
 /// One path of a layer.
@@ -235,7 +236,7 @@ impl InplaceOp2 for AdamStep {
         gradient: &CpuStorage,
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let mut gradient = crate::graph::tracked::values(gradient, gradient_layout)?.to_vec();
+        let mut gradient = tracked::values(gradient, gradient_layout)?.to_vec();
         let CpuStorage::F32(state) = state else {
             candle_core::bail!("values that learn are f32");
         };

@@ -2,6 +2,7 @@
 //! that of the group's part of the outputs over all calibration tokens, `δᵀ G_gg δ`.
 
 use crate::codec::affine::grid::{Grid, Scale};
+use crate::codec::vector;
 
 /// Limits that are tried, from the largest absolute value down.
 const STEPS: usize = 10;
@@ -47,7 +48,7 @@ pub(crate) fn fit(grid: Grid, values: &[f32], gram: &[f32]) -> Scale {
 }
 
 fn form(delta: &[f32], gram: &[f32]) -> f64 {
-    let dot = crate::codec::vector::kernels().dot_f32;
+    let dot = vector::kernels().dot_f32;
     delta
         .iter()
         .zip(gram.chunks_exact(delta.len()))

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::codec::affine::Grouped;
 use crate::codec::affine::grid::Grid;
+use crate::codec::affine::grid::Scale;
 
 /// Ratios that are tried.
 pub(crate) const RATIOS: usize = 20;
@@ -139,7 +140,7 @@ pub(crate) fn round_with(
     weight: Matrix<'_>,
     grid: Grid,
     group: usize,
-    fit: impl Fn(usize, &[f32]) -> crate::codec::affine::grid::Scale + Sync,
+    fit: impl Fn(usize, &[f32]) -> Scale + Sync,
 ) -> Grouped {
     let (weight, (out, inputs)) = weight;
     let groups = inputs / group;

@@ -17,6 +17,7 @@ use crate::job::packed::block::{
     BlockWeights, DOWN, GATE, KEY, OUTPUT, QUERY, STAGES, UP, VALUE, fold_into_norm, host,
 };
 use crate::job::packed::finished::{Finished, Levels};
+use crate::job::packed::gram::Gram;
 use crate::job::packed::smoothquant::migrate::FactorStatistics;
 use crate::{Error, Result};
 
@@ -33,9 +34,7 @@ impl Work<'_> {
         let inputs = self.block_inputs(&block, true)?;
         let mut grams = Vec::with_capacity(4);
         for inputs in &inputs {
-            grams.push(
-                inputs.gram.as_ref().map(crate::job::packed::gram::Gram::mean).unwrap_or_default(),
-            );
+            grams.push(inputs.gram.as_ref().map(Gram::mean).unwrap_or_default());
         }
         let means: Vec<Vec<f32>> =
             inputs.iter().map(|inputs| inputs.channels.mean_absolute()).collect();

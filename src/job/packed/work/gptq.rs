@@ -8,6 +8,7 @@ use crate::arch::config::BLOCK_LINEARS;
 use crate::codec::affine::grid::Grid;
 use crate::codec::affine::{Grouped, PlainType};
 use crate::graph::Block;
+use crate::job::packed::awq::scales::round_with;
 use crate::job::packed::block::{BlockWeights, STAGES, host};
 use crate::job::packed::finished::{Finished, LayerReport, Levels};
 use crate::job::packed::gptq::{Groups, Options, Order, SecondMoments, solve};
@@ -33,7 +34,7 @@ impl Work<'_> {
         let grid = Grid { search: false, ..grid(settings) };
         let matrix = (weight, self.plan.shapes[linear]);
         let fit = |_: usize, values: &[f32]| grid.fit(values, None);
-        crate::job::packed::awq::scales::round_with(matrix, grid, self.plan.groups[linear], fit)
+        round_with(matrix, grid, self.plan.groups[linear], fit)
     }
 
     pub(super) fn gptq(

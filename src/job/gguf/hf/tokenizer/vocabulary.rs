@@ -1,6 +1,7 @@
 //! Tokens with their types and scores, one per row of the embedding.
 
 use super::files::{AddedToken, looks_special};
+use crate::base::lists;
 
 /// Values of `tokenizer.ggml.token_type`.
 pub(super) mod kind {
@@ -67,7 +68,7 @@ impl Vocabulary {
                 "{} added tokens have ids beyond the {} rows of the embedding and are left out: {}",
                 outside.len(),
                 self.tokens.len(),
-                crate::base::lists::some_of(&outside)
+                lists::some_of(&outside)
             ));
         }
     }

@@ -12,6 +12,7 @@ use crate::graph::linear::stored::DevicePrecision;
 use crate::graph::{Decoder, LinearLayer, Observer, StoredLinear};
 use crate::job::activations::Activations;
 use crate::job::littlebit::compress::request::Weighting;
+use crate::job::littlebit::compress::work::Run;
 use crate::job::littlebit::compress::work::lock;
 use crate::job::littlebit::normalise::Importance;
 use crate::job::littlebit::plan::LayerPlan;
@@ -289,10 +290,7 @@ pub(super) fn inputs_of(statistics: &InputStatistics, plan: &LayerPlan) -> Optio
 }
 
 /// The stored weight of the linear layer `name`.
-pub(super) fn tensor<'m>(
-    run: &crate::job::littlebit::compress::work::Run<'m>,
-    name: &str,
-) -> Result<&'m StoredTensor> {
+pub(super) fn tensor<'m>(run: &Run<'m>, name: &str) -> Result<&'m StoredTensor> {
     let name = format!("{name}.weight");
     match run.model.weights.get(&name) {
         Some(Weight::Stored(tensor)) => Ok(tensor),
