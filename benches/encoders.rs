@@ -17,7 +17,7 @@ mod ggml_library;
 use std::time::Instant;
 
 use ggml_library::Ggml;
-use llm_quantize::tensor::{StoredType, ggml};
+use llm_quantize::codec::{StoredType, ggml};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -26,10 +26,9 @@ mod layers {
 
     use criterion::{Criterion, Throughput};
     use half::f16;
-    use llm_quantize::littlebit::bits::BitMatrix;
-    use llm_quantize::littlebit::factor::{Factor, FactorizedLinear, ScaleType};
-    use llm_quantize::littlebit::kernels::{InstructionSet, Kernel};
-    use llm_quantize::tensor::SharedBytes;
+    use llm_quantize::base::SharedBytes;
+    use llm_quantize::codec::signs::{BitMatrix, InstructionSet, Kernel};
+    use llm_quantize::weight::{Factor, FactorizedLinear, ScaleType};
     use rand::{Rng, RngCore, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use rayon::ThreadPool;

@@ -7,23 +7,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use llm_quantize::calibration::documents::{Coverage, DocumentFile};
-use llm_quantize::calibration::wikitext;
-use llm_quantize::checkpoint::{CheckpointStore, Fingerprint, UnitData};
-use llm_quantize::eval::tasks::data;
-use llm_quantize::formats::gguf::GgufFile;
-use llm_quantize::formats::imatrix::{ImportanceMatrix, ImportanceSums};
-use llm_quantize::formats::littlebit::LittleBitFile;
-use llm_quantize::formats::super_weights::SuperWeightMask;
-use llm_quantize::littlebit::tuning::Recipe;
-use llm_quantize::profile::Profile;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::quantize::gguf::SourceOptions;
-use llm_quantize::source::chat::ChatMessage;
-use llm_quantize::source::hub::ModelSpec;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{config_json, gguf, hf};
-use llm_quantize::tensor::SharedBytes;
+use llm_quantize::arch::config_json;
+use llm_quantize::base::SharedBytes;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::files::checkpoint::{CheckpointStore, Fingerprint, UnitData};
+use llm_quantize::files::gguf::GgufFile;
+use llm_quantize::files::imatrix::{ImportanceMatrix, ImportanceSums};
+use llm_quantize::files::littlebit::LittleBitFile;
+use llm_quantize::files::super_weights::SuperWeightMask;
+use llm_quantize::hub::ModelSpec;
+use llm_quantize::job::gguf::SourceOptions;
+use llm_quantize::job::littlebit::tuning::Recipe;
+use llm_quantize::job::profile::Profile;
+use llm_quantize::measure::tasks::data;
+use llm_quantize::model::{gguf, hf};
+use llm_quantize::text::documents::{Coverage, DocumentFile};
+use llm_quantize::text::wikitext;
+use llm_quantize::tokenizer::Tokenizer;
+use llm_quantize::tokenizer::chat::ChatMessage;
 
 /// A parser, given the bytes of a file.
 pub(crate) type Target = fn(&[u8]);
@@ -123,11 +124,11 @@ fn parse_gguf(bytes: &[u8]) {
 fn open_gguf_model(bytes: &[u8]) {
     let path = file("input.gguf", bytes);
     if let Ok(model) = gguf::open(&path)
-        && let Ok(tokenizer) = Tokenizer::from_model(&model)
+        && let Ok(tokenizer) = model.tokenizer()
     {
         converse(&tokenizer);
     }
-    let _ = llm_quantize::quantize::gguf::open(&path, &SourceOptions::default());
+    let _ = llm_quantize::job::gguf::open(&path, &SourceOptions::default());
 }
 
 fn open_safetensors(bytes: &[u8]) {
@@ -135,7 +136,7 @@ fn open_safetensors(bytes: &[u8]) {
     if let Ok(model) = hf::open(&directory) {
         let _ = model.parameter_count();
     }
-    let _ = llm_quantize::quantize::gguf::open(&directory, &SourceOptions::default());
+    let _ = llm_quantize::job::gguf::open(&directory, &SourceOptions::default());
 }
 
 fn open_index(bytes: &[u8]) {
@@ -184,10 +185,10 @@ fn parse_config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let path = Path::new("config.json");
     if let Ok(parsed) = config_json::parse(text, path) {
-        let _ = config_json::write(&parsed.config, parsed.biases);
+        let _ = config_json::write(&parsed.config);
     }
     let _ = config_json::generation_end_tokens(text, path);
-    let _ = llm_quantize::quantize::gguf::check_config(&file("config.json", bytes));
+    let _ = llm_quantize::job::gguf::check_config(&file("config.json", bytes));
 }
 
 /// The configuration beside weights in the layout of GPTQ.
@@ -251,12 +252,12 @@ fn messages() -> [ChatMessage; 3] {
 fn open_sentence_piece(bytes: &[u8]) {
     let directory = model("pieces", "tokenizer.model", bytes);
     let _ = fs::remove_file(directory.join("tokenizer.json"));
-    let _ = llm_quantize::quantize::gguf::open(&directory, &SourceOptions::default());
+    let _ = llm_quantize::job::gguf::open(&directory, &SourceOptions::default());
 }
 
 fn render_template(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let template = llm_quantize::source::chat::ChatTemplate::new(text);
+    let template = llm_quantize::tokenizer::chat::ChatTemplate::new(text);
     let _ = template.render(&messages(), true);
 }
 

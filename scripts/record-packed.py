@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records what AutoGPTQ's and AutoAWQ's own packers make of known integers, for src/formats/packed/tests.rs.
+"""Records what AutoGPTQ's and AutoAWQ's own packers make of known integers, for src/files/packed/tests.rs.
 
     pip download --no-deps auto-gptq==0.7.1 autoawq==0.2.9     # and unpack both
     python scripts/record-packed.py AUTO_GPTQ_DIR AUTO_AWQ_DIR > tests/fixtures/packed/peers.json

@@ -3,43 +3,41 @@
 //! bit per weight) in `.littlebit` files, measures what that cost, and runs the result from its
 //! packed bits.
 //!
-//! Layers, outermost first; each uses only those below it:
+//! Layers, lowest first; each uses only those above it, as a test in `layers.rs` checks:
 //!
 //! | module | role |
 //! |---|---|
+//! | [`base`], [`confine`], [`linalg`], [`settings`], [`device`] | errors, progress, inputs; guarded libraries; matrices; what a user set; where tensors are computed |
+//! | [`codec`] | numbers as files hold them: blocks of ggml, affine grids, signs |
+//! | [`weight`] | a tensor of a model: stored, packed or factorized |
+//! | [`files`] | the layouts that are read and written, and work that is kept |
+//! | [`tokenizer`], [`hub`], [`arch`] | text to tokens; downloads; what a model of a family looks like |
+//! | [`model`] | all of it opened as one [`LocalModel`](model::LocalModel) |
+//! | [`text`], [`graph`], [`measure`] | what models read, how they are run, what is measured on them |
+//! | [`job`] | the work of each command |
 //! | [`cli`] | arguments, output, progress bars: the only code that prints or reads the environment |
-//! | [`quantize`], [`littlebit`], [`convert`] | the jobs that write models |
-//! | [`analyze`], [`profile`], [`quality`], [`eval`], [`calibration`] | what matters in a model, and what a change cost |
-//! | [`inference`] | the decoder graph over exchangeable linear layers |
-//! | [`source`], [`formats`], [`checkpoint`] | models in, files out, work kept |
-//! | [`linalg`], [`tensor`], [`backend`] | matrices, stored types, devices |
-//! | [`confine`] | libraries at work on files that anyone may have made |
 //!
 //! The library never prints, never exits and never reads the environment. Shapes are written
 //! `[rows, cols]`; a linear layer's weight is `[out, in]`.
 
-pub mod analyze;
 pub mod arch;
-pub mod backend;
-pub mod calibration;
-pub mod checkpoint;
+pub mod base;
 pub mod cli;
+pub mod codec;
 pub mod confine;
-pub mod convert;
-pub mod error;
-pub mod eval;
-pub mod formats;
-pub mod inference;
-pub mod linalg;
-pub mod littlebit;
-pub mod profile;
-pub mod progress;
-pub mod quality;
-pub mod quantize;
-pub(crate) mod redact;
+pub mod device;
+pub mod files;
+pub mod graph;
+pub mod hub;
+pub mod job;
+#[cfg(test)]
+mod layers;
+pub(crate) mod linalg;
+pub mod measure;
+pub mod model;
 pub mod settings;
-pub mod source;
-pub mod suggest;
-pub mod tensor;
+pub mod text;
+pub mod tokenizer;
+pub mod weight;
 
-pub use error::{Error, Result};
+pub use base::{Error, Result};

@@ -12,7 +12,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::formats::input;
+use crate::base::input;
+use crate::base::redact;
 use crate::linalg::Precision;
 use crate::{Error, Result};
 
@@ -430,7 +431,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
 /// An address as it may be shown, also where it has no scheme.
 fn without_password(address: &str) -> String {
     if address.contains("://") {
-        return crate::redact::addresses(address);
+        return redact::addresses(address);
     }
     address.rsplit_once('@').map_or(address, |(_, host)| host).to_owned()
 }

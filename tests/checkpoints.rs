@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use llm_quantize::checkpoint::{CheckpointStore, Fingerprint, UnitData};
-use llm_quantize::progress::{NullProgress, Progress};
+use llm_quantize::base::progress::{NullProgress, Progress};
+use llm_quantize::files::checkpoint::{CheckpointStore, Fingerprint, UnitData};
 use serde_json::json;
 
 /// Set in the environment of a child: the folder in which it saves units until it is killed.

@@ -12,17 +12,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use indexmap::IndexMap;
-use llm_quantize::backend::Backend;
-use llm_quantize::calibration::{EvaluationWindows, Protocol, builtin};
-use llm_quantize::eval::Perplexity;
-use llm_quantize::formats::model_directory::{
-    DirectoryWriter, SideFile, TensorSlot, companions, config_with,
-};
-use llm_quantize::formats::packed::{W8A8Config, nearest, w8a8};
-use llm_quantize::inference::Decoder;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{LocalModel, open_local};
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::codec::affine::nearest;
+use llm_quantize::device::Backend;
+use llm_quantize::files::model_directory::{DirectoryWriter, SideFile, TensorSlot};
+use llm_quantize::files::packed::{W8A8Config, w8a8};
+use llm_quantize::graph::Decoder;
+use llm_quantize::measure::Perplexity;
+use llm_quantize::model::companions::{companions, config_with};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::text::{EvaluationWindows, Protocol, builtin};
 use safetensors::Dtype;
 
 /// Runs the binary, which must succeed.
@@ -46,7 +45,7 @@ struct Measure {
 impl Measure {
     fn perplexity(&self, path: &Path) -> f64 {
         let model = open_local(path).unwrap();
-        let tokenizer = Tokenizer::from_model(&model).unwrap();
+        let tokenizer = model.tokenizer().unwrap();
         let tokens = tokenizer.encode(&self.text, true).unwrap();
         let protocol = Protocol::Papers { length: self.length };
         let windows =

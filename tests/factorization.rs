@@ -3,13 +3,12 @@
 use candle_core::Device;
 use faer::Mat;
 use half::f16;
-use llm_quantize::littlebit::budget::FactorShape;
-use llm_quantize::littlebit::engine::HostEngine;
-use llm_quantize::littlebit::engine_candle::CandleEngine;
-use llm_quantize::littlebit::normalise::Importance;
-use llm_quantize::littlebit::scale_type::ScaleType;
-use llm_quantize::littlebit::solve::{Init, Solution, SolverConfig, solve};
-use llm_quantize::source::Weight;
+use llm_quantize::job::littlebit::budget::FactorShape;
+use llm_quantize::job::littlebit::engine::HostEngine;
+use llm_quantize::job::littlebit::engine_candle::CandleEngine;
+use llm_quantize::job::littlebit::normalise::Importance;
+use llm_quantize::job::littlebit::solve::{Init, Solution, SolverConfig, solve};
+use llm_quantize::weight::{ScaleType, Weight};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -371,7 +370,7 @@ fn a_real_matrix_meets_the_errors_of_another_implementation() {
         eprintln!("skipped: LLM_QUANTIZE_TEST_MODEL is not set (SmolLM2-135M-Instruct as GGUF)");
         return;
     };
-    let model = llm_quantize::source::open_local(path.as_ref()).unwrap();
+    let model = llm_quantize::model::open_local(path.as_ref()).unwrap();
     let Some(Weight::Stored(tensor)) = model.weights.get(LAYER) else {
         panic!("{} has no {LAYER}", model.path.display());
     };

@@ -18,9 +18,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use llm_quantize::progress::{NullProgress, Progress};
+use llm_quantize::base::progress::{NullProgress, Progress};
+use llm_quantize::hub::{self, HubOptions, HubSpec};
 use llm_quantize::settings::{Settings, Token};
-use llm_quantize::source::hub::{self, HubOptions, HubSpec};
 use llm_quantize::{Error, Result};
 use server::{Contents, FakeHub, Faults, GOOD_TOKEN, OTHER_TOKEN, Request, etag};
 

@@ -11,11 +11,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use half::f16;
-use llm_quantize::inference::linear::factorized::on_device;
-use llm_quantize::littlebit::bits::BitMatrix;
-use llm_quantize::littlebit::factor::{Factor, FactorizedLinear, ScaleType};
-use llm_quantize::littlebit::kernels::{InstructionSet, Kernel};
-use llm_quantize::tensor::SharedBytes;
+use llm_quantize::base::SharedBytes;
+use llm_quantize::codec::signs::{BitMatrix, InstructionSet, Kernel};
+use llm_quantize::graph::linear::factorized::on_device;
+use llm_quantize::weight::{Factor, FactorizedLinear, ScaleType};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -397,7 +396,7 @@ fn a_layer_takes_any_view_of_a_tensor() {
 #[cfg(feature = "cuda")]
 #[test]
 fn a_gpu_gives_the_results_of_the_processor() {
-    let Some(device) = llm_quantize::backend::cuda::probe(0).unwrap() else {
+    let Some(device) = llm_quantize::device::cuda::probe(0).unwrap() else {
         eprintln!("SKIPPED: no NVIDIA GPU here, so the CUDA kernels were not run");
         return;
     };

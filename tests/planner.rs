@@ -2,15 +2,15 @@
 //! the papers.
 
 use llm_quantize::Error;
+use llm_quantize::arch::ModelConfig;
 use llm_quantize::arch::families::LLAMA;
-use llm_quantize::littlebit::plan::{
+use llm_quantize::codec::StoredType;
+use llm_quantize::job::littlebit::plan::{
     CompressionPlan, Loss, Losses, PlanRequest, PlannedTensor, TensorHeader, headers_from_config,
     plan, plan_by_loss, plan_config,
 };
-use llm_quantize::littlebit::scale_choice::ScaleChoice;
-use llm_quantize::littlebit::scale_type::ScaleType;
-use llm_quantize::source::ModelConfig;
-use llm_quantize::tensor::StoredType;
+use llm_quantize::job::littlebit::scale_choice::ScaleChoice;
+use llm_quantize::weight::ScaleType;
 
 /// hidden, intermediate, layers, heads, key/value heads, vocabulary, tied head
 type Dims = (usize, usize, usize, usize, usize, usize, bool);

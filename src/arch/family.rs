@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::spec::{Activation, Attention, BlockNorms, BlockSpec, Experts, Gated, Mlp, RopeOf};
 use crate::Result;
-use crate::source::config::ModelConfig;
-use crate::source::config_json::Fields;
+use crate::arch::config::ModelConfig;
+use crate::arch::config_json::Fields;
 
 /// A family of models that compute the same.
 pub struct Family {

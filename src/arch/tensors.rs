@@ -2,7 +2,7 @@
 //! the two.
 
 use super::spec::{HEAD_NORMS, NormSlot, Part, Role, Slot};
-use crate::source::ModelConfig;
+use crate::arch::ModelConfig;
 
 /// Hugging Face name of the embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::interrupt;
-use super::output::{Output, Verbosity, clock, human_bytes};
+use super::output::{Output, Verbosity, clock};
 use super::shown::one_line;
-use crate::progress::Progress;
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 
 /// Seconds between two plain lines of a stage.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use crate::calibration::{TextRequest, TextSource};
-use crate::eval::tasks::{self, BenchmarkRequest};
-use crate::formats::space;
-use crate::progress::{NullProgress, Progress};
-use crate::source::hub::ModelSpec;
-use crate::{Error, Result, checkpoint};
+use crate::base::progress::{NullProgress, Progress};
+use crate::files::{checkpoint, space};
+use crate::hub::ModelSpec;
+use crate::measure::tasks::{self, BenchmarkRequest};
+use crate::text::{TextRequest, TextSource};
+use crate::{Error, Result};
 
 /// Refuses an output folder that cannot be written, or that is a file.
 pub(crate) fn output_folder(folder: &Path) -> Result<()> {

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::args::HubArgs;
-use crate::source::hub::ModelSpec;
+use crate::hub::ModelSpec;
 use crate::{Error, Result};
 
 /// The options that were typed, by their long names.

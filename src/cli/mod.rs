@@ -20,9 +20,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
-use crate::backend::threads;
-use crate::progress::Progress;
+use crate::base::progress::Progress;
+use crate::device::threads;
 use crate::settings::Settings;
+use crate::settings::names::RAYON_NUM_THREADS;
 use crate::{Error, Result};
 use args::{Cli, Command};
 use bars::Bars;
@@ -90,7 +91,7 @@ fn parse(arguments: &[OsString]) -> Result<(Cli, Given), clap::Error> {
 fn run(command: Command, context: &Context) -> Result<(), Failure> {
     // The pool is rayon's, and its variable holds.
     let variable = || {
-        let text = std::env::var(crate::settings::names::RAYON_NUM_THREADS).ok()?;
+        let text = std::env::var(RAYON_NUM_THREADS).ok()?;
         text.parse().ok().filter(|count| *count > 0)
     };
     let wanted = command.threads().or_else(variable);

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::Context;
 use super::args::{ComputeArgs, DeviceArg, HubArgs};
-use crate::backend::{Backend, DeviceChoice};
-use crate::formats::space;
-use crate::littlebit::measure::TextOptions;
-use crate::progress::Progress;
-use crate::source::hub::{self, HubOptions, ModelSpec, Outline};
-use crate::source::{self, LocalModel, hf};
-use crate::{Error, Result, redact};
+use crate::base::progress::Progress;
+use crate::base::redact;
+use crate::device::{Backend, DeviceChoice};
+use crate::files::space;
+use crate::hub::{self, HubOptions, ModelSpec, Outline};
+use crate::model::{self, LocalModel, hf};
+use crate::text::TextOptions;
+use crate::{Error, Result};
 
 /// Opens a local path, or downloads a hub id and opens its snapshot.
 pub(crate) fn open(
@@ -112,7 +113,7 @@ impl Located {
     }
 
     fn open(&self) -> Result<LocalModel> {
-        let mut model = source::open_local(&self.path)?;
+        let mut model = model::open_local(&self.path)?;
         for warning in &mut model.warnings {
             *warning = self.kept(warning);
         }

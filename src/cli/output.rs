@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use super::shown;
-use crate::redact::conceal;
+use crate::base::redact::conceal;
+use crate::base::size::human_bytes;
 use crate::{Error, Result};
 
 /// What stdout carries.
@@ -262,8 +263,6 @@ fn say(text: &str) {
     let mut stderr = std::io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes());
 }
-
-pub(crate) use crate::formats::size::human_bytes;
 
 /// `6,738,415,616`.
 pub(crate) fn grouped(number: u64) -> String {

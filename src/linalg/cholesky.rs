@@ -12,19 +12,19 @@ use super::Real;
 const ESCALATIONS: u32 = 8;
 
 /// A Cholesky factorization with its memory, for matrices of one size.
-pub struct Cholesky<T: Real> {
+pub(crate) struct Cholesky<T: Real> {
     factor: Mat<T>,
     scratch: MemBuffer,
 }
 
 /// The matrix is not positive definite, not even with a large ridge: it holds NaN or infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotPositiveDefinite;
+pub(crate) struct NotPositiveDefinite;
 
 impl<T: Real> Cholesky<T> {
     /// Memory for `dim × dim` matrices.
     #[must_use]
-    pub fn new(dim: usize) -> Self {
+    pub(crate) fn new(dim: usize) -> Self {
         let request = llt::factor::cholesky_in_place_scratch::<T>(dim, Par::Seq, Spec::default());
         Self { factor: Mat::zeros(dim, dim), scratch: MemBuffer::new(request) }
     }
@@ -32,7 +32,7 @@ impl<T: Real> Cholesky<T> {
     /// Factorizes `matrix + ridge · I`, of which only the lower triangle is read. Where rounding
     /// has made it indefinite the ridge is raised: first to the rounding error of the largest
     /// diagonal entry, then tenfold each time. Returns the ridge that was used.
-    pub fn factorize(
+    pub(crate) fn factorize(
         &mut self,
         matrix: MatRef<'_, T>,
         ridge: f64,
@@ -66,7 +66,7 @@ impl<T: Real> Cholesky<T> {
     /// The last factorization: `L` with `L Lᵀ = matrix + ridge · I` in the lower triangle. What is
     /// above the diagonal means nothing.
     #[must_use]
-    pub fn factor(&self) -> MatRef<'_, T> {
+    pub(crate) fn factor(&self) -> MatRef<'_, T> {
         self.factor.as_ref()
     }
 
@@ -74,7 +74,7 @@ impl<T: Real> Cholesky<T> {
     ///
     /// # Panics
     /// If `rhs` has another number of rows.
-    pub fn solve_in_place(&mut self, rhs: MatMut<'_, T>) {
+    pub(crate) fn solve_in_place(&mut self, rhs: MatMut<'_, T>) {
         let stack = MemStack::new(&mut self.scratch);
         llt::solve::solve_in_place(self.factor.as_ref(), rhs, Par::Seq, stack);
     }
@@ -83,7 +83,7 @@ impl<T: Real> Cholesky<T> {
     ///
     /// # Panics
     /// If `out` has another size.
-    pub fn inverse(&mut self, mut out: MatMut<'_, T>) {
+    pub(crate) fn inverse(&mut self, mut out: MatMut<'_, T>) {
         let dim = self.factor.nrows();
         let mut scratch = MemBuffer::new(llt::inverse::inverse_scratch::<T>(dim, Par::Seq));
         llt::inverse::inverse(

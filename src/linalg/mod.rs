@@ -6,10 +6,10 @@
 //! Matrices come and go as faer views; a row-major `[rows, cols]` slice is
 //! `MatRef::from_row_major_slice(slice, rows, cols)`.
 
-pub mod cholesky;
-pub mod products;
-pub mod qr;
-pub mod svd;
+pub(crate) mod cholesky;
+pub(crate) mod products;
+pub(crate) mod qr;
+pub(crate) mod svd;
 
 use faer::linalg::matmul;
 use faer::traits::RealField;
@@ -47,7 +47,7 @@ impl Precision {
 }
 
 /// Element types of the decompositions.
-pub trait Real: RealField + Copy {
+pub(crate) trait Real: RealField + Copy {
     /// The nearest value of the type.
     fn from_f64(value: f64) -> Self;
     /// The value, widened.
@@ -78,7 +78,7 @@ impl Real for f64 {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn multiply<T: Real>(
+pub(crate) fn multiply<T: Real>(
     out: MatMut<'_, T>,
     lhs: MatRef<'_, T>,
     rhs: MatRef<'_, T>,
@@ -92,7 +92,7 @@ pub fn multiply<T: Real>(
 ///
 /// # Panics
 /// If `out` is not square with as many rows as `x`.
-pub fn gram_lower<T: Real>(out: MatMut<'_, T>, x: MatRef<'_, T>) {
+pub(crate) fn gram_lower<T: Real>(out: MatMut<'_, T>, x: MatRef<'_, T>) {
     use matmul::triangular::BlockStructure::{Rectangular, TriangularLower};
     matmul::triangular::matmul(
         out,

@@ -13,7 +13,7 @@ use super::Real;
 /// # Panics
 /// If there are more columns than rows.
 #[must_use]
-pub fn orthonormal_basis<T: Real>(matrix: MatRef<'_, T>) -> Mat<T> {
+pub(crate) fn orthonormal_basis<T: Real>(matrix: MatRef<'_, T>) -> Mat<T> {
     let (rows, cols) = matrix.shape();
     assert!(rows >= cols, "a basis of {cols} vectors in {rows} dimensions");
     let mut qr = matrix.to_owned();

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// The leading `k` singular triplets of a matrix `[m, n]`, largest first.
 #[derive(Debug, Clone)]
-pub struct TruncatedSvd<T: Real> {
+pub(crate) struct TruncatedSvd<T: Real> {
     /// Left vectors, `[m, k]`.
     pub left: Mat<T>,
     /// Singular values, `[k]`.
@@ -38,7 +38,7 @@ const RANDOMIZED_BELOW: f64 = 0.3;
 /// SVD; in double precision the eigenvectors of the smaller Gram matrix, three times cheaper, in
 /// which singular values below `1e-8` of the largest are lost in rounding and come back as zero,
 /// with zero vectors on the longer side.
-pub fn truncated_svd<T: Real>(
+pub(crate) fn truncated_svd<T: Real>(
     matrix: MatRef<'_, T>,
     k: usize,
     rng: &mut ChaCha8Rng,
@@ -55,7 +55,7 @@ pub fn truncated_svd<T: Real>(
 }
 
 /// [`truncated_svd`] of single-precision data in the given precision, back in single precision.
-pub fn truncated_svd_in(
+pub(crate) fn truncated_svd_in(
     precision: Precision,
     matrix: MatRef<'_, f32>,
     k: usize,
@@ -81,7 +81,7 @@ fn failed(shape: (usize, usize)) -> Error {
 }
 
 /// The leading `k` triplets of the full thin SVD.
-pub fn thin<T: Real>(matrix: MatRef<'_, T>, k: usize) -> Result<TruncatedSvd<T>> {
+pub(crate) fn thin<T: Real>(matrix: MatRef<'_, T>, k: usize) -> Result<TruncatedSvd<T>> {
     let (m, n) = matrix.shape();
     let size = m.min(n);
     let mut left = Mat::zeros(m, size);
@@ -195,7 +195,7 @@ fn randomized<T: Real>(
 /// Frobenius) and well separated, so that power iteration from the row sums needs a handful of
 /// steps. `rows` has unit norm unless `x` is zero; the magnitude is in `cols`.
 #[must_use]
-pub fn rank_one_magnitude(x: &[f32], cols: usize) -> (Vec<f64>, Vec<f64>) {
+pub(crate) fn rank_one_magnitude(x: &[f32], cols: usize) -> (Vec<f64>, Vec<f64>) {
     const LIMIT: usize = 100;
     if cols == 0 || x.is_empty() {
         return (Vec::new(), vec![0.0; cols]);

@@ -5,13 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::analyze::{AnalyzeRequest, Checkpoints, MatrixFormat, Method, Samples, analyze};
-use llm_quantize::backend::Backend;
-use llm_quantize::formats::imatrix::{ImportanceMatrix, ImportanceSums};
-use llm_quantize::littlebit::measure::TextOptions;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::open_local;
-use llm_quantize::source::tokenizer::Tokenizer;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::device::Backend;
+use llm_quantize::files::imatrix::{ImportanceMatrix, ImportanceSums, Method};
+use llm_quantize::job::Checkpoints;
+use llm_quantize::job::analyze::{AnalyzeRequest, MatrixFormat, Samples, analyze};
+use llm_quantize::model::open_local;
+use llm_quantize::text::TextOptions;
 
 use crate::llama_library::{F16, LlamaCpp};
 
@@ -49,7 +49,7 @@ fn request(output: &Path, text: &Path, chunks: usize, format: MatrixFormat) -> A
 /// The chunks of `llama-imatrix`, cut here by its description: the tokens of the text with what the
 /// tokenizer puts in front, cut every `length`, the first token of each chunk replaced by that one.
 fn chunks(model: &Path, text: &Path, length: usize, count: usize) -> Vec<u32> {
-    let tokenizer = Tokenizer::from_model(&open_local(model).unwrap()).unwrap();
+    let tokenizer = open_local(model).unwrap().tokenizer().unwrap();
     let text = std::fs::read_to_string(text).unwrap();
     let mut tokens = tokenizer.encode(&text, true).unwrap();
     tokens.truncate(length * count);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use llm_quantize::source::open_local;
+use llm_quantize::model::open_local;
 use serde_json::{Value, json as object};
 
 use crate::common::{Workspace, json, stderr, tiny_model};

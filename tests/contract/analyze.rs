@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use llm_quantize::analyze::SuperWeightMask;
-use llm_quantize::formats::imatrix::{ImportanceMatrix, ImportanceSums, Method};
+use llm_quantize::files::imatrix::{ImportanceMatrix, ImportanceSums, Method};
+use llm_quantize::files::super_weights::SuperWeightMask;
 use serde::Deserialize;
 
 use super::common::{Workspace, fails, json, stderr, stdout, tiny_model};
@@ -200,7 +200,7 @@ fn the_mask_has_the_largest_scores_in_the_order_of_gguf() {
         assert!(document.super_weights.list.is_empty());
         let mask = SuperWeightMask::read(&workspace.path("m.superweights.json")).unwrap();
         let matrix = ImportanceMatrix::open(&workspace.path("m.imatrix")).unwrap();
-        let file = llm_quantize::formats::gguf::GgufFile::open(&workspace.path("t.gguf")).unwrap();
+        let file = llm_quantize::files::gguf::GgufFile::open(&workspace.path("t.gguf")).unwrap();
         let mut all = Vec::new();
         for (name, entry) in &matrix.entries {
             let weight = file.tensor(name).unwrap().unwrap().to_f32();

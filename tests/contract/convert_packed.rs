@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use llm_quantize::source::{Weight, open_local};
+use llm_quantize::model::open_local;
+use llm_quantize::weight::Weight;
 use serde::Deserialize;
 use serde_json::Value;
 

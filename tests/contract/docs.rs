@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use llm_quantize::littlebit::tuning::knobs::KNOBS;
-use llm_quantize::littlebit::tuning::{Effort, Recipe};
+use llm_quantize::job::littlebit::tuning::knobs::KNOBS;
+use llm_quantize::job::littlebit::tuning::{Effort, Recipe};
 
 use super::common::{Workspace, stdout};
 

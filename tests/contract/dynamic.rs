@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::json as value;
 
-use llm_quantize::formats::gguf::GgufFile;
+use llm_quantize::files::gguf::GgufFile;
 
 use super::common::{Workspace, fails, json, stderr, tiny_model};
 
@@ -313,9 +313,9 @@ fn super_weights_are_reported() {
     let file = GgufFile::open(&workspace.path("tiny-dynamic.gguf")).unwrap();
     let written = file.tensor(name).unwrap().unwrap();
     assert_eq!(written.dtype.name(), tensor.r#type);
-    let model = llm_quantize::source::open_local(&tiny).unwrap();
+    let model = llm_quantize::model::open_local(&tiny).unwrap();
     let source = &model.weights["model.layers.0.mlp.down_proj.weight"];
-    let llm_quantize::source::Weight::Stored(source) = source else { panic!("{source:?}") };
+    let llm_quantize::weight::Weight::Stored(source) = source else { panic!("{source:?}") };
     let source = source.to_f32();
     let written = written.to_f32();
     let mut rows: Vec<(f32, f32)> =

@@ -5,7 +5,7 @@ use std::path::Path;
 use half::f16;
 use safetensors::tensor::{SafeTensors, TensorView};
 
-use llm_quantize::formats::gguf::GgufFile;
+use llm_quantize::files::gguf::GgufFile;
 
 use super::common::{Workspace, fails, json, stderr, tiny_model};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use llm_quantize::source::{LocalModel, open_local};
+use llm_quantize::model::{LocalModel, open_local};
 
 use super::common::{Workspace, fails, json, stdout, tiny_model};
 

@@ -210,7 +210,7 @@ fn a_profile_is_made_found_shown_and_used() {
     // Types are those of the profile, so the same file comes out with and without the solver.
     let types = |name: &str| {
         let file = workspace.path(name);
-        let file = llm_quantize::formats::gguf::GgufFile::open(&file).unwrap();
+        let file = llm_quantize::files::gguf::GgufFile::open(&file).unwrap();
         file.tensors.iter().map(|(n, t)| format!("{n} {}", t.kind.name)).collect::<Vec<_>>()
     };
     let base = ["quantize", tiny, "gguf", "--imatrix", "m.imatrix"];

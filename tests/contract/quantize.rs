@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use llm_quantize::formats::gguf::{GgufFile, Value};
+use llm_quantize::files::gguf::{GgufFile, Value};
 
 use super::common::{Workspace, fails, json, stderr, stdout, tiny_model};
 use super::handmade::Handmade;

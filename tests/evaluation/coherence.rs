@@ -5,11 +5,13 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use llm_quantize::Result;
-use llm_quantize::calibration::{TextCodec, builtin};
-use llm_quantize::eval::coherence::CoherenceSettings;
-use llm_quantize::eval::prompts::PROMPTS;
-use llm_quantize::eval::{CoherenceReport, CoherenceTest, Decoding, LanguageModel, TextGenerator};
-use llm_quantize::progress::NullProgress;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::measure::coherence::CoherenceSettings;
+use llm_quantize::measure::prompts::PROMPTS;
+use llm_quantize::measure::{
+    CoherenceReport, CoherenceTest, Decoding, LanguageModel, TextGenerator,
+};
+use llm_quantize::text::{TextCodec, builtin};
 
 use crate::models::TableModel;
 

@@ -1,15 +1,17 @@
 //! The real decoder, measured: a tiny Llama with random weights.
 
 use indexmap::IndexMap;
+use llm_quantize::arch::ModelConfig;
 use llm_quantize::arch::families::LLAMA;
-use llm_quantize::backend::Backend;
-use llm_quantize::calibration::{EvaluationWindows, InputStatistics, Protocol};
-use llm_quantize::eval::{Decoding, LanguageModel, Perplexity, TextGenerator};
-use llm_quantize::inference::Decoder;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::config::ModelConfig;
-use llm_quantize::source::{LocalModel, ModelFormat, Weight};
-use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
+use llm_quantize::base::SharedBytes;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::codec::StoredType;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::measure::{Decoding, InputStatistics, LanguageModel, Perplexity, TextGenerator};
+use llm_quantize::model::{LocalModel, ModelFormat};
+use llm_quantize::text::{EvaluationWindows, Protocol};
+use llm_quantize::weight::{StoredTensor, Weight};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 
 use candle_core::{Device, Tensor};
-use llm_quantize::calibration::TextCodec;
-use llm_quantize::eval::{Decoding, LanguageModel, TextGenerator};
-use llm_quantize::progress::Progress;
+use llm_quantize::base::progress::Progress;
+use llm_quantize::measure::{Decoding, LanguageModel, TextGenerator};
+use llm_quantize::text::TextCodec;
 use llm_quantize::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

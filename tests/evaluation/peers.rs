@@ -4,16 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use llm_quantize::backend::Backend;
-use llm_quantize::calibration::documents::{Coverage, DocumentFile};
-use llm_quantize::calibration::{EvaluationWindows, Protocol, TextSource};
-use llm_quantize::eval::coherence::CoherenceSettings;
-use llm_quantize::eval::{CoherenceTest, Perplexity};
-use llm_quantize::inference::Decoder;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{LocalModel, Weight, open_local};
-use llm_quantize::tensor::{SharedBytes, StoredTensor, StoredType};
+use llm_quantize::base::SharedBytes;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::codec::StoredType;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::measure::coherence::CoherenceSettings;
+use llm_quantize::measure::{CoherenceTest, Perplexity};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::text::documents::{Coverage, DocumentFile};
+use llm_quantize::text::{EvaluationWindows, Protocol, TextSource};
+use llm_quantize::weight::{StoredTensor, Weight};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -37,7 +38,7 @@ fn tiny() -> LocalModel {
 #[test]
 fn the_tiny_model_has_the_perplexity_that_its_training_printed() {
     let model = tiny();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let protocol = Protocol::papers(decoder.config().max_positions);
     let text = TextSource::builtin().evaluation;
@@ -51,7 +52,7 @@ fn the_tiny_model_has_the_perplexity_that_its_training_printed() {
 #[test]
 fn the_tiny_model_is_coherent_and_random_weights_of_its_shape_are_not() {
     let mut model = tiny();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let settings = CoherenceSettings::default();
     let test = CoherenceTest::new(&decoder, &tokenizer, settings, &NullProgress).unwrap();
@@ -96,7 +97,7 @@ fn smollm2_has_the_perplexity_that_llama_cpp_measures() {
         return;
     }
     let model = open_local(&model).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let text = DocumentFile::open(&data.join("wikitext-2-raw/wiki.test.raw"), None)
         .unwrap()
@@ -127,7 +128,7 @@ fn smollm2_is_coherent() {
         return;
     };
     let model = open_local(&path).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     let settings = CoherenceSettings::default();
     let test = CoherenceTest::new(&decoder, &tokenizer, settings, &NullProgress).unwrap();

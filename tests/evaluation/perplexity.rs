@@ -1,9 +1,9 @@
 //! Perplexity and divergence of models whose probabilities are known.
 
 use llm_quantize::Error;
-use llm_quantize::calibration::{EvaluationWindows, Protocol};
-use llm_quantize::eval::{Comparison, LanguageModel, Perplexity};
-use llm_quantize::progress::NullProgress;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::measure::{Comparison, LanguageModel, Perplexity};
+use llm_quantize::text::{EvaluationWindows, Protocol};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -1,7 +1,8 @@
 //! Activation statistics against sums written out.
 
 use candle_core::{Device, Tensor};
-use llm_quantize::calibration::statistics::{InputStatistics, shrink};
+use llm_quantize::measure::InputStatistics;
+use llm_quantize::measure::statistics::shrink;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

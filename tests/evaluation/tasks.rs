@@ -7,12 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::eval::tasks::{choices, data};
-use llm_quantize::inference::Decoder;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::open_local;
-use llm_quantize::source::tokenizer::Tokenizer;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::measure::tasks::{choices, data};
+use llm_quantize::model::open_local;
 
 use crate::llama_library::{Attention, F16, LlamaCpp};
 
@@ -41,7 +40,7 @@ fn choices_are_worth_what_llama_cpp_finds() {
     let mut questions = data::read(&folder.join("tasks/hellaswag_val_1000.txt")).unwrap();
     questions.truncate(TASKS);
     let opened = open_local(&half).unwrap();
-    let tokenizer = Tokenizer::from_model(&opened).unwrap();
+    let tokenizer = opened.tokenizer().unwrap();
     let decoder = Decoder::new(&opened, &Backend::cpu()).unwrap();
     let (worth, _) =
         choices::likelihoods(&decoder, &tokenizer, &questions, "test", &NullProgress).unwrap();

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::calibration::documents::{Coverage, DocumentFile};
-use llm_quantize::calibration::{TextRequest, TextSource, builtin, wikitext};
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::chat::ChatMessage;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::text::documents::{Coverage, DocumentFile};
+use llm_quantize::text::{TextRequest, TextSource, builtin, wikitext};
+use llm_quantize::tokenizer::chat::ChatMessage;
 use llm_quantize::{Error, Result};
 use proptest::prelude::*;
 use tempfile::TempDir;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use llm_quantize::Error;
-use llm_quantize::calibration::{CalibrationWindows, EvaluationWindows, Protocol, TextCodec};
+use llm_quantize::text::{CalibrationWindows, EvaluationWindows, Protocol, TextCodec};
 
 use crate::models::{Characters, calibration_error};
 

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use llm_quantize::Error;
-use llm_quantize::formats::gguf::{
+use llm_quantize::codec::StoredType;
+use llm_quantize::files::gguf::{
     Array, FileLayout, GgufFile, GgufWriter, PlannedTensor, Value, WrittenFile,
 };
-use llm_quantize::quantize::gguf::{SourceOptions, open};
-use llm_quantize::tensor::StoredType;
+use llm_quantize::job::gguf::{SourceOptions, open};
 use sha2::{Digest, Sha256};
 
 use crate::gguf_bytes::GgufBytes;

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::formats::gguf::{FileLayout, GgufWriter, PlannedTensor, Value};
-use llm_quantize::quantize::gguf::GgufModel;
-use llm_quantize::tensor::{StoredType, ggml};
+use llm_quantize::codec::{StoredType, ggml};
+use llm_quantize::files::gguf::{FileLayout, GgufWriter, PlannedTensor, Value};
+use llm_quantize::job::gguf::GgufModel;
 
 /// Writes all matrices as `matrices` and everything else as F32, as the converter does.
 pub(crate) fn write(model: &GgufModel, target: &Path, matrices: StoredType) {

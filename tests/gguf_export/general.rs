@@ -1,7 +1,7 @@
 //! `general.*` from names, model cards and sampling hints.
 
-use llm_quantize::formats::gguf::{Array, Value};
-use llm_quantize::quantize::gguf::{GgufModel, SourceOptions, open};
+use llm_quantize::files::gguf::{Array, Value};
+use llm_quantize::job::gguf::{GgufModel, SourceOptions, open};
 use serde_json::json;
 
 use crate::directories::{self, config, dense};

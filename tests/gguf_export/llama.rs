@@ -5,11 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::inference::Decoder;
-use llm_quantize::quantize::gguf::{SourceOptions, open};
-use llm_quantize::source::open_local;
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::job::gguf::{SourceOptions, open};
+use llm_quantize::model::open_local;
 use serde_json::json;
 
 use crate::directories::{self, config, dense};

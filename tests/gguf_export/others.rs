@@ -8,8 +8,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{gemma2, gemma3, mixtral, phi3, qwen3_moe};
-use llm_quantize::quantize::gguf::{SourceOptions, open};
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::job::gguf::{SourceOptions, open};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 

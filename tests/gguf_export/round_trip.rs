@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::inference::Decoder;
-use llm_quantize::quantize::gguf::{SourceOptions, open};
-use llm_quantize::source::open_local;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::job::gguf::{SourceOptions, open};
+use llm_quantize::model::open_local;
 use serde_json::json;
 
 use crate::export;
@@ -24,7 +23,7 @@ pub(crate) const TEXTS: [&str; 7] = [
 ];
 
 pub(crate) fn token_ids(path: &Path) -> Vec<Vec<u32>> {
-    let tokenizer = Tokenizer::from_model(&open_local(path).unwrap()).unwrap();
+    let tokenizer = open_local(path).unwrap().tokenizer().unwrap();
     TEXTS.iter().map(|text| tokenizer.encode(text, true).unwrap()).collect()
 }
 

@@ -2,8 +2,8 @@
 //! warned of or refused.
 
 use llm_quantize::Error;
-use llm_quantize::formats::gguf::Value;
-use llm_quantize::quantize::gguf::{GgufModel, SourceOptions, check_config, open};
+use llm_quantize::files::gguf::Value;
+use llm_quantize::job::gguf::{GgufModel, SourceOptions, check_config, open};
 use serde_json::{Value as Json, json};
 
 use crate::directories::{self, DENSE, ROWS, config, dense, model, model_of, values};

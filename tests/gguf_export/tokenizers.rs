@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use llm_quantize::formats::gguf::{Array, Value};
-use llm_quantize::quantize::gguf::{GgufModel, SourceOptions, open};
-use llm_quantize::source::open_local;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::files::gguf::{Array, Value};
+use llm_quantize::job::gguf::{GgufModel, SourceOptions, open};
+use llm_quantize::model::open_local;
 use serde_json::{Value as Json, json};
 
 use crate::directories::{self, MERGES, ROWS, byte_characters, config, dense};
@@ -249,7 +248,7 @@ fn a_vocabulary_without_merges_has_an_empty_list() {
     let file = folder.path().join("model.gguf");
     export::write(&model, &file, StoredType::F32);
     let ids = |path: &Path| {
-        let tokenizer = Tokenizer::from_model(&open_local(path).unwrap()).unwrap();
+        let tokenizer = open_local(path).unwrap().tokenizer().unwrap();
         tokenizer.encode("the hello", false).unwrap()
     };
     assert_eq!(ids(&file), ids(folder.path()));
@@ -402,8 +401,8 @@ fn scores_from_merges_join_the_same_pairs() {
 
     let file = folder.path().join("model.gguf");
     export::write(&model, &file, StoredType::F32);
-    let ours = Tokenizer::from_model(&open_local(folder.path()).unwrap()).unwrap();
-    let theirs = Tokenizer::from_model(&open_local(&file).unwrap()).unwrap();
+    let ours = open_local(folder.path()).unwrap().tokenizer().unwrap();
+    let theirs = open_local(&file).unwrap().tokenizer().unwrap();
     for text in ["the thin ale", " a  the", "hëll", "<s>the", ""] {
         assert_eq!(ours.encode(text, true).unwrap(), theirs.encode(text, true).unwrap(), "{text}");
     }

@@ -8,8 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::quantize::gguf::{SourceOptions, open};
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::job::gguf::{SourceOptions, open};
 use safetensors::SafeTensors;
 
 use crate::export;

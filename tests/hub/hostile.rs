@@ -4,8 +4,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use llm_quantize::Error;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::hub::HubOptions;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::hub::HubOptions;
 
 use super::server::Faults;
 use super::{Fixture, REPO, Recorder, fetch};
@@ -56,9 +56,9 @@ fn the_commit_that_was_asked_for_answers() {
         fixture.hub.faults(Faults { commit: Some(other.clone()), ..Faults::default() });
         Ok(())
     };
-    let spec = llm_quantize::source::hub::HubSpec::parse(&pinned).unwrap();
-    let error = llm_quantize::source::hub::fetch(&spec, &fixture.options(), &spoil, &NullProgress)
-        .unwrap_err();
+    let spec = llm_quantize::hub::HubSpec::parse(&pinned).unwrap();
+    let error =
+        llm_quantize::hub::fetch(&spec, &fixture.options(), &spoil, &NullProgress).unwrap_err();
     assert!(error.to_string().contains("was asked for commit"), "{error}");
     assert!(!fixture.blob().exists());
 

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::hub::{self, HubOptions, HubSpec, Outline};
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::hub::{self, HubOptions, HubSpec, Outline};
 
 use super::server::{FakeHub, Faults, Request};
 use super::{CONFIG, REPO, TOKENIZER, noise};

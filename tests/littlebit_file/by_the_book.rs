@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use half::f16;
-use llm_quantize::littlebit::factor::ScaleType;
+use llm_quantize::weight::ScaleType;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -2,10 +2,10 @@
 //! the file asked for.
 
 use llm_quantize::Error;
-use llm_quantize::formats::littlebit::LittleBitFile;
-use llm_quantize::littlebit::factor::ScaleType;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::tensor::SharedBytes;
+use llm_quantize::base::SharedBytes;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::files::littlebit::LittleBitFile;
+use llm_quantize::weight::ScaleType;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

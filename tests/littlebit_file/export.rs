@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use half::f16;
-use llm_quantize::formats::littlebit::LittleBitFile;
-use llm_quantize::formats::littlebit::metadata_export::{export, export_paths};
-use llm_quantize::tensor::SharedBytes;
+use llm_quantize::base::SharedBytes;
+use llm_quantize::files::littlebit::LittleBitFile;
+use llm_quantize::files::littlebit::metadata_export::{export, export_paths};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! The report of `littlebit info`, against the contract's keys and layout.
 
-use llm_quantize::formats::littlebit::LittleBitFile;
-use llm_quantize::tensor::SharedBytes;
+use llm_quantize::base::SharedBytes;
+use llm_quantize::files::littlebit::LittleBitFile;
 use serde::Deserialize;
 
 use crate::samples::sample;

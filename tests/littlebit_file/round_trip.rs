@@ -3,15 +3,16 @@
 use std::io::{Cursor, Write};
 
 use llm_quantize::Error;
-use llm_quantize::formats::atomic::AtomicFile;
-use llm_quantize::formats::littlebit::{
+use llm_quantize::base::SharedBytes;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::codec::StoredType;
+use llm_quantize::files::atomic::AtomicFile;
+use llm_quantize::files::littlebit::{
     Description, Layout, LittleBitFile, PathPlan, TensorKind, TensorPlan, TextFile, Writer,
-    open_model, verify,
 };
-use llm_quantize::littlebit::factor::ScaleType;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::source::{ModelFormat, Weight};
-use llm_quantize::tensor::{RowOrder, SharedBytes, StoredTensor, StoredType};
+use llm_quantize::model::ModelFormat;
+use llm_quantize::model::littlebit::{open_model, verify};
+use llm_quantize::weight::{RowOrder, ScaleType, StoredTensor, Weight};
 use proptest::prelude::*;
 
 use crate::samples::{self, Plain, sample};

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use half::f16;
 use indexmap::IndexMap;
-use llm_quantize::formats::littlebit::{
+use llm_quantize::base::SharedBytes;
+use llm_quantize::codec::StoredType;
+use llm_quantize::codec::signs::BitMatrix;
+use llm_quantize::files::littlebit::{
     About, Calibration, Description, PathPlan, Settings, Source, TensorKind, TensorPlan, TextFile,
     Writer,
 };
-use llm_quantize::littlebit::factor::{BitMatrix, Factor, FactorizedLinear, ScaleType};
-use llm_quantize::tensor::{SharedBytes, StoredType};
+use llm_quantize::weight::{Factor, FactorizedLinear, ScaleType};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

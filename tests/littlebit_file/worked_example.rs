@@ -4,11 +4,13 @@ use std::fmt::Write;
 use std::io::Cursor;
 
 use half::f16;
-use llm_quantize::formats::littlebit::{
+use llm_quantize::base::SharedBytes;
+use llm_quantize::codec::StoredType;
+use llm_quantize::codec::signs::BitMatrix;
+use llm_quantize::files::littlebit::{
     About, Description, PathPlan, Source, TensorKind, TensorPlan, TextFile, Writer,
 };
-use llm_quantize::littlebit::factor::{BitMatrix, Factor, FactorizedLinear, ScaleType};
-use llm_quantize::tensor::{SharedBytes, StoredType};
+use llm_quantize::weight::{Factor, FactorizedLinear, ScaleType};
 
 const DOCUMENT: &str = include_str!("../../docs/littlebit-format.md");
 

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use llm_quantize::Error;
-use llm_quantize::backend::Backend;
-use llm_quantize::inference::decoder::Decoder;
-use llm_quantize::source::{self, LocalModel};
+use llm_quantize::device::Backend;
+use llm_quantize::graph::Decoder;
+use llm_quantize::model::{self, LocalModel};
 
 /// What the decoder computes: it must not be refused.
 const COMPUTED: [&str; 43] = [
@@ -76,7 +76,7 @@ fn open_with(folder: &Path, config: &str) -> Result<LocalModel, Error> {
     std::fs::copy(folder.join("model.safetensors"), place.path().join("model.safetensors"))
         .unwrap();
     // The weights stay mapped when the directory is gone.
-    source::open_local(place.path())
+    model::open_local(place.path())
 }
 
 /// Mean of the nats per token and the largest difference of one.

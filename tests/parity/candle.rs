@@ -3,8 +3,8 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::Activation;
 use candle_transformers::models::{llama, mistral, qwen2, qwen3};
+use llm_quantize::arch::config::RopeScaling;
 use llm_quantize::arch::families::{LLAMA, MISTRAL, QWEN2, QWEN3};
-use llm_quantize::source::config::RopeScaling;
 
 use crate::tiny::{BLOCK_LINEARS, Tiny, config, largest_difference, logits, tokens, window};
 

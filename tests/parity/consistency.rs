@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Tensor, Var};
+use llm_quantize::arch::ModelConfig;
 use llm_quantize::arch::families::{LLAMA, MISTRAL, QWEN3};
-use llm_quantize::inference::generate::StopReason;
-use llm_quantize::inference::{
+use llm_quantize::graph::generate::StopReason;
+use llm_quantize::graph::{
     CacheType, Decoder, Execution, Generator, LinearLayer, Observer, Sampling,
 };
-use llm_quantize::source::config::ModelConfig;
 
 use crate::tiny::{
     BLOCK_LINEARS, Tiny, config, largest_difference, linear_shape, logits, tokens, window,
@@ -422,7 +422,7 @@ fn what_does_not_fit_is_refused() {
     ] {
         let mut broken = model.clone();
         broken.tensors.shift_remove(name);
-        let error = Decoder::new(&broken.local_model(), &llm_quantize::backend::Backend::cpu());
+        let error = Decoder::new(&broken.local_model(), &llm_quantize::device::Backend::cpu());
         let message = error.unwrap_err().to_string();
         assert!(message.contains(name) && message.contains(part), "{message}");
     }
@@ -430,11 +430,11 @@ fn what_does_not_fit_is_refused() {
     let (shape, values) = broken.tensors.get_mut("model.layers.0.self_attn.k_proj.weight").unwrap();
     shape[0] -= 1;
     values.truncate(shape[0] * shape[1]);
-    let error = Decoder::new(&broken.local_model(), &llm_quantize::backend::Backend::cpu());
+    let error = Decoder::new(&broken.local_model(), &llm_quantize::device::Backend::cpu());
     let message = error.unwrap_err().to_string();
     assert!(message.contains("k_proj") && message.contains("[15, 48]"), "{message}");
 
     let mut broken = model.clone();
     broken.config.num_kv_heads = 4;
-    assert!(Decoder::new(&broken.local_model(), &llm_quantize::backend::Backend::cpu()).is_err());
+    assert!(Decoder::new(&broken.local_model(), &llm_quantize::device::Backend::cpu()).is_err());
 }

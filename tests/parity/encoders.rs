@@ -2,7 +2,7 @@
 //! many kinds beyond the recorded ones (tests/fixtures/ggml), all types, with and without an
 //! importance matrix.
 
-use llm_quantize::tensor::{StoredType, ggml};
+use llm_quantize::codec::{StoredType, ggml};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 use libloading::{Library, Symbol};
-use llm_quantize::formats::gguf::TENSOR_TYPES;
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::files::gguf::TENSOR_TYPES;
 
 type QuantizeChunk =
     unsafe extern "C" fn(i32, *const f32, *mut u8, i64, i64, i64, *const f32) -> usize;

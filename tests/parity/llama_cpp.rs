@@ -8,10 +8,9 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::inference::{CacheType, Decoder, Generator, Sampling};
-use llm_quantize::source::open_local;
-use llm_quantize::source::tokenizer::Tokenizer;
+use llm_quantize::device::Backend;
+use llm_quantize::graph::{CacheType, Decoder, Generator, Sampling};
+use llm_quantize::model::open_local;
 
 use crate::llama_library::{Attention, F16, F32, LlamaCpp};
 use crate::tiny::{largest_difference, logits};
@@ -54,7 +53,7 @@ fn peer() -> Option<(PathBuf, LlamaCpp)> {
 /// Token ids of the text and our logits of it.
 fn ours(path: &Path) -> (Vec<u32>, Vec<Vec<f32>>) {
     let model = open_local(path).unwrap();
-    let mut ids = Tokenizer::from_model(&model).unwrap().encode(TEXT, true).unwrap();
+    let mut ids = model.tokenizer().unwrap().encode(TEXT, true).unwrap();
     assert!(ids.len() >= TOKENS, "the text has {} tokens", ids.len());
     ids.truncate(TOKENS);
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
@@ -88,7 +87,7 @@ fn greedy_continuations_are_its_choice() {
     llama.write(&original, &file, F32);
     // Ours runs the blocks of the original, with a cache of halves.
     let model = open_local(&original).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
     for prompt in [
         "The capital of France is",

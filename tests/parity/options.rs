@@ -1,9 +1,10 @@
 //! Every option of the graph against the reference in f64.
 
+use llm_quantize::arch::ModelConfig;
+use llm_quantize::arch::config::{RopeConfig, RopeScaling};
 use llm_quantize::arch::families::{LLAMA, MISTRAL, QWEN2, QWEN3};
-use llm_quantize::inference::Execution;
-use llm_quantize::inference::rope::Rope;
-use llm_quantize::source::config::{ModelConfig, RopeConfig, RopeScaling};
+use llm_quantize::graph::Execution;
+use llm_quantize::graph::rope::Rope;
 
 use crate::reference;
 use crate::tiny::{BLOCK_LINEARS, Tiny, config, largest_difference, logits, tokens, window};

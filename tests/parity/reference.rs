@@ -2,7 +2,8 @@
 
 use std::f64::consts::PI;
 
-use llm_quantize::source::config::{ModelConfig, RopeScaling};
+use llm_quantize::arch::ModelConfig;
+use llm_quantize::arch::config::RopeScaling;
 
 use crate::tiny::Tiny;
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::formats::imatrix::ImportanceMatrix;
+use llm_quantize::files::imatrix::ImportanceMatrix;
 
 fn text(text: &str, out: &mut Vec<u8>) {
     out.extend((text.len() as u64).to_le_bytes());

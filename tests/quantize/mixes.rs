@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use llm_quantize::quantize::gguf::ggml_type::GgmlType;
-use llm_quantize::quantize::gguf::level::Level;
-use llm_quantize::quantize::gguf::mix::{ModelFacts, Overrides, TensorFacts, plan_types};
+use llm_quantize::files::gguf::GgmlType;
+use llm_quantize::job::gguf::Level;
+use llm_quantize::job::gguf::mix::{ModelFacts, Overrides, TensorFacts, plan_types};
 
 /// A model's description and the expected types: per level the usual type and the exceptions.
 struct Schema {

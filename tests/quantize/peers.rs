@@ -4,13 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use llm_quantize::Error;
-use llm_quantize::formats::gguf::GgufFile;
-use llm_quantize::formats::imatrix::ImportanceMatrix;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::quantize::gguf::mix::Overrides;
-use llm_quantize::quantize::gguf::{
-    Checkpoints, Goal, Level, QuantizeRequest, SourceOptions, execute, open,
-};
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::files::gguf::GgufFile;
+use llm_quantize::files::imatrix::ImportanceMatrix;
+use llm_quantize::job::Checkpoints;
+use llm_quantize::job::gguf::mix::Overrides;
+use llm_quantize::job::gguf::{Goal, Level, QuantizeRequest, SourceOptions, execute, open};
 
 use crate::handmade::Handmade;
 use crate::llama_library::LlamaCpp;

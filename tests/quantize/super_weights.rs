@@ -8,19 +8,21 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_quantize::backend::Backend;
-use llm_quantize::calibration::{CalibrationWindows, EvaluationWindows, InputStatistics, Protocol};
-use llm_quantize::eval::Perplexity;
-use llm_quantize::formats::imatrix::ImportanceMatrix;
-use llm_quantize::inference::Decoder;
-use llm_quantize::profile::Profile;
-use llm_quantize::progress::NullProgress;
-use llm_quantize::quantize::gguf::mix::Overrides;
-use llm_quantize::quantize::gguf::{
-    Checkpoints, Dynamic, Goal, QuantizePlan, QuantizeRequest, SourceOptions, execute, open,
+use llm_quantize::arch::names;
+use llm_quantize::base::progress::NullProgress;
+use llm_quantize::device::Backend;
+use llm_quantize::files::imatrix::ImportanceMatrix;
+use llm_quantize::graph::Decoder;
+use llm_quantize::job::Checkpoints;
+use llm_quantize::job::gguf::mix::Overrides;
+use llm_quantize::job::gguf::{
+    Dynamic, Goal, QuantizePlan, QuantizeRequest, SourceOptions, execute, open,
 };
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{LocalModel, Weight, names, open_local};
+use llm_quantize::job::profile::Profile;
+use llm_quantize::measure::{InputStatistics, Perplexity};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::text::{CalibrationWindows, EvaluationWindows, Protocol};
+use llm_quantize::weight::Weight;
 
 const WIDTH: usize = 256;
 const INNER: usize = 512;
@@ -125,7 +127,7 @@ fn write(folder: &Path, weight: Option<f32>) {
 
 fn perplexity(path: &Path) -> f64 {
     let model = open_local(path).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let text = [held_out("heldout.txt")];
     let windows =
         EvaluationWindows::cut(&text, &tokenizer, Protocol::papers(128), Some(6)).unwrap();
@@ -135,7 +137,7 @@ fn perplexity(path: &Path) -> f64 {
 
 /// Mean squares of what every linear layer receives.
 fn statistics(model: &LocalModel) -> InputStatistics {
-    let tokenizer = Tokenizer::from_model(model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let text = [held_out("calibration.txt")];
     let windows = CalibrationWindows::sample(&text, &tokenizer, 4, 128, 1).unwrap();
     let mut statistics = InputStatistics::without_clipping();
@@ -240,7 +242,7 @@ fn a_planted_super_weight_wrecks_the_model_when_lost_and_is_saved_by_protection(
 
 /// What the final norm divides by, on the mean over tokens.
 fn residual_rms(model: &LocalModel) -> f64 {
-    let tokenizer = Tokenizer::from_model(model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let text = [held_out("calibration.txt")];
     let windows = CalibrationWindows::sample(&text, &tokenizer, 4, 128, 1).unwrap();
     let decoder = Decoder::new(model, &Backend::cpu()).unwrap();

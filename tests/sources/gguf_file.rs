@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use llm_quantize::formats::gguf::{GgufFile, TENSOR_TYPES, Value};
-use llm_quantize::tensor::SharedBytes;
+use llm_quantize::base::SharedBytes;
+use llm_quantize::files::gguf::{GgufFile, TENSOR_TYPES, Value};
 use llm_quantize::{Error, Result};
 use proptest::prelude::*;
 

@@ -4,10 +4,12 @@
 use std::path::Path;
 
 use llm_quantize::Error;
+use llm_quantize::arch::config::RopeScaling;
 use llm_quantize::arch::families::LLAMA;
-use llm_quantize::source::config::RopeScaling;
-use llm_quantize::source::{LocalModel, ModelConfig, Weight, config_json, names, open_local};
-use llm_quantize::tensor::{StoredType, ggml};
+use llm_quantize::arch::{ModelConfig, config_json, names};
+use llm_quantize::codec::{StoredType, ggml};
+use llm_quantize::model::{LocalModel, open_local};
+use llm_quantize::weight::Weight;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 

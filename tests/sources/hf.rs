@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use llm_quantize::Error;
-use llm_quantize::source::{LocalModel, ModelFormat, Weight, open_local};
-use llm_quantize::tensor::StoredType;
+use llm_quantize::codec::StoredType;
+use llm_quantize::model::{LocalModel, ModelFormat, open_local};
+use llm_quantize::weight::Weight;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 

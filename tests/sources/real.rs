@@ -12,9 +12,10 @@
 use std::path::PathBuf;
 
 use llm_quantize::arch::families::LLAMA;
-use llm_quantize::source::chat::ChatMessage;
-use llm_quantize::source::tokenizer::Tokenizer;
-use llm_quantize::source::{ModelFormat, Weight, open_local};
+use llm_quantize::model::{ModelFormat, open_local};
+use llm_quantize::tokenizer::Tokenizer;
+use llm_quantize::tokenizer::chat::ChatMessage;
+use llm_quantize::weight::Weight;
 use sha2::{Digest, Sha256};
 
 use super::llama::Llama;
@@ -98,7 +99,7 @@ fn smollm2_has_the_shape_and_values_that_others_read() {
 #[test]
 fn smollm2_speaks_its_chat_format() {
     let Some(path) = needed("LLM_QUANTIZE_TEST_MODEL") else { return };
-    let tokenizer = Tokenizer::from_model(&open_local(&path).unwrap()).unwrap();
+    let tokenizer = open_local(&path).unwrap().tokenizer().unwrap();
     let ids = tokenizer.encode_chat(&[ChatMessage::user("Hi")]).unwrap();
     assert_eq!(
         tokenizer.decode(&ids, false).unwrap(),
@@ -120,7 +121,7 @@ fn token_ids_of_a_long_text_are_those_of_llama_cpp() {
     };
     let text = std::fs::read_to_string(text).unwrap();
     let model = open_local(&path).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     let ids = tokenizer.encode(&text, true).unwrap();
     let expected = Llama::load(&library).vocabulary(&path).tokenize(&text, true);
     let first = ids.iter().zip(&expected).position(|(a, b)| a != b);
@@ -140,7 +141,7 @@ fn the_rebuilt_tokenizer_is_the_published_one() {
         return;
     };
     let text = std::fs::read_to_string(text).unwrap();
-    let rebuilt = Tokenizer::from_model(&open_local(&path).unwrap()).unwrap();
+    let rebuilt = open_local(&path).unwrap().tokenizer().unwrap();
     let json = std::fs::read_to_string(&published).unwrap();
     let original = Tokenizer::from_json(&json, None, &published).unwrap();
     let ids = rebuilt.encode(&text, true).unwrap();

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use indexmap::IndexMap;
+use llm_quantize::arch::config_json;
 use llm_quantize::arch::tensors;
-use llm_quantize::source::config_json;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use llm_quantize::source::LocalModel;
-use llm_quantize::source::chat::ChatMessage;
-use llm_quantize::source::tokenizer::Tokenizer;
+use llm_quantize::model::LocalModel;
+use llm_quantize::tokenizer::Tokenizer;
+use llm_quantize::tokenizer::chat::ChatMessage;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ fn model(tokens: &[String]) -> GgufBytes {
 
 fn open(file: &GgufBytes) -> (LocalModel, Tokenizer) {
     let model = gguf_model::open(file).unwrap();
-    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
     (model, tokenizer)
 }
 
@@ -155,7 +155,7 @@ fn damaged_vocabularies_are_errors_and_missing_ones_warnings() {
     let model = gguf_model::open(&file).unwrap();
     assert!(model.tokenizer_json.is_none());
     assert!(model.warnings[0].contains("no tokenizer"), "{:?}", model.warnings);
-    assert_eq!(Tokenizer::from_model(&model).unwrap_err().exit_code(), 3);
+    assert_eq!(model.tokenizer().unwrap_err().exit_code(), 3);
 
     let mut file = byte_level(Some("gpt-2"));
     file.values.retain(|(key, _, _)| key != "tokenizer.ggml.tokens");

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use crate::Result;
 use crate::arch::Family;
+use crate::arch::config::ModelConfig;
+use crate::arch::config_json::{Fields, unsupported};
 use crate::arch::family::{Biases, Defaults, Windows};
 use crate::arch::spec::{Activation, BlockNorms};
-use crate::source::config::ModelConfig;
-use crate::source::config_json::{Fields, unsupported};
 
 const GEMMA: Family = Family {
     biases: Biases::Attention,

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use crate::arch::Family;
+use crate::arch::config::ExpertSizes;
+use crate::arch::config_json::{Fields, MAX_COUNT};
 use crate::arch::family::{Biases, Defaults, ExpertNames, Windows};
-use crate::source::config::ExpertSizes;
-use crate::source::config_json::{Fields, MAX_COUNT};
 
 /// See the module.
 pub(super) static MIXTRAL: Family = Family {

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::Result;
 use crate::arch::Family;
+use crate::arch::config::{ExpertSizes, ModelConfig};
+use crate::arch::config_json::{Fields, MAX_COUNT, MAX_WIDTH, unsupported};
 use crate::arch::family::{Biases, Defaults, ExpertNames, Windows};
-use crate::source::config::{ExpertSizes, ModelConfig};
-use crate::source::config_json::{Fields, MAX_COUNT, MAX_WIDTH, unsupported};
 
 /// Qwen2 and Qwen2.5.
 pub static QWEN2: Family = Family {

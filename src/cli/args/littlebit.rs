@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::quality::BenchmarkArgs;
 use super::{ComputeArgs, HubArgs};
-use crate::littlebit::tuning::{Effort, Recipe};
+use crate::job::littlebit::tuning::{Effort, Recipe};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LittlebitCommand {

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::complete;
 use super::kept::{Asked, Kept};
-use crate::analyze::{
-    self, AnalyzeReport, AnalyzeRequest, FileRequest, MatrixFormat, Method, Samples,
-};
 use crate::cli::args::analyze::{AnalyzeArgs, MatrixFormatArg, MethodArg};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, cost_rows, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::formats::imatrix::ImportanceSums;
-use crate::source::LocalModel;
+use crate::files::imatrix::{ImportanceSums, Method};
+use crate::job::analyze::{
+    self, AnalyzeReport, AnalyzeRequest, FileRequest, MatrixFormat, Samples,
+};
+use crate::model::LocalModel;
 use crate::{Error, Result};
 
 /// Samples that are read unless told otherwise.
@@ -176,7 +176,7 @@ fn request(
             MethodArg::Gradient => Method::Gradient,
             MethodArg::Fisher => Method::Fisher,
         },
-        text: crate::littlebit::measure::TextOptions {
+        text: crate::text::TextOptions {
             calibration: args.calibration_data.clone(),
             ..models::text_options(&args.hub, context)
         },

@@ -2,26 +2,27 @@
 
 use super::kept::{Asked, Kept};
 use super::littlebit_convert;
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 use crate::cli::args::littlebit::{
     CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
 };
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, duration, grouped, human_bytes};
+use crate::cli::output::{Report, duration, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::formats::littlebit::{LittleBitFile, metadata_export};
-use crate::littlebit::compress::{self, CompressRequest, Weighting};
-use crate::littlebit::convert::{self, Target};
-use crate::littlebit::measure::TextOptions;
-use crate::littlebit::plan::PlanRequest;
-use crate::littlebit::report::{BlockReport, CompressionReport};
-use crate::littlebit::scale_choice::ScaleChoice;
-use crate::littlebit::scale_type::ScaleType;
-use crate::littlebit::solve::{Init, SolverConfig};
-use crate::littlebit::tuning::{Effort, Recipe};
-use crate::progress::Progress;
-use crate::quantize::gguf::Level;
-use crate::source::LocalModel;
-use crate::tensor::StoredType;
+use crate::codec::StoredType;
+use crate::files::littlebit::{LittleBitFile, metadata_export};
+use crate::job::convert::littlebit::{self, Target};
+use crate::job::gguf::Level;
+use crate::job::littlebit::compress::{self, CompressRequest, Weighting};
+use crate::job::littlebit::plan::PlanRequest;
+use crate::job::littlebit::report::{BlockReport, CompressionReport};
+use crate::job::littlebit::scale_choice::ScaleChoice;
+use crate::job::littlebit::solve::{Init, SolverConfig};
+use crate::job::littlebit::tuning::{Effort, Recipe};
+use crate::model::LocalModel;
+use crate::text::TextOptions;
+use crate::weight::ScaleType;
 use crate::{Error, Result};
 
 /// Calibration windows without an effort.
@@ -111,9 +112,9 @@ fn convert_to(
         Some(_) => format!("{stem}.gguf"),
         None => littlebit_convert::default_name(stem, target),
     };
-    let (file, from) = convert::open(native)?;
+    let (file, from) = littlebit::open(native)?;
     let parameters = 8.0 * report.compressed_size_bytes as f64 / report.file_bpw;
-    let converted = convert::convert(&file, from, target, &args.output_dir.join(name), progress)
+    let converted = littlebit::convert(&file, from, target, &args.output_dir.join(name), progress)
         .inspect_err(|_| {
             progress.warn(&format!("The compressed model is kept in {}", native.display()));
         })?;

@@ -1,14 +1,15 @@
 //! `convert`.
 
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 use crate::cli::args::convert::{ConvertArgs, ConvertFormat};
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, cost_rows, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::convert::plan::Format;
-use crate::convert::{self, ConversionReport, Plan, Request};
-use crate::formats::model_directory::DEFAULT_SHARD_BYTES;
-use crate::progress::Progress;
-use crate::source::LocalModel;
+use crate::files::model_directory::DEFAULT_SHARD_BYTES;
+use crate::job::convert::plan::Format;
+use crate::job::convert::{self, ConversionReport, Plan, Request};
+use crate::model::LocalModel;
 use crate::{Error, Result};
 
 pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> {

@@ -6,16 +6,15 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::Error;
-use crate::backend::memory;
+use crate::base::size;
 use crate::cli::args::GenerateArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::{Output, OutputFormat, Report, Verbosity};
 use crate::cli::{Context, Failure, models};
-use crate::inference::Decoder;
-use crate::inference::generate::StopReason;
-use crate::inference::{CacheType, Generator, Sampling};
-use crate::source::chat::ChatMessage;
-use crate::source::tokenizer::Tokenizer;
+use crate::device::memory;
+use crate::graph::generate::StopReason;
+use crate::graph::{CacheType, Decoder, Generator, Sampling};
+use crate::tokenizer::chat::ChatMessage;
 
 #[derive(Debug, Serialize)]
 struct GenerateReport {
@@ -47,7 +46,7 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> Result<(), Failure>
     context.given.refuse_hub(&args.hub, &[&args.model], false)?;
     let backend = models::backend(&args.compute, context)?;
     let model = models::open(&args.model, &args.hub, context, &progress)?;
-    let tokenizer = Tokenizer::from_model(&model)?;
+    let tokenizer = model.tokenizer()?;
     let tokens = if args.chat {
         tokenizer.encode_chat(&[ChatMessage::user(args.prompt.as_str())])?
     } else {
@@ -135,7 +134,7 @@ impl Report for GenerateReport {
             self.generated_tokens_per_second,
             self.stop_reason,
             self.peak_memory_bytes.map_or(String::new(), |bytes| {
-                format!(", peak memory {}", crate::cli::output::human_bytes(bytes))
+                format!(", peak memory {}", size::human_bytes(bytes))
             }),
         )
     }

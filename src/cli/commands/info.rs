@@ -6,18 +6,21 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 use crate::cli::args::InfoArgs;
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, grouped, human_bytes};
+use crate::cli::output::{Report, grouped};
 use crate::cli::{Context, Failure, models};
-use crate::formats::detect::{self, PathKind};
-use crate::formats::imatrix::ImportanceSums;
-use crate::formats::packed::runtimes::Runtimes;
-use crate::profile::format::Profile;
-use crate::progress::Progress;
-use crate::quantize::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
-use crate::source::{LocalModel, ModelFormat, Weight};
-use crate::{Error, Result, quantize, source};
+use crate::files::detect::{self, PathKind};
+use crate::files::imatrix::ImportanceSums;
+use crate::files::packed::runtimes::Runtimes;
+use crate::files::safetensors;
+use crate::job::gguf::{GgufModel, GgufTensor, Level, SourceOptions, first_non_finite};
+use crate::job::profile::Profile;
+use crate::model::{self, LocalModel, ModelFormat, gguf_parts};
+use crate::weight::Weight;
+use crate::{Error, Result, job};
 
 #[derive(Debug, Serialize)]
 struct InfoReport {
@@ -77,13 +80,13 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     let progress = Bars::new(&context.output);
     // Everything that `quantize` takes can be looked at.
     let check = |config: &Path| {
-        source::hf::check_supported(config).or_else(|_| quantize::gguf::check_config(config))
+        model::hf::check_supported(config).or_else(|_| job::gguf::check_config(config))
     };
     // Without a scan the headers say everything.
     let located = if args.skip_scan {
         models::outline(&args.model, &args.hub, context, &check, &progress)?
     } else {
-        let judge = |located: &models::Located| match source::open_local(&located.path) {
+        let judge = |located: &models::Located| match model::open_local(&located.path) {
             // It can still be looked at.
             Err(Error::Unsupported { .. }) => Ok(()),
             judged => judged.map(drop),
@@ -93,7 +96,7 @@ pub(crate) fn run(args: &InfoArgs, context: &Context) -> Result<(), Failure> {
     let path = located.path.clone();
     let kind = detect::path_kind(&path)?;
     let is_gguf = kind == PathKind::Gguf;
-    let mut report = match source::open_local(&path) {
+    let mut report = match model::open_local(&path) {
         Ok(model) => of_model(&model, is_gguf, args, &progress)?,
         // A model of an architecture that this crate does not run can still be looked at.
         Err(error) => match (other_file(&path), kind, &error) {
@@ -158,7 +161,7 @@ fn of_model(
     // A GGUF file with binary factors is what the .littlebit file in it is.
     let with_factors = is_gguf && model.format == ModelFormat::LittleBit;
     let tensors = if is_gguf && !with_factors {
-        gguf_tensors(&quantize::gguf::open(&model.path, &SourceOptions::default())?)
+        gguf_tensors(&job::gguf::open(&model.path, &SourceOptions::default())?)
     } else {
         model.weights.iter().map(|(name, weight)| weight_row(name, weight)).collect()
     };
@@ -192,7 +195,7 @@ fn of_model(
 
 /// Of a directory of any other architecture that `quantize` takes.
 fn of_directory(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<InfoReport> {
-    let survey = source::survey::survey(path)?;
+    let survey = model::survey::survey(path)?;
     for (name, kind) in &survey.unread {
         progress.warn(&format!("{name} has element type {kind}, which is not read"));
     }
@@ -235,7 +238,7 @@ fn weight_row(name: &str, weight: &Weight) -> TensorRow {
 
 /// Of a GGUF file of any other architecture.
 fn of_gguf(path: &Path, args: &InfoArgs, progress: &dyn Progress) -> Result<InfoReport> {
-    let model = quantize::gguf::open(path, &SourceOptions::default())?;
+    let model = job::gguf::open(path, &SourceOptions::default())?;
     model.warnings.iter().for_each(|warning| progress.warn(warning));
     let mut non_finite = None;
     if !args.skip_scan {
@@ -318,9 +321,9 @@ fn llama_cpp(types: &[TypeRow]) -> String {
 /// Bytes of the files that hold a model's weights.
 fn files_bytes(path: &Path, format: ModelFormat) -> Result<u64> {
     let files = match format {
-        ModelFormat::HuggingFace => source::hf::shards(path)?,
+        ModelFormat::HuggingFace => safetensors::shards(path)?,
         ModelFormat::Gguf => {
-            source::gguf::open_parts(path)?.into_iter().map(|part| part.path).collect()
+            gguf_parts::open_parts(path)?.into_iter().map(|part| part.path).collect()
         }
         ModelFormat::LittleBit => vec![path.to_path_buf()],
     };
@@ -336,7 +339,7 @@ fn file_type(format: ModelFormat, path: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     // Of a split file only the first part has the metadata.
-    let parts = source::gguf::open_parts(path)?;
+    let parts = gguf_parts::open_parts(path)?;
     let number = parts.first().map(|part| part.u32("general.file_type")).transpose()?.flatten();
     Ok(number.map(|number| {
         Level::from_file_type(number)

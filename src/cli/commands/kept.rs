@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::resume_command;
+use crate::base::progress::Progress;
 use crate::cli::Context;
-use crate::formats::space;
-use crate::progress::Progress;
+use crate::files::space;
 use crate::settings::CHECKPOINT_DIR;
 use crate::{Error, Result};
 
@@ -91,7 +91,7 @@ impl Kept {
     }
 }
 
-impl From<Kept> for crate::quantize::gguf::Checkpoints {
+impl From<Kept> for crate::job::Checkpoints {
     fn from(kept: Kept) -> Self {
         match kept {
             Kept::Off => Self::Off,
@@ -101,7 +101,7 @@ impl From<Kept> for crate::quantize::gguf::Checkpoints {
     }
 }
 
-impl From<Kept> for crate::littlebit::compress::Checkpoints {
+impl From<Kept> for crate::job::littlebit::compress::Checkpoints {
     fn from(kept: Kept) -> Self {
         match kept {
             Kept::Off => Self::Off,

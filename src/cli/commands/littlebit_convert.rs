@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 use crate::cli::args::littlebit::{ConvertArgs, FileFormat};
 use crate::cli::bars::Bars;
-use crate::cli::output::{Report, human_bytes};
+use crate::cli::output::Report;
 use crate::cli::{Context, Failure, interrupt};
-use crate::littlebit::convert::{self, ConversionReport, Target};
-use crate::progress::Progress;
-use crate::quantize::gguf::Level;
+use crate::job::convert::littlebit::{self, ConversionReport, Target};
+use crate::job::gguf::Level;
 
 pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> {
     context.given.refuse(
@@ -31,7 +32,7 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         )
         .into());
     }
-    let (file, from) = convert::open(&args.input)?;
+    let (file, from) = littlebit::open(&args.input)?;
     let output = args.output_dir.join(output_name(args, target));
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if from != target.name() && same(&args.input, &output) {
@@ -54,7 +55,7 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         }
     }
     interrupt::watch();
-    let report = convert::convert(&file, from, target, &output, &progress)?;
+    let report = littlebit::convert(&file, from, target, &output, &progress)?;
     report.warnings.iter().for_each(|warning| progress.warn(warning));
     progress.complete(&report.output_path, report.file_size, "");
     context.output.result(&report);

@@ -1,13 +1,14 @@
 //! `littlebit info`.
 
 use crate::Error;
+use crate::base::progress::Progress;
 use crate::cli::args::littlebit::LittlebitInfoArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure};
-use crate::formats::gguf_ext;
-use crate::formats::littlebit::{FileInfo, metadata_export};
-use crate::progress::Progress;
+use crate::files::littlebit::metadata_export;
+use crate::model::gguf_ext;
+use crate::model::littlebit_info::FileInfo;
 
 pub(super) fn run(args: &LittlebitInfoArgs, context: &Context) -> Result<(), Failure> {
     let progress = Bars::new(&context.output);

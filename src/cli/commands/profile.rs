@@ -5,20 +5,21 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::quantize::dynamic::{Text, measured};
+use crate::base::progress::Progress;
 use crate::cli::args::profile::{CreateArgs, ProfileCommand, ShowArgs, ValidateArgs};
 use crate::cli::args::quantize::SensitivityArg;
 use crate::cli::bars::Bars;
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::formats::imatrix::ImportanceMatrix;
-use crate::profile::store::{self, Listed};
-use crate::profile::validate::ValidationReport;
-use crate::profile::{Profile, create};
-use crate::progress::Progress;
-use crate::quantize::gguf::mix::Overrides;
-use crate::quantize::gguf::{
-    self, Checkpoints, Dynamic, Goal, QuantizeRequest, SourceOptions, check_config, plan,
-};
+use crate::files::imatrix::ImportanceMatrix;
+use crate::job::Checkpoints;
+use crate::job::gguf::mix::Overrides;
+use crate::job::gguf::profile::create;
+use crate::job::gguf::profile::validate::ValidationReport;
+use crate::job::gguf::{self, Dynamic, Goal, QuantizeRequest, SourceOptions, check_config, plan};
+use crate::job::profile::Profile;
+use crate::job::profile::presets::PRESETS;
+use crate::job::profile::store::{self, Listed};
 use crate::{Error, Result};
 
 /// Bits per weight of a new profile when no target is given.
@@ -227,7 +228,7 @@ fn with_model(
     let dynamic = if measure {
         report.sensitivity = "measured";
         let measured = measured(&path, &text, &args.hub, context, progress)?;
-        let profile = crate::profile::presets::PRESETS[1].profile();
+        let profile = PRESETS[1].profile();
         Some(Dynamic { named: false, profile, measured: Some(measured) })
     } else {
         None

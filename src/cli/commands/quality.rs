@@ -3,26 +3,27 @@
 use std::path::{Path, PathBuf};
 
 use super::complete;
-use crate::analyze::SuperWeightMask;
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
+use crate::base::suggest::did_you_mean;
 use crate::cli::args::HubArgs;
 use crate::cli::args::quality::{
     BenchmarkArg, BenchmarkArgs, CompareArgs, QualityCommand, QualityReportArgs, TableFormat,
     TextArgs,
 };
 use crate::cli::bars::Bars;
-use crate::cli::output::{Output, Report, human_bytes};
+use crate::cli::output::{Output, Report};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::eval::tasks::{Benchmark, BenchmarkRequest};
-use crate::formats::atomic::write_atomically;
-use crate::progress::Progress;
-use crate::quality::layers::LayerError;
-use crate::quality::{
+use crate::files::atomic::write_atomically;
+use crate::files::super_weights::SuperWeightMask;
+use crate::hub::ModelSpec;
+use crate::job::quality::layers::LayerError;
+use crate::job::quality::{
     self, CompareReport, CompareRequest, Metric, QualityReport, QualityRequest, TextRequest, csv,
     html,
 };
-use crate::source::LocalModel;
-use crate::source::hub::ModelSpec;
-use crate::suggest::did_you_mean;
+use crate::measure::tasks::{Benchmark, BenchmarkRequest};
+use crate::model::LocalModel;
 use crate::{Error, Result};
 
 pub(crate) fn run(command: &QualityCommand, context: &Context) -> Result<(), Failure> {

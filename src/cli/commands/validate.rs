@@ -6,11 +6,10 @@ use crate::cli::args::littlebit::ValidateArgs;
 use crate::cli::bars::Bars;
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::formats::gguf_ext;
-use crate::littlebit::measure::TextOptions;
-use crate::littlebit::report::ValidationReport;
-use crate::littlebit::validate::{self, ValidateRequest};
-use crate::source::LocalModel;
+use crate::job::littlebit::report::ValidationReport;
+use crate::job::littlebit::validate::{self, ValidateRequest};
+use crate::model::{LocalModel, gguf_ext};
+use crate::text::TextOptions;
 
 pub(super) fn run(args: &ValidateArgs, context: &Context) -> Result<(), Failure> {
     let invalid = |message: &str| Err(Error::InvalidArgument(message.into()).into());

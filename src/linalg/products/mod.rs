@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 /// A matrix as an operand: `[rows, cols]` after transposition.
 #[derive(Debug, Clone, Copy)]
-pub struct Operand<'a> {
+pub(crate) struct Operand<'a> {
     values: &'a [f32],
     rows: usize,
     cols: usize,
@@ -30,7 +30,7 @@ impl<'a> Operand<'a> {
     /// # Panics
     /// If there are not `rows · cols` values.
     #[must_use]
-    pub fn new(values: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(values: &'a [f32], rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "a matrix of {rows} x {cols}");
         Self { values, rows, cols, strides: (cols, 1), signs: false }
     }
@@ -40,28 +40,28 @@ impl<'a> Operand<'a> {
     /// # Panics
     /// If the last row reaches beyond the values.
     #[must_use]
-    pub fn part(values: &'a [f32], stride: usize, rows: usize, cols: usize) -> Self {
+    pub(crate) fn part(values: &'a [f32], stride: usize, rows: usize, cols: usize) -> Self {
         assert!(cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= values.len()));
         Self { values, rows, cols, strides: (stride, 1), signs: false }
     }
 
     /// The transpose.
     #[must_use]
-    pub fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         let (row, col) = self.strides;
         Self { rows: self.cols, cols: self.rows, strides: (col, row), ..self }
     }
 
     /// Each value replaced by 1 if it is zero or more, else by -1.
     #[must_use]
-    pub fn signs(self) -> Self {
+    pub(crate) fn signs(self) -> Self {
         Self { signs: true, ..self }
     }
 }
 
 /// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arithmetic {
+pub(crate) enum Arithmetic {
     /// bfloat16 operands, f32 sums, on AVX-512 BF16.
     Bf16,
     /// f32 throughout.
@@ -71,7 +71,7 @@ pub enum Arithmetic {
 impl Arithmetic {
     /// The fastest of this machine.
     #[must_use]
-    pub fn best() -> Self {
+    pub(crate) fn best() -> Self {
         static BEST: OnceLock<Arithmetic> = OnceLock::new();
         *BEST.get_or_init(|| {
             #[cfg(target_arch = "x86_64")]
@@ -84,7 +84,7 @@ impl Arithmetic {
 
     /// `bf16` or `f32`.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
             Self::F32 => "f32",
@@ -97,7 +97,7 @@ impl Arithmetic {
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn multiply(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
+pub(crate) fn multiply(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
     with(Arithmetic::best(), out, a, b, accumulate, true);
 }
 
@@ -105,7 +105,7 @@ pub fn multiply(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: boo
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn multiply_f32(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
+pub(crate) fn multiply_f32(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
     with(Arithmetic::F32, out, a, b, accumulate, true);
 }
 
@@ -113,7 +113,7 @@ pub fn multiply_f32(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate:
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn multiply_f32_here(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
+pub(crate) fn multiply_f32_here(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
     with(Arithmetic::F32, out, a, b, accumulate, false);
 }
 
@@ -121,7 +121,7 @@ pub fn multiply_f32_here(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumu
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn multiply_here(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
+pub(crate) fn multiply_here(out: &mut [f32], a: Operand<'_>, b: Operand<'_>, accumulate: bool) {
     with(Arithmetic::best(), out, a, b, accumulate, false);
 }
 

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use crate::calibration::CalibrationWindows;
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 use crate::cli::args::HubArgs;
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
-use crate::cli::output::{grouped, human_bytes};
+use crate::cli::output::grouped;
 use crate::cli::{Context, models};
-use crate::littlebit::measure;
-use crate::profile::{Profile, store};
-use crate::progress::Progress;
-use crate::quantize::gguf::{Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan};
-use crate::source::{self, tokenizer::Tokenizer};
-use crate::{Error, Result};
+use crate::job::gguf::{Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan};
+use crate::job::profile::presets::PRESETS;
+use crate::job::profile::{Profile, store};
+use crate::text::{CalibrationWindows, options};
+use crate::{Error, Result, model};
 
 /// The profile when none is named.
 const DEFAULT_PROFILE: &str = "balanced";
@@ -139,7 +139,7 @@ pub(super) fn request(
         // A plain budget is a profile without rules.
         return Ok(measured.map(|measured| Dynamic {
             named: false,
-            profile: crate::profile::presets::PRESETS[1].profile(),
+            profile: PRESETS[1].profile(),
             measured: Some(measured),
         }));
     };
@@ -164,13 +164,13 @@ pub(in crate::cli::commands) fn measured(
     if samples == 0 {
         return Err(Error::InvalidArgument("--calibration-samples must be at least 1".into()));
     }
-    let model = source::open_local(path)?;
+    let model = model::open_local(path)?;
     model.warnings.iter().for_each(|warning| progress.warn(warning));
-    let tokenizer = Tokenizer::from_model(&model)?;
+    let tokenizer = model.tokenizer()?;
     let length = WINDOW.min(model.config.max_positions).max(2);
     let mut options = models::text_options(hub, context);
     options.calibration = text.data.map(Path::to_path_buf);
-    let source = measure::open_text(&options, &tokenizer, samples * length, Some(0), progress)?;
+    let source = options::open_text(&options, &tokenizer, samples * length, Some(0), progress)?;
     let windows =
         CalibrationWindows::sample(&source.calibration, &tokenizer, samples, length, SEED)?;
     Ok(Measured { model, windows })

@@ -4,20 +4,22 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{asked, dynamic, quality};
+use crate::base::progress::{NullProgress, Progress};
+use crate::base::size::human_bytes;
+use crate::base::suggest::did_you_mean;
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
 use crate::cli::commands::kept::Kept;
-use crate::cli::output::{Report, cost_rows, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::formats::gguf::Value;
-use crate::formats::imatrix::ImportanceMatrix;
-use crate::progress::{NullProgress, Progress};
-use crate::quantize::gguf::mix::{Overrides, parse_type};
-use crate::quantize::gguf::{
-    Checkpoints, GgufModel, Goal, Level, QuantizePlan, QuantizeReport, QuantizeRequest,
-    SourceOptions, check_config, execute, plan,
+use crate::files::gguf::Value;
+use crate::files::imatrix::ImportanceMatrix;
+use crate::job::Checkpoints;
+use crate::job::gguf::mix::{Overrides, parse_type};
+use crate::job::gguf::{
+    GgufModel, Goal, Level, QuantizePlan, QuantizeReport, QuantizeRequest, SourceOptions,
+    check_config, execute, plan,
 };
-use crate::suggest::did_you_mean;
 use crate::{Error, Result};
 
 pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
@@ -44,7 +46,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     };
     let open = |located: &models::Located| {
         quality::check(args, &located.path)?;
-        let mut model = crate::quantize::gguf::open(&located.path, &options)?;
+        let mut model = crate::job::gguf::open(&located.path, &options)?;
         if let Some(name) = &located.name {
             model.name.clone_from(name);
         }

@@ -5,8 +5,8 @@ mod gguf;
 mod packed;
 mod quality;
 
+use super::kept::Asked;
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
-use crate::cli::commands::kept::Asked;
 use crate::cli::{Context, Failure};
 use crate::{Error, Result};
 

@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use super::{asked, quality};
+use crate::base::progress::Progress;
+use crate::base::size::human_bytes;
 use crate::cli::args::ComputeArgs;
 use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
 use crate::cli::bars::Bars;
 use crate::cli::commands::kept::Kept;
-use crate::cli::output::{Report, cost_rows, grouped, human_bytes};
+use crate::cli::output::{Report, cost_rows, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::littlebit::measure::TextOptions;
-use crate::progress::Progress;
-use crate::quantize::packed::{
+use crate::job::packed::{
     self, Alpha, Extras, Gptq, GroupSize, Method, PackedPlan, PackedReport, PackedRequest, execute,
     parse_bits, request,
 };
-use crate::source::LocalModel;
+use crate::model::LocalModel;
+use crate::text::TextOptions;
 use crate::{Error, Result};
 
 pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {

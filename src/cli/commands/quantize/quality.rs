@@ -5,15 +5,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::base::progress::Progress;
 use crate::cli::args::ComputeArgs;
 use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg, TargetFormat};
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure, early, models};
-use crate::littlebit::measure;
-use crate::progress::Progress;
-use crate::quality::{self, QualityReport, QualityRequest, TextRequest};
-use crate::source;
-use crate::{Error, Result};
+use crate::job::quality::{self, QualityReport, QualityRequest, TextRequest};
+use crate::measure::figures;
+use crate::{Error, Result, model};
 
 /// Windows that are read when nobody says how many.
 const SAMPLES: usize = 256;
@@ -65,7 +64,7 @@ pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
     if !(quality.quality_report || quality.coherence_check) {
         return Ok(());
     }
-    source::open_local(source_path).map(drop)
+    model::open_local(source_path).map(drop)
 }
 
 /// Refuses, before the source is looked at, text that is not there and a threshold that makes no
@@ -119,8 +118,8 @@ pub(super) fn after(
     }
     progress.note("Computing quality metrics...");
     let backend = models::backend(&ComputeArgs::default(), context)?;
-    let original = source::open_local(source_path)?;
-    let quantized = source::open_local(output_path)?;
+    let original = model::open_local(source_path)?;
+    let quantized = model::open_local(output_path)?;
     let warnings = original.warnings.iter().chain(&quantized.warnings);
     warnings.for_each(|warning| progress.warn(warning));
     let settings = &context.settings;
@@ -160,7 +159,7 @@ pub(super) fn after(
     }
     if asked.coherence_check {
         let report = quality::measure_coherence(&original, &quantized, &backend, progress)?;
-        let outcome = measure::coherence_report(&report, settings.coherence_threshold);
+        let outcome = figures::coherence_summary(&report, settings.coherence_threshold);
         result.coherence_score = Some(outcome.score);
         result.coherence = Some(CoherenceOutcome {
             passed: outcome.passed,

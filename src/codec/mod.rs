@@ -1,0 +1,10 @@
+//! Numbers as files hold them: the blocks of ggml, integers on affine grids, packed signs; and vector
+//! arithmetic on rows of them.
+
+pub mod affine;
+pub mod ggml;
+pub mod signs;
+pub(crate) mod stored_type;
+pub(crate) mod vector;
+
+pub use stored_type::StoredType;

@@ -1,6 +1,0 @@
-//! SmoothQuant (arXiv 2211.10438): part of the activations' range moves into the weights, so that
-//! both fit 8 bits. Weights get a scale per row, activations one per token as they come.
-
-pub mod descend;
-pub mod int8;
-pub mod migrate;

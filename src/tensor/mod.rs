@@ -1,9 +1,0 @@
-//! Weights as they lie in files: bytes that are mapped once and shared, and the types they are
-//! stored in.
-
-pub mod bytes;
-pub mod ggml;
-pub mod stored;
-
-pub use bytes::SharedBytes;
-pub use stored::{RowOrder, StoredTensor, StoredType};
