@@ -1,4 +1,4 @@
-//! NVIDIA GPUs: finding one, and the kernels that candle does not have. Only with the feature
+//! NVIDIA GPUs: finding one, and (in `kernels`) what candle cannot compute there. Only with the feature
 //! `cuda`.
 
 use candle_core::Device;
