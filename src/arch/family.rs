@@ -8,6 +8,7 @@ use crate::arch::config::ModelConfig;
 use crate::arch::config_json::Fields;
 
 /// A family of models that compute the same.
+#[expect(clippy::struct_excessive_bools, reason = "a table of what families have and have not")]
 pub struct Family {
     /// The name in reports: `llama`.
     pub name: &'static str,

@@ -79,6 +79,7 @@ pub enum RopeOf {
 }
 
 /// Causal softmax attention with grouped keys.
+#[expect(clippy::struct_excessive_bools, reason = "a table of what a block has and has not")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attention {
     /// Query heads.

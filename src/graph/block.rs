@@ -100,7 +100,7 @@ impl Block {
         let geometry = Geometry::of(&spec.attention);
         let quantized = slots.iter().map(Slot::is_quantized).collect();
         let places = Places::of(slots)?;
-        Ok(Self { places, spec, linears, quantized, norms, geometry, execution })
+        Ok(Self { spec, places, linears, quantized, norms, geometry, execution })
     }
 
     /// The same block with other layers and norms.
@@ -252,7 +252,7 @@ impl Block {
             }
             _ => return Err(Error::General("a block with the layers of another".into())),
         };
-        self.add(engine, &x, out, self.norms.after_mlp.as_ref())
+        Self::add(engine, &x, &out, self.norms.after_mlp.as_ref())
     }
 
     /// Attention over the projections of `normed`.
@@ -297,7 +297,7 @@ impl Block {
         attended: &Tensor,
     ) -> Result<Tensor> {
         let out = engine.linears(&[self.linear(self.places.output)], attended)?.remove(0);
-        self.add(engine, x, out, self.norms.after_attention.as_ref())
+        Self::add(engine, x, &out, self.norms.after_attention.as_ref())
     }
 
     /// What goes into the down projection of a gated MLP.
@@ -326,15 +326,14 @@ impl Block {
 
     /// `x` plus what a half of the block gives, behind its norm.
     fn add(
-        &self,
         engine: &dyn Engine,
         x: &Tensor,
-        out: Tensor,
+        out: &Tensor,
         norm: Option<&RmsNorm>,
     ) -> Result<Tensor> {
         match norm {
-            Some(norm) => engine.add(x, &engine.norm(norm, &out)?),
-            None => engine.add(x, &out),
+            Some(norm) => engine.add(x, &engine.norm(norm, out)?),
+            None => engine.add(x, out),
         }
     }
 }
@@ -342,7 +341,6 @@ impl Block {
 /// The pieces, for whole sequences without a cache.
 impl Block {
     fn by_piece(
-        &self,
         x: &Tensor,
         piece: impl FnOnce(&dyn Engine) -> Result<Tensor> + Send,
     ) -> Result<Tensor> {
@@ -351,25 +349,25 @@ impl Block {
 
     /// Input of q, k and v: the norm of `x`, `[tokens, hidden]`.
     pub fn attention_input(&self, x: &Tensor) -> Result<Tensor> {
-        self.by_piece(x, |engine| engine.norm(&self.norms.before_attention, x))
+        Self::by_piece(x, |engine| engine.norm(&self.norms.before_attention, x))
     }
 
     /// Input of o, `[tokens, heads · head_dim]`: attention over the projections of
     /// [`attention_input`](Self::attention_input), `[tokens, hidden]`.
     pub fn attend(&self, normed: &Tensor, positions: &Positions) -> Result<Tensor> {
-        self.by_piece(normed, |engine| {
+        Self::by_piece(normed, |engine| {
             self.attend_with(engine, normed, positions, Memory::None, &mut Observed(None))
         })
     }
 
     /// The residual stream after attention: `x` plus o of `attended`.
     pub fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        self.by_piece(x, |engine| self.after_attention_with(engine, x, attended))
+        Self::by_piece(x, |engine| self.after_attention_with(engine, x, attended))
     }
 
     /// Input of gate and up: the norm of `x`, the residual stream after attention.
     pub fn mlp_input(&self, x: &Tensor) -> Result<Tensor> {
-        self.by_piece(x, |engine| engine.norm(&self.norms.before_mlp, x))
+        Self::by_piece(x, |engine| engine.norm(&self.norms.before_mlp, x))
     }
 
     /// Input of down, `[tokens, intermediate]`: `act(gate) · up` of
@@ -382,7 +380,7 @@ impl Block {
         else {
             return Err(Error::General("a mixture of experts is not one MLP".into()));
         };
-        self.by_piece(normed, |engine| {
+        Self::by_piece(normed, |engine| {
             self.inner(engine, gated.activation, *places, normed, &mut Observed(None))
         })
     }
@@ -395,9 +393,9 @@ impl Block {
         let MlpPlaces::Gated(places) = &self.places.mlp else {
             return Err(Error::General("a mixture of experts is not one MLP".into()));
         };
-        self.by_piece(x, |engine| {
+        Self::by_piece(x, |engine| {
             let out = engine.linears(&[self.linear(places.down)], inner)?.remove(0);
-            self.add(engine, x, out, self.norms.after_mlp.as_ref())
+            Self::add(engine, x, &out, self.norms.after_mlp.as_ref())
         })
     }
 }

@@ -195,11 +195,11 @@ impl Given<'_> {
         let length = first + count - from;
         let span = Span { first, count, from, length };
         weights.resize(count * length, 0.0);
-        let mut slopes = slopes.filter(|_| self.geometry.soft_cap.is_some()).map(|slopes| {
+        let mut slopes = slopes.filter(|_| self.geometry.soft_cap.is_some());
+        if let Some(slopes) = &mut slopes {
             slopes.clear();
             slopes.resize(count * length, 0.0);
-            slopes
-        });
+        }
         let query = self.queries_of(self.queries, place, &span);
         multiply_here(weights, query, self.keys_of(self.keys, place, &span).t(), false);
         for (i, row) in weights.chunks_exact_mut(length).enumerate() {

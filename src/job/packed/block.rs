@@ -44,10 +44,8 @@ impl BlockWeights {
         for slot in &layout.slots {
             linears.push(Arc::new(read(&slot.name, "weight")?));
             let bias = format!("{}.bias", ModelConfig::module_name(index, &slot.name));
-            biases.push(match model.weights.contains_key(&bias) {
-                true => Some(values(model, &bias)?),
-                false => None,
-            });
+            let is_there = model.weights.contains_key(&bias);
+            biases.push(if is_there { Some(values(model, &bias)?) } else { None });
         }
         let norms = layout.norms.iter().map(|norm| read(norm, "weight")).collect::<Result<_>>()?;
         Ok(Self { layout: Arc::clone(layout), linears, biases, norms })
