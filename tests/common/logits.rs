@@ -25,3 +25,10 @@ pub(crate) fn largest_difference<A: Copy + Into<f64>, B: Copy + Into<f64>>(
     }
     largest
 }
+
+/// The largest magnitude in a table.
+pub(crate) fn size(table: &[Vec<f32>]) -> f64 {
+    let size = table.iter().flatten().fold(0.0f64, |size, value| size.max(f64::from(*value).abs()));
+    assert!(size > 0.0, "nothing but zeros");
+    size
+}

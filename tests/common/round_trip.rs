@@ -10,6 +10,7 @@ use llm_quantize::source::tokenizer::Tokenizer;
 use llm_quantize::tensor::StoredType;
 
 use crate::export;
+use crate::logits::{largest_difference, logits, size};
 
 /// Words, digits, blanks, contractions, other scripts, emoji, what is in no vocabulary, special tokens.
 pub(crate) const TEXTS: [&str; 7] = [
@@ -27,10 +28,8 @@ pub(crate) fn token_ids(path: &Path) -> Vec<Vec<u32>> {
     TEXTS.iter().map(|text| tokenizer.encode(text, true).unwrap()).collect()
 }
 
-fn logits(path: &Path, ids: &[u32]) -> Vec<Vec<f32>> {
-    let decoder = Decoder::new(&open_local(path).unwrap(), &Backend::cpu()).unwrap();
-    let hidden = decoder.hidden(ids, 1, None, None).unwrap();
-    decoder.logits(&hidden).unwrap().to_vec2().unwrap()
+fn logits_of(path: &Path, ids: &[u32]) -> Vec<Vec<f32>> {
+    logits(&Decoder::new(&open_local(path).unwrap(), &Backend::cpu()).unwrap(), ids)
 }
 
 /// Writes the directory as a file and compares token ids and logits.
@@ -42,13 +41,8 @@ pub(crate) fn round_trip(directory: &Path, kind: StoredType, exact: bool) {
     export::write(&model, &file, kind);
     let ids = token_ids(directory);
     assert_eq!(token_ids(&file), ids);
-    let (want, got) = (logits(directory, &ids[0]), logits(&file, &ids[0]));
-    let largest = want
-        .iter()
-        .flatten()
-        .zip(got.iter().flatten())
-        .fold(0.0f32, |largest, (a, b)| largest.max((a - b).abs()));
-    let size = want.iter().flatten().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    let (want, got) = (logits_of(directory, &ids[0]), logits_of(&file, &ids[0]));
+    let (largest, size) = (largest_difference(&got, &want), size(&want));
     eprintln!("{}: logits up to {size} differ by {largest}", directory.display());
     let allowed = if exact { 1e-4 } else { 2e-2 };
     assert!(largest <= allowed * size, "{largest} of {size}");

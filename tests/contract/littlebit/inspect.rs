@@ -365,6 +365,7 @@ fn generate_runs_originals_and_compressed_files() {
         assert!(!again.stop_reason.is_empty() && !again.model.is_empty());
         assert!(again.prompt_tokens_per_second > 0.0 && again.generated_tokens_per_second > 0.0);
         assert!(again.load_seconds > 0.0 && again.peak_memory_bytes > 0);
+        assert_eq!(again.resident_memory_bytes.is_some(), cfg!(target_os = "linux"));
         if let Some(resident) = again.resident_memory_bytes {
             // The promise of the documentation, with the file mapped whole.
             let file = if model.ends_with(".littlebit") {

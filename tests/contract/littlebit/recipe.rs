@@ -161,12 +161,14 @@ fn bits_go_where_the_model_is_sensitive() {
     }
     assert!((rate(&even, "mlp.down_proj") - rate(&even, "self_attn.q_proj")).abs() < 0.2);
     assert!(rate(&moved, "mlp.down_proj") > 1.4 && rate(&moved, "self_attn.q_proj") < 0.7);
+    assert_eq!(moved.layers.len(), 28);
     for layer in &moved.layers {
         // Half of the target and 1.6 times the target, and a step of eight ranks beyond.
         assert!((0.37..1.75).contains(&layer.bpw), "{} has {}", layer.name, layer.bpw);
     }
     // A rank that was given is kept.
     let given = run("small.toml", &["--rank", "24"]);
+    assert_eq!(given.layers.len(), moved.layers.len());
     assert!(given.layers.iter().all(|layer| layer.rank == 24));
     let plan = run("uniform.toml", &["--dry-run"]);
     assert_eq!(plan.compressed_size_bytes, even.compressed_size_bytes);

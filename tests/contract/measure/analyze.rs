@@ -247,6 +247,7 @@ fn the_same_bytes_with_one_thread_and_with_more_and_out_of_the_cache() {
         assert_eq!(sums.method.name(), first.method);
         assert_eq!((sums.chunks, sums.chunk_size), (12, 64));
         let count = if sums.method == Method::Activation { 12.0 * 64.0 } else { 12.0 };
+        assert_eq!(sums.entries.len(), 28);
         assert!(sums.entries.values().all(|entry| (entry.counts[0] - count).abs() < 1e-9));
     }
     // Another text, or another size, is another entry.
@@ -336,7 +337,7 @@ fn killed_runs_resume_to_the_same_bytes() {
     let whole = began.elapsed();
     let expected = std::fs::read(workspace.path("k.imatrix")).unwrap();
     std::fs::remove_file(workspace.path("k.imatrix")).unwrap();
-    let mut resumed = 0;
+    let (mut killed, mut resumed) = (0, 0);
     for attempt in 0..6_u32 {
         let mut child = workspace
             .command(&arguments)
@@ -347,6 +348,7 @@ fn killed_runs_resume_to_the_same_bytes() {
         std::thread::sleep(whole.mul_f64(f64::from((attempt * 5) % 7 + 1) / 8.0));
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
+            killed += 1;
         }
         let output = child.wait_with_output().unwrap();
         resumed += usize::from(stderr(&output).contains("Resuming from checkpoint"));
@@ -355,10 +357,11 @@ fn killed_runs_resume_to_the_same_bytes() {
             std::fs::remove_file(workspace.path("k.imatrix")).unwrap();
         }
     }
+    assert!(killed > 0, "no run lived long enough to be killed");
     workspace.succeed(&arguments);
     assert!(std::fs::read(workspace.path("k.imatrix")).unwrap() == expected);
     assert!(!workspace.path(".checkpoint").exists());
-    eprintln!("{resumed} runs took up the work of another");
+    eprintln!("{killed} of 6 runs were killed, {resumed} took up the work of another");
 }
 
 #[cfg(unix)]

@@ -265,6 +265,7 @@ fn a_report_has_the_keys_of_the_contract() {
     assert!(layer.mse > 0.0 && layer.max_error > 0.0 && layer.relative_error < 0.02);
     assert!(!layer.rescaled);
     let blocks: Vec<&str> = report.block_errors.iter().map(|b| b.layer_name.as_str()).collect();
+    assert!(!d.kl_histogram.is_empty());
     assert_eq!(blocks.last(), Some(&"model.layers.3"));
     assert!(report.block_errors.iter().all(|b| b.relative_error > 0.0));
     assert!(report.coherence_score.is_some_and(|score| score > 0.5));

@@ -168,6 +168,8 @@ fn values_are_those_of_the_format() {
     workspace.succeed(&["quantize", "m.gguf", "gguf", "-q", "Q8_0", "-n", "out", "-t", "2"]);
     let before = GgufFile::open(&workspace.path("m.gguf")).unwrap();
     let after = GgufFile::open(&workspace.path("out.gguf")).unwrap();
+    assert!(before.tensors.keys().eq(after.tensors.keys()));
+    let mut blocks = 0;
     for name in before.tensors.keys() {
         let from = before.tensor(name).unwrap().unwrap();
         let to = after.tensor(name).unwrap().unwrap();
@@ -176,6 +178,8 @@ fn values_are_those_of_the_format() {
             continue;
         }
         let values = from.to_f32();
+        assert_eq!(values.len() / 32, to.bytes.len() / 34, "{name}");
+        blocks += values.len() / 32;
         for (block, bytes) in values.chunks(32).zip(to.bytes.chunks(34)) {
             let largest = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
             let scale = largest / 127.0;
@@ -185,6 +189,7 @@ fn values_are_those_of_the_format() {
             assert_eq!(bytes, expected, "{name}");
         }
     }
+    assert!(blocks > 0, "no matrix");
 }
 
 #[test]
@@ -336,6 +341,7 @@ fn idle_options_are_refused() {
         document
     };
     let document = warned(&["MXFP4"], "this model has none");
+    assert!(document.tensors.iter().any(|t| t.r#type == "Q8_0"));
     assert!(document.tensors.iter().all(|t| t.r#type == "Q8_0" || t.shape.len() == 1));
     // The name of the file has the new level alone.
     assert!(document.output_path.ends_with("m-MXFP4_MOE.gguf"), "{}", document.output_path);

@@ -272,6 +272,7 @@ fn awq_writes_what_its_readers_expect() {
     assert_eq!((document.format.as_str(), document.quantization_level.as_str()), ("awq", "4bit"));
     // 4 bits, 16 + 4 a group of 64.
     assert!((document.packed_layers_bpw - 4.3125).abs() < 1e-9, "{}", document.packed_layers_bpw);
+    assert_eq!(document.layers.len(), 28);
     assert!(document.layers.iter().all(|layer| layer.method == "awq"));
     assert!(document.layers.iter().any(|layer| layer.ratio.is_some()), "no scale helped");
     for layer in &document.layers {
@@ -301,6 +302,7 @@ fn awq_writes_what_its_readers_expect() {
     let plain = [&arguments[..5], &["--calibration-samples", "0", "-n", "plain"]].concat();
     let document = quantize(&workspace, &plain);
     assert!(document.calibration.is_none() && document.mean_relative_error.is_none());
+    assert_eq!(document.layers.len(), 28);
     assert!(document.layers.iter().all(|layer| layer.method == "rtn"));
     assert!(document.warnings.iter().any(|w| w.contains("rounded to nearest")));
     let tensors = self::tensors(&workspace.path("plain"));

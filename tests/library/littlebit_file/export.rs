@@ -60,6 +60,7 @@ fn scales_and_ranks_can_be_read_by_others() {
         }
     }
     assert!(layers.next().is_none());
+    assert!(count > 0);
     assert_eq!(tensors.len(), count);
 }
 

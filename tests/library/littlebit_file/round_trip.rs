@@ -71,11 +71,16 @@ fn sections_start_at_cache_lines_of_the_map() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.littlebit");
     std::fs::write(&path, bytes).unwrap();
+    let (mut stored, mut factorized) = (0, 0);
     for (name, weight) in open_model(&path).unwrap().weights {
         match weight {
             Weight::Packed(_) => panic!("{name} is packed"),
-            Weight::Stored(tensor) => assert_eq!(tensor.bytes.as_ptr() as usize % 64, 0, "{name}"),
+            Weight::Stored(tensor) => {
+                assert_eq!(tensor.bytes.as_ptr() as usize % 64, 0, "{name}");
+                stored += 1;
+            }
             Weight::Factorized(weight) => {
+                factorized += 1;
                 for path in weight.paths {
                     assert_eq!(path.left.bytes.as_ptr() as usize % 64, 0, "{name}");
                     assert_eq!(path.right.bytes.as_ptr() as usize % 64, 0, "{name}");
@@ -83,6 +88,7 @@ fn sections_start_at_cache_lines_of_the_map() {
             }
         }
     }
+    assert!(stored > 0 && factorized > 0, "{stored} {factorized}");
 }
 
 #[test]
@@ -116,6 +122,7 @@ proptest! {
         let bytes = sample.write();
         prop_assert_eq!(layout.file_size(), bytes.len() as u64);
         let file = LittleBitFile::from_bytes("x", SharedBytes::from_vec(bytes)).unwrap();
+        prop_assert!(file.contents().factorized().next().is_some());
         for (name, entry) in file.contents().factorized() {
             prop_assert_eq!(entry.relative_error.is_some(), first.is_finite() && first >= 0.0, "{}", name);
             if let Some(error) = entry.relative_error {

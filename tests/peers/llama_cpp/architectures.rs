@@ -96,6 +96,7 @@ fn compare<C: DeserializeOwned>(
             .unwrap()
             .to_vec1()
             .unwrap();
+        assert!(row.len() == theirs[end - 1].len() && row.iter().all(|logit| logit.is_finite()));
         for (ours, theirs) in row.iter().zip(&theirs[end - 1]) {
             largest = largest.max((ours - theirs).abs());
             size = size.max(ours.abs());
