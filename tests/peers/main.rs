@@ -1,4 +1,5 @@
-//! Against real peers: llama.cpp's library, real models, answers of transformers.
+//! Against real peers: llama.cpp's library, real models, answers of transformers,
+//! a Python package.
 //!
 //! Every test here needs something that is not in the repository, so every one is ignored, with
 //! what it needs as the reason: `cargo test --test peers -- --ignored` runs them all, and one that
@@ -44,6 +45,11 @@ mod stories15m {
 mod transformers {
     mod decoder; // our decoder gives the same answers
     mod files; // llama.cpp gives the same answers for the files made from them
+}
+
+/// The Python package that llama.cpp's converter writes with.
+mod python_gguf {
+    mod reader; // it reads what is written: values of every type, metadata, vocabulary
 }
 
 /// The text that the papers measure with.

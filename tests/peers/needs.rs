@@ -51,6 +51,11 @@ pub(crate) fn architectures() -> PathBuf {
     named("LLM_QUANTIZE_TEST_ARCHITECTURES")
 }
 
+/// The folder that the Python package `gguf` is installed in.
+pub(crate) fn python_gguf() -> PathBuf {
+    named("LLM_QUANTIZE_TEST_PYTHON_GGUF")
+}
+
 /// A folder with `wikitext-2-raw/`.
 pub(crate) fn data() -> PathBuf {
     named("LLM_QUANTIZE_TEST_DATA")
