@@ -503,6 +503,7 @@ fn other_families() -> Vec<[Value; 2]> {
             "norm_topk_prob": true, "attention_bias": true,
         }),
     );
+    let seed = model("SeedOssForCausalLM", "seed_oss", json!({ "attention_out_bias": true }));
     let plain = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e4 } });
     vec![
         [gemma2, plain.clone()],
@@ -510,7 +511,8 @@ fn other_families() -> Vec<[Value; 2]> {
         [phi, json!({ "rope_scaling": null, "rope_parameters": phi_new })],
         [mixtral, json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e6 } })],
         [qwen2, plain.clone()],
-        [qwen3, plain],
+        [qwen3, plain.clone()],
+        [seed, plain],
     ]
 }
 
