@@ -1,26 +1,46 @@
 //! Tensor names of Hugging Face checkpoints and of GGUF files, both ways.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use super::ModelConfig;
+use super::config::ExpertSizes;
+use super::families::ALL;
+use super::spec::HEAD_NORMS;
+use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
+
 /// Names outside the blocks: Hugging Face, GGUF.
 const OUTER: [(&str, &str); 3] = [
-    ("model.embed_tokens.weight", "token_embd.weight"),
-    ("model.norm.weight", "output_norm.weight"),
-    ("lm_head.weight", "output.weight"),
+    (EMBEDDING, "token_embd.weight"),
+    (FINAL_NORM, "output_norm.weight"),
+    (HEAD, "output.weight"),
 ];
 
-/// Modules of a block: Hugging Face, GGUF.
-const BLOCK: [(&str, &str); 11] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
+/// Modules of a block by both names, as the families have them. Where two share a name, that of the
+/// first family counts; what a file of one family means by it, [`super::tensors`] says.
+struct Modules {
+    to_gguf: HashMap<String, &'static str>,
+    to_hugging_face: HashMap<&'static str, String>,
+}
+
+static MODULES: LazyLock<Modules> = LazyLock::new(|| {
+    let mut modules = Modules { to_gguf: HashMap::new(), to_hugging_face: HashMap::new() };
+    for family in ALL {
+        let mut config = ModelConfig::base(family);
+        // Experts one by one have no names of their own in GGUF files.
+        let none = ExpertSizes { count: 0, used: 0, inner: 0, shared: Some(0), normalized: false };
+        config.experts = family.experts.map(|_| none);
+        (config.num_heads, config.num_kv_heads) = (1, 1);
+        let block = config.block(0);
+        let norms = block.norms.all().chain(HEAD_NORMS).map(|norm| (norm.name.into(), norm.gguf));
+        let linears = block.slots(0).into_iter().map(|slot| (slot.name.into_owned(), slot.gguf));
+        for (name, gguf) in norms.chain(linears) {
+            modules.to_hugging_face.entry(gguf).or_insert_with(|| name.clone());
+            modules.to_gguf.entry(name).or_insert(gguf);
+        }
+    }
+    modules
+});
 
 /// `blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`.
 #[must_use]
@@ -29,7 +49,7 @@ pub fn to_hugging_face(gguf: &str) -> Option<String> {
         return Some((*outer).to_owned());
     }
     let (block, module, suffix) = parts(gguf.strip_prefix("blk.")?)?;
-    let (module, _) = BLOCK.iter().find(|(_, name)| *name == module)?;
+    let module = MODULES.to_hugging_face.get(module)?;
     Some(format!("model.layers.{block}.{module}.{suffix}"))
 }
 
@@ -40,7 +60,7 @@ pub fn to_gguf(hugging_face: &str) -> Option<String> {
         return Some((*outer).to_owned());
     }
     let (block, module, suffix) = parts(hugging_face.strip_prefix("model.layers.")?)?;
-    let (_, module) = BLOCK.iter().find(|(name, _)| *name == module)?;
+    let module = MODULES.to_gguf.get(module)?;
     Some(format!("blk.{block}.{module}.{suffix}"))
 }
 

@@ -1,7 +1,7 @@
 //! A GGUF file as a model: metadata into a configuration, tensors under their Hugging Face names in
 //! the bytes of the file, the tokenizer rebuilt.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -279,7 +279,9 @@ fn rename(
     let mut weights = IndexMap::with_capacity(stored.len());
     let mut unknown = Vec::new();
     let mut specs: HashMap<String, Vec<TensorSpec>> = HashMap::new();
+    let mut expected = HashSet::new();
     for tensor in tensors::of_model(config) {
+        expected.insert(tensor.name.clone());
         specs.entry(tensor.gguf.clone()).or_default().push(tensor);
     }
     for (gguf, tensor) in stored {
@@ -305,10 +307,10 @@ fn rename(
             }
             // Those that it has too many are named later.
             None => match names::to_hugging_face(&gguf) {
-                Some(name) => {
+                Some(name) if !expected.contains(&name) => {
                     weights.insert(name, Weight::Stored(tensor));
                 }
-                None => unknown.push(gguf),
+                _ => unknown.push(gguf),
             },
         }
     }

@@ -1,13 +1,14 @@
 //! A `.littlebit` file as a GGUF model: its factors are multiplied out, as many rows at a time as
 //! are wanted.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use indexmap::IndexMap;
 
 use super::hf::{self, Texts};
 use super::model::{GgufModel, SourceOptions};
-use crate::arch::names;
+use crate::arch::tensors;
 use crate::base::SharedBytes;
 use crate::codec::StoredType;
 use crate::files::littlebit::LittleBitFile;
@@ -34,9 +35,13 @@ pub(crate) fn open(file: &LittleBitFile, options: &SourceOptions) -> Result<Gguf
         })
         .collect();
     let mut gguf = hf::open_from(Texts::Carried(file), tensors, &model.name, options)?;
+    let names: HashMap<String, String> = tensors::of_model(&model.config)
+        .into_iter()
+        .filter(|tensor| !tensor.is_stacked())
+        .map(|tensor| (tensor.gguf, tensor.name))
+        .collect();
     for tensor in &mut gguf.tensors {
-        let weight =
-            names::to_hugging_face(&tensor.name).and_then(|name| model.weights.swap_remove(&name));
+        let weight = names.get(&tensor.name).and_then(|name| model.weights.swap_remove(name));
         if let Some(Weight::Factorized(linear)) = weight {
             tensor.set_factors(linear);
         }
