@@ -101,7 +101,6 @@ pub const CHECKPOINT_DIR: &str = "./.checkpoint";
 
 /// What the environment asks for.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one switch of the environment")]
 pub struct Settings {
     /// Token given in a variable. [`Settings::hub_token`] also looks into the token file.
     pub token: Option<Token>,
