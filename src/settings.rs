@@ -101,7 +101,6 @@ pub const CHECKPOINT_DIR: &str = "./.checkpoint";
 
 /// What the environment asks for.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one switch of the environment")]
 pub struct Settings {
     /// Token given in a variable. [`Settings::hub_token`] also looks into the token file.
     pub token: Option<Token>,
@@ -139,8 +138,11 @@ pub struct Settings {
     pub coherence_threshold: f64,
     /// `CUDA_VISIBLE_DEVICES` as it is; see [`Settings::gpus_hidden`].
     pub cuda_visible_devices: Option<String>,
-    /// No colours.
-    pub no_color: bool,
+}
+
+/// Whether the variables ask for no colours. Never an error: errors are shown by it as well.
+pub fn no_color(get: impl Fn(&str) -> Option<String>) -> bool {
+    Reader { get }.text(names::NO_COLOR).is_some()
 }
 
 impl Settings {
@@ -316,7 +318,6 @@ impl Settings {
                 |value| (0.0..=1.0).contains(&value),
             )?,
             cuda_visible_devices: (reader.get)(names::CUDA_VISIBLE_DEVICES),
-            no_color: reader.text(names::NO_COLOR).is_some(),
         })
     }
 

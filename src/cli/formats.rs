@@ -11,13 +11,22 @@ use clap::{Arg, Command};
 /// The command that has formats.
 const QUANTIZE: &str = "quantize";
 
+/// Where options of all formats begin in the help of one.
+const FIRST_SHARED: usize = 500;
+
 /// The command with the options of `quantize` at each of its formats as well.
 pub(super) fn share(command: Command) -> Command {
     command.mut_subcommand(QUANTIZE, |quantize| {
-        quantize.mut_args(|argument| {
+        // Behind what a format has itself.
+        let mut place = FIRST_SHARED;
+        let quantize = quantize.mut_args(|argument| {
+            place += 1;
             let option = !argument.is_positional();
-            argument.global(option)
-        })
+            argument.global(option).display_order(place)
+        });
+        let shared: Vec<Arg> =
+            quantize.get_arguments().filter(|argument| argument.is_global_set()).cloned().collect();
+        quantize.mut_subcommands(|format| format.args(&shared))
     })
 }
 
@@ -56,11 +65,16 @@ pub(super) fn explain(error: &mut clap::Error, command: &Command, words: &[OsStr
     } else if let Some(first) = names.next() {
         let all: Vec<&str> = std::iter::once(first).chain(names).collect();
         let plural = if all.len() == 1 { "" } else { "s" };
-        format!("{argument} is an option of the output format{plural} {}", listed(&all, "and"))
+        match line.format {
+            Some(_) => format!(
+                "{argument} is an option of the output format{plural} {}",
+                listed(&all, "and")
+            ),
+            None => format!("give an output format after the model: {}", listed(&all, "or")),
+        }
     } else {
         return;
     };
-    error.insert(ContextKind::SuggestedArg, ContextValue::None);
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
 }
 

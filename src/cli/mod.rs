@@ -23,8 +23,8 @@ use clap::{CommandFactory, FromArgMatches, ValueEnum};
 
 use crate::base::progress::Progress;
 use crate::device::threads;
-use crate::settings::Settings;
 use crate::settings::names::RAYON_NUM_THREADS;
+use crate::settings::{self, Settings};
 use crate::{Error, Result};
 use args::{Cli, Command};
 use bars::Bars;
@@ -61,8 +61,10 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error, &arguments),
     };
     let format = cli.command.output_format().unwrap_or(cli.output_format);
-    let output = Output::new(format, cli.verbosity, &|name| std::env::var(name).ok());
-    let status = match Settings::from_vars(|name| std::env::var(name).ok()) {
+    let settings = Settings::from_vars(variable);
+    let no_bars = settings.as_ref().is_ok_and(|settings| settings.progress_bars_disabled);
+    let output = Output::new(format, cli.verbosity, settings::no_color(variable), no_bars);
+    let status = match settings {
         Ok(settings) => run(cli.command, &Context { output: output.clone(), settings, given }),
         Err(error) => Err(error.into()),
     };
@@ -75,6 +77,11 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.error.exit_code())
         }
     }
+}
+
+/// A variable of the environment.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn parse(arguments: &[OsString]) -> Result<(Cli, Given), clap::Error> {
@@ -94,11 +101,8 @@ fn parse(arguments: &[OsString]) -> Result<(Cli, Given), clap::Error> {
 
 fn run(command: Command, context: &Context) -> Result<(), Failure> {
     // The pool is rayon's, and its variable holds.
-    let variable = || {
-        let text = std::env::var(RAYON_NUM_THREADS).ok()?;
-        text.parse().ok().filter(|count| *count > 0)
-    };
-    let wanted = command.threads().or_else(variable);
+    let of_rayon = || variable(RAYON_NUM_THREADS)?.parse().ok().filter(|count| *count > 0);
+    let wanted = command.threads().or_else(of_rayon);
     if let Some(warning) = threads::start(wanted)? {
         Bars::new(&context.output).warn(&warning);
     }
@@ -130,7 +134,8 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
         }
         _ => {
             let format = requested_format(arguments);
-            let output = Output::new(format, Verbosity::Normal, &|name| std::env::var(name).ok());
+            let no_color = settings::no_color(variable);
+            let output = Output::new(format, Verbosity::Normal, no_color, false);
             output.usage_error(&error.render().to_string());
             ExitCode::from(2)
         }

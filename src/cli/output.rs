@@ -63,12 +63,10 @@ impl Output {
     pub(crate) fn new(
         format: OutputFormat,
         verbosity: Verbosity,
-        variable: &dyn Fn(&str) -> Option<String>,
+        no_color: bool,
+        no_bars: bool,
     ) -> Self {
-        let no_color = variable("NO_COLOR").is_some_and(|v| !v.is_empty());
         let terminal = std::io::stderr().is_terminal();
-        let no_bars = variable("HF_HUB_DISABLE_PROGRESS_BARS")
-            .is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_uppercase().as_str()));
         let bars = terminal && !no_bars && verbosity >= Verbosity::Normal;
         let warnings = Arc::default();
         Self { format, verbosity, color: terminal && !no_color, bars, warnings }

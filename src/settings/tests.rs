@@ -25,8 +25,16 @@ fn defaults_are_those_of_the_table() {
     assert_eq!((settings.min_bpw, settings.max_bpw), (0.1, 2.0));
     assert_eq!(settings.svd_precision.name(), "float64");
     assert_eq!((settings.quality_threshold_percent, settings.coherence_threshold), (20.0, 0.5));
-    assert!(!settings.offline && !settings.gpus_hidden() && !settings.no_color);
+    assert!(!settings.offline && !settings.gpus_hidden());
+    assert!(!settings.progress_bars_disabled);
     assert!(settings.token.is_none());
+}
+
+#[test]
+fn no_color_is_anything_but_nothing() {
+    let set = |value: Option<&str>| no_color(|_| value.map(str::to_owned));
+    assert!(set(Some("1")) && set(Some("0")));
+    assert!(!set(Some("")) && !set(None));
 }
 
 #[test]

@@ -7,9 +7,13 @@ use llm_quantize::job::littlebit::tuning::{Effort, Recipe};
 
 use crate::workspace::{Workspace, stdout};
 
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 24] = [
     &[],
     &["quantize"],
+    &["quantize", "MODEL", "gguf"],
+    &["quantize", "MODEL", "awq"],
+    &["quantize", "MODEL", "gptq"],
+    &["quantize", "MODEL", "smoothquant"],
     &["convert"],
     &["analyze"],
     &["profile"],

@@ -122,13 +122,8 @@ pub(super) fn run(args: &QuantizeArgs, own: &GgufArgs, context: &Context) -> Res
     let outcome = execute::execute(&model, &plan, &request, &progress)?;
     let seconds = began.elapsed().as_secs_f64();
     let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
-    let quality = quality::after(
-        args,
-        measured_text(own),
-        (&path, Path::new(&report.output_path)),
-        context,
-        &progress,
-    )?;
+    let paths = (path.as_path(), Path::new(&report.output_path));
+    let quality = quality::after(args, measured_text(own), paths, context, &progress)?;
     complete(&report, &progress);
     quality::finish(&report, quality, context)
 }

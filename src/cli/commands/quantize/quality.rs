@@ -70,12 +70,10 @@ pub(super) fn check(quality: &QualityArgs, source_path: &Path) -> Result<()> {
 /// Refuses, before the source is looked at, text that is not there and a threshold that makes no
 /// sense.
 pub(super) fn check_options(quality: &QualityArgs, text: Text<'_>) -> Result<()> {
-    if let Some(threshold) = quality.quality_threshold {
-        if !(threshold.is_finite() && threshold > 0.0) {
-            return Err(Error::InvalidArgument(
-                "--quality-threshold must be a percentage above 0".into(),
-            ));
-        }
+    if quality.quality_threshold.is_some_and(|percent| !(percent.is_finite() && percent > 0.0)) {
+        return Err(Error::InvalidArgument(
+            "--quality-threshold must be a percentage above 0".into(),
+        ));
     }
     if !(quality.quality_report || quality.coherence_check) {
         return Ok(());
