@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use indexmap::{IndexMap, IndexSet};
 
 use super::reader::{DEFAULT_ALIGNMENT, MAX_KEY_BYTES, MAX_NAME_BYTES};
-use super::types::{TENSOR_TYPES, TensorType};
 use super::value::{Value, encode_string};
 use crate::codec::StoredType;
 use crate::files::detect::GGUF_MAGIC;
@@ -134,12 +133,6 @@ fn padded(bytes: u64, alignment: usize) -> u64 {
     bytes.next_multiple_of(alignment as u64)
 }
 
-/// ggml's entry for a type.
-pub(super) fn tensor_type(kind: StoredType) -> Result<&'static TensorType> {
-    let found = TENSOR_TYPES.iter().find(|entry| entry.name == kind.name());
-    found.ok_or_else(|| Error::General(format!("GGUF has no number for type {}", kind.name())))
-}
-
 /// Dimensions as ggml counts them: outermost ones of 1 do not count.
 pub(super) fn counted(shape: &[usize]) -> &[usize] {
     let ones = shape.iter().take_while(|&&size| size == 1).count();
@@ -181,11 +174,11 @@ fn check(metadata: &IndexMap<String, Value>, tensors: &[PlannedTensor]) -> Resul
         if shape.is_empty() || counted(shape).len() > MAX_DIMENSIONS || shape.contains(&0) {
             return refuse(format!("{name} has the shape {shape:?}"));
         }
-        let kind = tensor_type(*kind)?;
         let Some(length) = kind.byte_length(shape).map(|length| length as u64) else {
             return refuse(format!(
                 "{name} of shape {shape:?} does not fill blocks of {} values of {}",
-                kind.block_values, kind.name
+                kind.block().0,
+                kind.name()
             ));
         };
         let sum = total.checked_add(length).filter(|&sum| sum < i64::MAX as u64 / 2);
@@ -239,7 +232,7 @@ impl Plan<'_> {
             for dimension in dimensions.iter().rev() {
                 header.extend((*dimension as u64).to_le_bytes());
             }
-            header.extend(tensor_type(tensor.kind)?.id.to_le_bytes());
+            header.extend(tensor.kind.id().to_le_bytes());
             header.extend(offset.to_le_bytes());
             offset += padded(*length, self.alignment);
         }

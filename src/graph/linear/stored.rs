@@ -273,7 +273,7 @@ mod tests {
     /// is infinite or large.
     fn random(dtype: StoredType, rows: usize, cols: usize, seed: u64) -> StoredTensor {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let length = StoredTensor::byte_length(&[rows, cols], dtype).unwrap();
+        let length = dtype.byte_length(&[rows, cols]).unwrap();
         // One more byte in front: weights may lie at any address.
         let bytes: Vec<u8> = (0..=length).map(|_| rng.random::<u8>() & 0xbf).collect();
         let bytes = SharedBytes::from_vec(bytes).slice(1..length + 1).unwrap();
