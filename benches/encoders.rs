@@ -11,7 +11,7 @@
     reason = "a bench stops where something is wrong"
 )]
 
-#[path = "../tests/parity/ggml_library.rs"]
+#[path = "../tests/peers/llama_cpp/ggml.rs"]
 mod ggml_library;
 
 use std::time::Instant;
@@ -36,7 +36,8 @@ fn fastest(best: &mut f64, run: impl FnOnce()) {
 fn main() {
     let wanted: Vec<StoredType> =
         std::env::args().skip(1).filter_map(|name| StoredType::from_name(&name)).collect();
-    let library = Ggml::open();
+    let library =
+        std::env::var_os("LLM_QUANTIZE_TEST_LLAMA_LIB").map(|folder| Ggml::open(folder.as_ref()));
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let values: Vec<f32> = (0..ROWS * COLS)
         .map(|_| 0.02 * (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum::<f32>())

@@ -52,7 +52,7 @@ if [ ! -f "$folder/config.json" ]; then
     verify "$part/stories15M.bin" "$checkpoint_sha256"
     verify "$tokenizer/tokenizer.json" "$tokenizer_sha256"
     verify "$tokenizer/tokenizer_config.json" "$tokenizer_config_sha256"
-    cargo run --quiet --release --manifest-path "$here/Cargo.toml" --example import_llama2c -- \
+    cargo run --quiet --manifest-path "$here/Cargo.toml" --example import_llama2c -- \
         "$part/stories15M.bin" "$tokenizer" "$folder" >&2
 fi
 echo "$folder"

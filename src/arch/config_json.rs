@@ -241,7 +241,10 @@ pub fn write(config: &ModelConfig) -> String {
     let mut root = json!({
         "architectures": [config.class_name],
         "model_type": model_type,
-        "hidden_act": "silu",
+        "hidden_act": match config.family.activation {
+            Activation::Silu => "silu",
+            Activation::GeluTanh => "gelu_pytorch_tanh",
+        },
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers,

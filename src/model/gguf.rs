@@ -7,12 +7,11 @@ use std::path::Path;
 use indexmap::IndexMap;
 
 use super::gguf_parts::{model_name, open_parts};
-use super::{LocalModel, ModelFormat, gguf_ext, gguf_rope};
+use super::{LocalModel, ModelFormat, gguf_ext, gguf_rope, gguf_variants};
 use crate::arch::catalog::keep_expected;
 use crate::arch::config::{LinearBiases, RopeConfig};
-use crate::arch::families::{LLAMA, QWEN2, QWEN3};
 use crate::arch::family::Biases;
-use crate::arch::tensors::{self, Edit};
+use crate::arch::tensors::{self, Edit, TensorSpec};
 use crate::arch::{Family, ModelConfig, config_json, names};
 use crate::base::SharedBytes;
 use crate::base::lists::some_of;
@@ -38,7 +37,7 @@ pub fn open(path: &Path) -> Result<LocalModel> {
     let family = family(first)?;
     let keys =
         Keys { file: first, prefix: first.text("general.architecture")?.unwrap_or_default() };
-    refuse_variants(&keys)?;
+    gguf_variants::refuse(&keys, family)?;
 
     let mut tensors = IndexMap::new();
     for part in &parts {
@@ -81,14 +80,8 @@ fn family(file: &GgufFile) -> Result<&'static Family> {
             file.path.display()
         )));
     }
-    Ok(match name {
-        "llama" => &LLAMA,
-        "qwen2" => &QWEN2,
-        "qwen3" => &QWEN3,
-        other => {
-            return Err(config_json::unsupported(format!("architecture {other} is not supported")));
-        }
-    })
+    let experts = file.u32(&format!("{name}.expert_count"))?.is_some_and(|count| count > 0);
+    gguf_variants::family(name, experts)
 }
 
 /// Metadata under the prefix of the architecture.
@@ -154,84 +147,8 @@ impl Keys<'_> {
     }
 }
 
-/// Settings under the architecture's prefix that are read, or change nothing for a text.
-const KNOWN_KEYS: [&str; 34] = [
-    "vocab_size",
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "tensor_data_layout",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
-    "rope.scaling.attn_factor",
-    "rope.scaling.yarn_attn_factor",
-    "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "expert_count",
-    "expert_used_count",
-    // What embeddings are made of, and what only another architecture reads.
-    "pooling_type",
-    "classifier.output_labels",
-    "attention.layer_norm_epsilon",
-    "rope.dimension_sections",
-    "training.type",
-    "training.file_version",
-    "training.iteration_count",
-    "training.epoch_count",
-];
-
-/// Refuses mixtures, and settings that are not read and are neither false nor 0: they may change what
-/// the model computes.
-fn refuse_variants(keys: &Keys) -> Result<()> {
-    let experts = keys.file.u32(&keys.key("expert_count"))?;
-    if experts.is_some_and(|count| count > 0) {
-        return Err(config_json::unsupported(format!(
-            "architecture {} with a mixture of experts is not supported",
-            keys.prefix
-        )));
-    }
-    for (key, value) in &keys.file.metadata {
-        let Some(name) = key.strip_prefix(keys.prefix).and_then(|rest| rest.strip_prefix('.'))
-        else {
-            continue;
-        };
-        let neutral = match (name, value) {
-            // Without a mask every token sees those after it.
-            ("attention.causal", value) => *value == Value::Bool(true),
-            (_, Value::Bool(false)) => true,
-            (_, value) => {
-                value.as_u64() == Some(0) || matches!(value, Value::F32(zero) if *zero == 0.0)
-            }
-        };
-        if !KNOWN_KEYS.contains(&name) && !neutral {
-            return Err(Error::Unsupported {
-                message: format!(
-                    "{}: {key} may change what the model computes, and is not supported",
-                    keys.file.path.display()
-                ),
-                suggestion: "Use a model of another architecture, or one without that setting"
-                    .to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
-const MAX_WIDTH: u32 = 1 << 24;
-const MAX_COUNT: u32 = 1 << 16;
+pub(super) const MAX_WIDTH: u32 = 1 << 24;
+pub(super) const MAX_COUNT: u32 = 1 << 16;
 
 fn configuration(
     keys: &Keys,
@@ -254,11 +171,14 @@ fn configuration(
             "{num_heads} heads of width {head_dim} with {num_kv_heads} key/value heads"
         )));
     }
-    for (name, what) in [
-        ("attention.value_length", "values of another width than keys"),
-        ("rope.dimension_count", "rotary positions on a part of each head"),
+    let rotating = keys.optional_size("rope.dimension_count", MAX_COUNT)?;
+    let width = rotating.filter(|width| family.partial_rope && *width < head_dim);
+    let values = keys.optional_size("attention.value_length", MAX_COUNT)?;
+    for (length, what) in [
+        (values, "values of another width than keys"),
+        (rotating.filter(|_| width.is_none()), "rotary positions on a part of each head"),
     ] {
-        if keys.optional_size(name, MAX_COUNT)?.is_some_and(|length| length != head_dim) {
+        if length.is_some_and(|length| length != head_dim) {
             return Err(config_json::unsupported(format!(
                 "architecture {} with {what} is not supported",
                 keys.prefix
@@ -269,18 +189,7 @@ fn configuration(
         .get("token_embd.weight")
         .ok_or_else(|| file.damaged("token_embd.weight is missing"))?;
     let max_positions = keys.size("context_length", u32::MAX)?;
-    if keys
-        .file
-        .u32(&keys.key("attention.sliding_window"))?
-        .is_some_and(|size| size > 0 && (size as usize) < max_positions)
-    {
-        warnings.push(format!(
-            "{} has a sliding window, which llama.cpp ignores for architecture {}; so does this tool",
-            file.path.display(),
-            keys.prefix
-        ));
-    }
-    Ok(ModelConfig {
+    let mut config = ModelConfig {
         hidden_size,
         intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
         num_layers: keys.size("block_count", MAX_COUNT)?,
@@ -294,15 +203,17 @@ fn configuration(
             .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
         rope: RopeConfig {
             theta: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
-            scaling: gguf_rope::scaling(keys, tensors, head_dim, max_positions)?,
-            width: None,
+            scaling: gguf_rope::scaling(keys, tensors, width.unwrap_or(head_dim), max_positions)?,
+            width,
         },
         tie_word_embeddings: !tensors.contains_key("output.weight"),
         torch_dtype: dtype(tensors).to_owned(),
         bos_token_id: gguf_tokenizer::bos_token(file)?,
         eos_token_ids: gguf_tokenizer::end_tokens(file)?,
         ..ModelConfig::base(family)
-    })
+    };
+    gguf_variants::read(keys, &mut config, warnings)?;
+    Ok(config)
 }
 
 /// The element type that a checkpoint with these weights would state.
@@ -367,8 +278,10 @@ fn rename(
 ) -> Result<IndexMap<String, Weight>> {
     let mut weights = IndexMap::with_capacity(stored.len());
     let mut unknown = Vec::new();
-    let edits: HashMap<String, Edit> =
-        tensors::of_model(config).into_iter().map(|tensor| (tensor.gguf, tensor.edit)).collect();
+    let mut specs: HashMap<String, Vec<TensorSpec>> = HashMap::new();
+    for tensor in tensors::of_model(config) {
+        specs.entry(tensor.gguf.clone()).or_default().push(tensor);
+    }
     for (gguf, tensor) in stored {
         if gguf_rope::is_factors(&gguf) {
             continue;
@@ -379,16 +292,25 @@ fn rename(
                 tensor.dtype.name()
             )));
         }
-        let Some(name) = names::to_hugging_face(&gguf) else {
-            unknown.push(gguf);
-            continue;
-        };
-        let tensor = match edits.get(&gguf) {
-            Some(Edit::Pairs { heads }) => in_pairs(tensor, *heads, config.head_dim)
-                .ok_or_else(|| Error::damaged(path, format!("{gguf} has an unexpected shape")))?,
-            _ => tensor,
-        };
-        weights.insert(name, Weight::Stored(tensor));
+        let unexpected = || Error::damaged(path, format!("{gguf} has an unexpected shape"));
+        match specs.get(&gguf).map(Vec::as_slice) {
+            Some([one]) => {
+                let tensor = edited(tensor, one, config).ok_or_else(unexpected)?;
+                weights.insert(one.name.clone(), Weight::Stored(tensor));
+            }
+            Some(experts) => {
+                for (slice, spec) in unstacked(&tensor, experts).ok_or_else(unexpected)? {
+                    weights.insert(spec.name.clone(), Weight::Stored(slice));
+                }
+            }
+            // Those that it has too many are named later.
+            None => match names::to_hugging_face(&gguf) {
+                Some(name) => {
+                    weights.insert(name, Weight::Stored(tensor));
+                }
+                None => unknown.push(gguf),
+            },
+        }
     }
     if !unknown.is_empty() {
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
@@ -401,6 +323,50 @@ fn rename(
         )));
     }
     Ok(weights)
+}
+
+/// A tensor as Hugging Face checkpoints have it: what was done to its values is undone.
+fn edited(
+    mut tensor: StoredTensor,
+    spec: &TensorSpec,
+    config: &ModelConfig,
+) -> Option<StoredTensor> {
+    // Dimensions of 1 in front are not counted there.
+    if let [1, width] = *spec.shape.as_slice()
+        && tensor.shape == [width]
+    {
+        tensor.shape.clone_from(&spec.shape);
+    }
+    match spec.edit {
+        Edit::None => Some(tensor),
+        Edit::Pairs { heads } => in_pairs(tensor, heads, config.head_dim),
+        Edit::PlusOne => {
+            let values = tensor.to_f32();
+            let bytes = values.iter().flat_map(|value| (value - 1.0).to_le_bytes()).collect();
+            let bytes = SharedBytes::from_vec(bytes);
+            StoredTensor::new(tensor.shape, StoredType::F32, bytes).ok()
+        }
+    }
+}
+
+/// The matrices of all experts, in their order; they share the bytes of the file.
+fn unstacked<'s>(
+    tensor: &StoredTensor,
+    specs: &'s [TensorSpec],
+) -> Option<Vec<(StoredTensor, &'s TensorSpec)>> {
+    let shape = &specs.first()?.shape;
+    let bytes = StoredTensor::byte_length(shape, tensor.dtype)?;
+    if tensor.shape.first() != Some(&specs.len()) || tensor.shape.get(1..)? != shape.as_slice() {
+        return None;
+    }
+    specs
+        .iter()
+        .enumerate()
+        .map(|(expert, spec)| {
+            let slice = tensor.bytes.slice(expert * bytes..(expert + 1) * bytes)?;
+            Some((StoredTensor::new(shape.clone(), tensor.dtype, slice).ok()?, spec))
+        })
+        .collect()
 }
 
 /// llama.cpp's converter reorders the rows of q and k. A matrix keeps its bytes and says so; a

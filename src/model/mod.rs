@@ -7,6 +7,7 @@ pub mod gguf;
 pub(crate) mod gguf_ext;
 pub(crate) mod gguf_parts;
 mod gguf_rope;
+mod gguf_variants;
 pub mod hf;
 pub(crate) mod identity;
 pub mod littlebit;
