@@ -31,6 +31,11 @@ impl StoredType {
         Self::of_weights().find(|kind| kind.name().eq_ignore_ascii_case(name))
     }
 
+    /// The types that can be written, by number.
+    pub fn writable() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|kind| !kind.is_copied())
+    }
+
     /// The types that weights may have, by number; not all of them can be written.
     pub fn of_weights() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|kind| kind.holds_weights())

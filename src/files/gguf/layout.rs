@@ -97,7 +97,7 @@ impl FileLayout {
         let alignment = alignment(metadata)?;
         let lengths = check(metadata, tensors)?;
         let plan = Plan { metadata, tensors, lengths: &lengths, alignment };
-        let whole = plan.file(0..tensors.len(), None)?;
+        let whole = plan.file(0..tensors.len(), None);
         let files = match split_max {
             Some(most) if whole.bytes > most => plan.split(most)?,
             _ => vec![whole],
@@ -199,7 +199,7 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     /// Lays out one file; `part` is its number and how many there are.
-    fn file(&self, tensors: Range<usize>, part: Option<(usize, usize)>) -> Result<LayoutFile> {
+    fn file(&self, tensors: Range<usize>, part: Option<(usize, usize)>) -> LayoutFile {
         let mut values = IndexMap::new();
         if part.is_none_or(|(number, _)| number == 0) {
             values.extend(self.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())));
@@ -237,13 +237,13 @@ impl Plan<'_> {
             offset += padded(*length, self.alignment);
         }
         header.resize(header.len().next_multiple_of(self.alignment), 0);
-        Ok(LayoutFile {
+        LayoutFile {
             suffix: part.map(|(number, count)| format!("-{:05}-of-{count:05}", number + 1)),
             bytes: header.len() as u64 + offset,
             tensors,
             header,
             values: values.len(),
-        })
+        }
     }
 
     /// Fills one file after the other up to `most` bytes.
@@ -258,9 +258,9 @@ impl Plan<'_> {
                 )));
             }
             // The count does not change the size of the header: it is a number of fixed width.
-            let empty = self.file(start..start, Some((number, 1)))?.bytes;
+            let empty = self.file(start..start, Some((number, 1))).bytes;
             let mut end = start;
-            let mut bytes = self.unpadded_header(start..start, number)?;
+            let mut bytes = self.unpadded_header(start..start, number);
             let mut data = 0;
             while let Some(length) = self.lengths.get(end) {
                 let more = directory_bytes(&self.tensors[end]);
@@ -283,17 +283,14 @@ impl Plan<'_> {
             start = end;
         }
         let count = parts.len();
-        parts
-            .into_iter()
-            .enumerate()
-            .map(|(number, tensors)| self.file(tensors, Some((number, count))))
-            .collect()
+        let numbered = parts.into_iter().enumerate();
+        Ok(numbered.map(|(number, tensors)| self.file(tensors, Some((number, count)))).collect())
     }
 
     /// Bytes of a header before its padding.
-    fn unpadded_header(&self, tensors: Range<usize>, number: usize) -> Result<u64> {
+    fn unpadded_header(&self, tensors: Range<usize>, number: usize) -> u64 {
         let unaligned = Plan { alignment: 1, ..*self };
-        Ok(unaligned.file(tensors, Some((number, 1)))?.header.len() as u64)
+        unaligned.file(tensors, Some((number, 1))).header.len() as u64
     }
 }
 

@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn every_type_multiplies_like_its_decoded_values() {
-        for (seed, dtype) in StoredType::ALL.into_iter().enumerate() {
+        for (seed, dtype) in StoredType::writable().enumerate() {
             // 1030 columns of plain types leave a rest in every kernel; 1100 rows are several
             // chunks of both paths.
             let cols = if dtype.block().0 == 1 { 1030 } else { 1024 };

@@ -65,7 +65,7 @@ impl Assignment {
     pub fn exact(&self) -> Result<Option<StoredType>> {
         let Some(name) = &self.kind else { return Ok(None) };
         StoredType::from_name(name).map(Some).ok_or_else(|| {
-            let hint = did_you_mean(name, StoredType::of_weights().map(|kind| kind.name()));
+            let hint = did_you_mean(name, StoredType::of_weights().map(StoredType::name));
             Error::Profile(format!(
                 "{}: {name} is no tensor type of GGUF files{hint}",
                 self.layer_name

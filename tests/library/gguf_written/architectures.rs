@@ -7,7 +7,6 @@ use llm_quantize::Error;
 use llm_quantize::codec::StoredType;
 use llm_quantize::files::gguf::Value;
 use llm_quantize::job::gguf::{GgufModel, SourceOptions, open};
-use llm_quantize::weight::StoredTensor;
 use serde_json::json;
 
 use crate::directories::{self, ROWS, config, dense, model, values};

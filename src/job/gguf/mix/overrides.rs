@@ -105,7 +105,7 @@ impl Overrides {
 /// [`Error::InvalidArgument`] with the names there are.
 pub fn parse_type(text: &str) -> Result<StoredType> {
     StoredType::from_name(text.trim()).ok_or_else(|| {
-        let names: Vec<&str> = StoredType::of_weights().map(|kind| kind.name()).collect();
+        let names: Vec<&str> = StoredType::of_weights().map(StoredType::name).collect();
         Error::InvalidArgument(format!(
             "{text} is not a tensor type{}; there are {}",
             did_you_mean(text, names.iter().copied()),
