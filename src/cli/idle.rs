@@ -2,7 +2,6 @@
 //! option expects it to matter.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
@@ -82,32 +81,5 @@ impl Given {
             )));
         }
         Ok(())
-    }
-
-    /// Refuses a folder for checkpoints where none are written to it.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`].
-    pub(crate) fn refuse_checkpoint_dir(
-        &self,
-        directory: Option<&Path>,
-        off: bool,
-        resume: Option<&Path>,
-    ) -> Result<()> {
-        self.refuse(
-            "with --no-checkpoints",
-            &[("checkpoint-dir", off, "it is the folder of checkpoints")],
-        )?;
-        match (directory, resume) {
-            (Some(directory), Some(resume)) if directory != resume => {
-                Err(Error::InvalidArgument(format!(
-                    "--checkpoint-dir {} does nothing with --resume {}: the run goes on in that \
-                     folder",
-                    directory.display(),
-                    resume.display()
-                )))
-            }
-            _ => Ok(()),
-        }
     }
 }

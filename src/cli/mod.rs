@@ -8,6 +8,7 @@ mod args;
 mod bars;
 mod commands;
 mod early;
+mod formats;
 mod globals;
 mod idle;
 mod interrupt;
@@ -77,8 +78,11 @@ pub fn main() -> ExitCode {
 }
 
 fn parse(arguments: &[OsString]) -> Result<(Cli, Given), clap::Error> {
-    let mut matches = command().try_get_matches_from(arguments).map_err(|mut error| {
+    let definition = command();
+    let words = formats::options_last(&definition, arguments.to_vec());
+    let mut matches = definition.clone().try_get_matches_from(words).map_err(|mut error| {
         globals::explain(&mut error);
+        formats::explain(&mut error, &definition, arguments);
         error
     })?;
     let typed = matches.clone();
@@ -153,5 +157,5 @@ fn requested_format(arguments: &[OsString]) -> OutputFormat {
 /// The clap definition, for completions, the man page and the documentation test.
 #[must_use]
 pub fn command() -> clap::Command {
-    globals::everywhere(Cli::command())
+    globals::everywhere(formats::share(Cli::command()))
 }

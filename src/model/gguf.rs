@@ -260,7 +260,7 @@ fn biases(
         Biases::Qkv => !output && !mlp,
         Biases::Never => !qkv && !output && !mlp,
         // The configuration has one switch for all four of the attention.
-        Biases::AttentionAndMlp => qkv == output,
+        Biases::AttentionAndMlp => qkv == output || family.keys.contains(&"attention_out_bias"),
         Biases::Attention => qkv == output && !mlp,
     };
     if !fits {

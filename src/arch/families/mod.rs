@@ -6,6 +6,7 @@ mod mistral;
 mod mixtral;
 mod phi;
 mod qwen;
+mod seed;
 
 use super::Family;
 
@@ -15,7 +16,7 @@ pub use mistral::MISTRAL;
 pub use qwen::{QWEN2, QWEN3};
 
 /// All families that can be run.
-pub static ALL: [&Family; 10] = [
+pub static ALL: [&Family; 11] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen::QWEN2,
@@ -26,6 +27,7 @@ pub static ALL: [&Family; 10] = [
     &gemma::GEMMA2,
     &gemma::GEMMA3,
     &phi::PHI3,
+    &seed::SEED_OSS,
 ];
 
 /// The family of a class of transformers, the class's own name and its `model_type`.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{ComputeArgs, HubArgs};
+use super::{CheckpointArgs, ComputeArgs, HubArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct AnalyzeArgs {
@@ -96,17 +96,8 @@ pub(crate) struct SuperWeightArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Checkpoints and cache")]
 pub(crate) struct KeptArgs {
-    /// Disable checkpoints
-    #[arg(long, conflicts_with = "resume")]
-    pub(crate) no_checkpoints: bool,
-
-    /// Checkpoint directory for resumption [default: LLM_QUANTIZE_CHECKPOINT_DIR, else ./.checkpoint]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint_dir: Option<PathBuf>,
-
-    /// Resume from checkpoint
-    #[arg(long, value_name = "PATH")]
-    pub(crate) resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) checkpoints: CheckpointArgs,
 
     /// Neither use nor keep a matrix in the cache (LLM_QUANTIZE_IMATRIX_CACHE)
     #[arg(long)]

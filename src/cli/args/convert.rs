@@ -1,10 +1,8 @@
 //! Arguments of `convert`.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 
-use super::HubArgs;
+use super::{HubArgs, OutputArgs, ThreadArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
@@ -15,13 +13,8 @@ pub(crate) struct ConvertArgs {
     #[arg(value_enum, value_name = "OUTPUT_FORMAT")]
     pub(crate) output_format: ConvertFormat,
 
-    /// Output directory
-    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
-    pub(crate) output_dir: PathBuf,
-
-    /// Name of the file or directory [default: from model, format and level]
-    #[arg(long, short = 'n', value_name = "TEXT")]
-    pub(crate) output_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 
     /// Skip the quality warning of conversions that lose something
     #[arg(long)]
@@ -49,9 +42,8 @@ pub(crate) struct ConvertArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Processor threads [default: all]
-    #[arg(long, short = 't', value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
 
     #[command(flatten)]
     pub(crate) hub: HubArgs,

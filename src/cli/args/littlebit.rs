@@ -7,7 +7,7 @@ use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::quality::BenchmarkArgs;
-use super::{ComputeArgs, HubArgs};
+use super::{CheckpointArgs, ComputeArgs, HubArgs, OutputArgs};
 use crate::codec::StoredType;
 use crate::job::littlebit::tuning::{Effort, Recipe};
 
@@ -44,13 +44,8 @@ pub(crate) struct CompressArgs {
     #[arg(long = "format", id = "file_format", value_enum, default_value_t = FileFormat::Littlebit, value_name = "TEXT")]
     pub(crate) format: FileFormat,
 
-    /// Output directory
-    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
-    pub(crate) output_dir: PathBuf,
-
-    /// Output filename (auto-generated if not set)
-    #[arg(long, short = 'n', value_name = "TEXT")]
-    pub(crate) output_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 
     /// Custom calibration dataset (.txt, .json, .jsonl)
     #[arg(long, value_name = "PATH")]
@@ -80,17 +75,8 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) recipe: Option<PathBuf>,
 
-    /// Disable layer-level checkpoints
-    #[arg(long, conflicts_with = "resume")]
-    pub(crate) no_checkpoints: bool,
-
-    /// Checkpoint directory [default: LLM_QUANTIZE_CHECKPOINT_DIR, else ./.checkpoint]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint_dir: Option<PathBuf>,
-
-    /// Resume from checkpoint
-    #[arg(long, value_name = "PATH")]
-    pub(crate) resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) checkpoints: CheckpointArgs,
 
     /// Skip post-compression quality validation
     #[arg(long)]
@@ -246,13 +232,8 @@ pub(crate) struct ConvertArgs {
     #[arg(value_enum, value_name = "OUTPUT_FORMAT")]
     pub(crate) output_format: FileFormat,
 
-    /// Output directory
-    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
-    pub(crate) output_dir: PathBuf,
-
-    /// Output filename [default: the input's name with the ending of the format]
-    #[arg(long, short = 'n', value_name = "TEXT")]
-    pub(crate) output_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 
     /// GGUF quantization for lossy (docs/quantize.md has all levels)
     #[arg(long, default_value = "Q4_K_M", value_name = "TEXT")]

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::{OutputFormat, Verbosity};
+use crate::{Error, Result};
 use analyze::AnalyzeArgs;
 use convert::ConvertArgs;
 use littlebit::LittlebitCommand;
@@ -100,7 +101,7 @@ impl Command {
 
     /// How many threads it was told to use.
     pub(crate) fn threads(&self) -> Option<usize> {
-        match self {
+        let args = match self {
             Self::Quantize(args) => args.threads,
             Self::Analyze(args) => args.compute.threads,
             Self::Littlebit { command: LittlebitCommand::Compress(args) } => args.compute.threads,
@@ -110,8 +111,9 @@ impl Command {
             Self::Quality { command: QualityCommand::Compare(args) } => args.compute.threads,
             Self::Convert(args) => args.threads,
             Self::Generate(args) => args.compute.threads,
-            _ => None,
-        }
+            _ => return None,
+        };
+        args.threads
     }
 }
 
@@ -131,6 +133,77 @@ pub(crate) struct HubArgs {
     pub(crate) cache_dir: Option<PathBuf>,
 }
 
+/// Where a file or folder is written.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct OutputArgs {
+    /// Output directory
+    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
+    pub(crate) output_dir: PathBuf,
+
+    /// Output filename [default: from the name of the model]
+    #[arg(long, short = 'n', value_name = "TEXT")]
+    pub(crate) output_name: Option<String>,
+}
+
+impl OutputArgs {
+    /// Refuses a name that is a path.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`].
+    pub(crate) fn check_name(&self) -> Result<()> {
+        if self.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
+            return Err(Error::InvalidArgument(
+                "--output-name is a file name; use --output-dir for the folder".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Where unfinished work is kept.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct CheckpointArgs {
+    /// Disable checkpoints
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) no_checkpoints: bool,
+
+    /// Checkpoint directory [default: LLM_QUANTIZE_CHECKPOINT_DIR, else ./.checkpoint]
+    #[arg(long, value_name = "PATH", conflicts_with = "no_checkpoints")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+
+    /// Resume from checkpoint
+    #[arg(long, value_name = "PATH")]
+    pub(crate) resume: Option<PathBuf>,
+}
+
+impl CheckpointArgs {
+    /// Refuses a folder for checkpoints where none are written to it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`].
+    pub(crate) fn check(&self) -> Result<()> {
+        match (&self.checkpoint_dir, &self.resume) {
+            (Some(directory), Some(resume)) if directory != resume => {
+                Err(Error::InvalidArgument(format!(
+                    "--checkpoint-dir {} does nothing with --resume {}: the run goes on in that \
+                     folder",
+                    directory.display(),
+                    resume.display()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many processor threads work.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct ThreadArgs {
+    /// Processor threads [default: all]
+    #[arg(long, short = 't', value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
 /// Where the work is done.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ComputeArgs {
@@ -138,9 +211,8 @@ pub(crate) struct ComputeArgs {
     #[arg(long, value_enum, value_name = "DEVICE")]
     pub(crate) device: Option<DeviceArg>,
 
-    /// Processor threads [default: all]
-    #[arg(long, short = 't', value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::HubArgs;
 use super::quantize::SensitivityArg;
+use super::{HubArgs, ThreadArgs};
 use crate::cli::output::OutputFormat;
 
 #[derive(Debug, Subcommand)]
@@ -75,9 +75,8 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     pub(crate) allow_requantize: bool,
 
-    /// Processor threads [default: all]
-    #[arg(long, short = 't', value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
 
     #[command(flatten)]
     pub(crate) hub: HubArgs,

@@ -1,54 +1,65 @@
-//! Arguments of `quantize`.
+//! Arguments of `quantize`: a command for each format, with the options that all of them have
+//! before it or behind it.
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
-use super::HubArgs;
+use super::{CheckpointArgs, HubArgs, OutputArgs, ThreadArgs};
 
+/// What every format takes; its options are those of the formats as well.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("goal").args(["quant_level", "target_size", "target_bpw", "dynamic"]).multiple(true))]
+#[command(
+    disable_help_subcommand = true,
+    subcommand_value_name = "OUTPUT_FORMAT",
+    subcommand_help_heading = "Output formats, each with options of its own (MODEL OUTPUT_FORMAT --help)"
+)]
 pub(crate) struct QuantizeArgs {
     /// Model path (HF Hub ID, local directory or GGUF file)
     pub(crate) model: String,
 
-    /// Output format
-    #[arg(value_enum, value_name = "OUTPUT_FORMAT")]
-    pub(crate) output_format: TargetFormat,
-
-    /// Level: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, Q2_K, IQ4_NL, IQ1_S, TQ1_0,
-    /// … in any case, or 4bit, 8bit, ternary (docs/quantize.md has all); awq: 4bit; gptq: 2bit,
-    /// 3bit, 4bit or 8bit; smoothquant needs none
-    #[arg(long, short = 'q', value_name = "LEVEL")]
-    pub(crate) quant_level: Option<String>,
-
-    /// Output directory
-    #[arg(long, short = 'o', default_value = ".", value_name = "PATH")]
-    pub(crate) output_dir: PathBuf,
-
-    /// Output filename [default: from model and level]
-    #[arg(long, short = 'n', value_name = "TEXT")]
-    pub(crate) output_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 
     /// Print tensors, types, sizes and the total, exact to the byte, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Processor threads [default: all]
-    #[arg(long, short = 't', value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadArgs,
 
-    /// Disable checkpoints
-    #[arg(long, conflicts_with = "resume")]
-    pub(crate) no_checkpoints: bool,
+    #[command(flatten)]
+    pub(crate) checkpoints: CheckpointArgs,
 
-    /// Checkpoint directory [default: LLM_QUANTIZE_CHECKPOINT_DIR, else ./.checkpoint]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) checkpoint_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) quality: QualityArgs,
 
-    /// Resume from checkpoint
-    #[arg(long, value_name = "PATH")]
-    pub(crate) resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+
+    #[command(subcommand)]
+    pub(crate) format: FormatArgs,
+}
+
+/// The formats of the contract.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FormatArgs {
+    /// One file for llama.cpp and everything built on it: -q Q4_K_M, dynamic, …
+    Gguf(Box<GgufArgs>),
+    /// 4-bit integers in a Hugging Face directory (AutoAWQ's GEMM layout): -q 4bit
+    Awq(AwqArgs),
+    /// 2-, 3-, 4- or 8-bit integers in a Hugging Face directory (GPTQ v1): -q 4bit, …
+    Gptq(GptqArgs),
+    /// 8-bit weights and activations in a Hugging Face directory (compressed-tensors)
+    Smoothquant(SmoothquantArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GgufArgs {
+    /// Level: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, Q2_K, IQ4_NL, IQ1_S, TQ1_0,
+    /// … in any case, or 4bit, 8bit, ternary, dynamic (docs/quantize.md has all)
+    #[arg(long, short = 'q', value_name = "LEVEL")]
+    pub(crate) quant_level: Option<String>,
 
     #[command(flatten)]
     pub(crate) types: TypeArgs,
@@ -59,17 +70,13 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     pub(crate) dynamic: DynamicArgs,
 
-    #[command(flatten)]
-    pub(crate) packed: PackedArgs,
+    /// Text for --quality-report and --sensitivity measured
+    #[arg(long, value_name = "PATH")]
+    pub(crate) calibration_data: Option<PathBuf>,
 
-    #[command(flatten)]
-    pub(crate) calibration: CalibrationArgs,
-
-    #[command(flatten)]
-    pub(crate) quality: QualityArgs,
-
-    #[command(flatten)]
-    pub(crate) hub: HubArgs,
+    /// Number of its samples [default: 256 for the report, 2 for the sensitivity]
+    #[arg(long, value_name = "INT")]
+    pub(crate) calibration_samples: Option<usize>,
 }
 
 /// Which type each tensor gets.
@@ -86,7 +93,7 @@ pub(crate) struct TypeArgs {
     pub(crate) tensor_type: Vec<String>,
 
     /// Type of the output matrix, also where the embeddings serve as one
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", conflicts_with = "leave_output_tensor")]
     pub(crate) output_tensor_type: Option<String>,
 
     /// Type of the token embeddings
@@ -148,11 +155,11 @@ pub(crate) struct DynamicArgs {
     pub(crate) profile: Option<String>,
 
     /// Enable super weight protection (requires --imatrix)
-    #[arg(long)]
+    #[arg(long, requires = "imatrix")]
     pub(crate) protect_super_weights: bool,
 
     /// Super weight coverage fraction [default: 0.0001]
-    #[arg(long, value_name = "FLOAT")]
+    #[arg(long, value_name = "FLOAT", requires = "protect_super_weights")]
     pub(crate) protection_coverage: Option<f64>,
 
     /// How the loss by each tensor's error is known
@@ -169,44 +176,78 @@ pub(crate) enum SensitivityArg {
     Measured,
 }
 
-/// How integers are found and grouped (awq, gptq and smoothquant).
 #[derive(Debug, Args)]
-#[command(next_help_heading = "AWQ, GPTQ and SmoothQuant")]
-pub(crate) struct PackedArgs {
-    /// Weights along a row that share a scale; -1 is the whole row [default: 128]
-    #[arg(long, value_name = "INT", allow_negative_numbers = true)]
-    pub(crate) group_size: Option<i64>,
+pub(crate) struct AwqArgs {
+    /// Level: 4bit
+    #[arg(long, short = 'q', value_name = "LEVEL")]
+    pub(crate) quant_level: String,
 
-    /// Quantize columns in the order of their activations (gptq)
+    #[command(flatten)]
+    pub(crate) group: GroupArgs,
+
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GptqArgs {
+    /// Level: 2bit, 3bit, 4bit or 8bit
+    #[arg(long, short = 'q', value_name = "LEVEL")]
+    pub(crate) quant_level: String,
+
+    #[command(flatten)]
+    pub(crate) group: GroupArgs,
+
+    /// Quantize columns in the order of their activations
     #[arg(long)]
     pub(crate) desc_act: bool,
 
-    /// Zero points instead of a symmetric grid (gptq)
+    /// Zero points instead of a symmetric grid
     #[arg(long)]
     pub(crate) asym: bool,
 
-    /// What is added to the Hessian's diagonal, as a fraction of its mean (gptq) [default: 0.01]
+    /// What is added to the Hessian's diagonal, as a fraction of its mean [default: 0.01]
     #[arg(long, value_name = "FLOAT")]
     pub(crate) damp_percent: Option<f64>,
+
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SmoothquantArgs {
+    /// Level: w8a8 or 8bit, which is the only one [default: w8a8]
+    #[arg(long, short = 'q', value_name = "LEVEL")]
+    pub(crate) quant_level: Option<String>,
 
     /// Enable SmoothQuant W8A8 transformation
     #[arg(long)]
     pub(crate) smoothquant: bool,
 
     /// SmoothQuant alpha factor, 0 to 1, or `auto` to search one for each block [default: 0.5]
-    #[arg(long, value_name = "FLOAT")]
+    #[arg(long, value_name = "FLOAT", requires = "smoothquant")]
     pub(crate) alpha: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
 }
 
-/// Text that is read while quantizing.
+/// Weights that share a scale.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Calibration")]
+pub(crate) struct GroupArgs {
+    /// Weights along a row that share a scale; -1 is the whole row [default: 128]
+    #[arg(long, value_name = "INT", allow_negative_numbers = true)]
+    pub(crate) group_size: Option<i64>,
+}
+
+/// Text that integers are fitted to.
+#[derive(Debug, Args)]
 pub(crate) struct CalibrationArgs {
-    /// Custom calibration dataset
+    /// Custom calibration dataset (.txt, .json, .jsonl)
     #[arg(long, value_name = "PATH")]
     pub(crate) calibration_data: Option<PathBuf>,
 
-    /// Number of calibration samples [default: 256]
+    /// Number of calibration samples; 0 rounds every weight to nearest [default: 256]
     #[arg(long, value_name = "INT")]
     pub(crate) calibration_samples: Option<usize>,
 }
@@ -224,19 +265,6 @@ pub(crate) struct QualityArgs {
     pub(crate) coherence_check: bool,
 
     /// Fail with exit status 11 if perplexity rises by more than this many percent
-    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true)]
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, requires = "quality_report")]
     pub(crate) quality_threshold: Option<f64>,
-}
-
-/// Formats of the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TargetFormat {
-    /// One file for llama.cpp and everything built on it
-    Gguf,
-    /// 4-bit integers in a Hugging Face directory (AutoAWQ's GEMM layout)
-    Awq,
-    /// 2-, 3-, 4- or 8-bit integers in a Hugging Face directory (GPTQ v1)
-    Gptq,
-    /// 8-bit weights and activations in a Hugging Face directory (compressed-tensors)
-    Smoothquant,
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::complete;
-use super::kept::{Asked, Kept};
+use super::kept::Kept;
 use crate::cli::args::analyze::{AnalyzeArgs, MatrixFormatArg, MethodArg};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, cost_rows, grouped};
@@ -58,7 +58,7 @@ fn of_model(
         analyze::plot::check_path(path)?;
         early::output_file(path)?;
     }
-    early::resume(args.kept.resume.as_deref())?;
+    early::resume(args.kept.checkpoints.resume.as_deref())?;
     early::text(args.calibration_data.as_deref(), None)?;
     for path in &args.merge {
         ImportanceSums::open(path)?;
@@ -70,7 +70,7 @@ fn of_model(
     };
     let model = models::open_if(name, &args.hub, context, &judge, progress)?;
     let mut request = request(args, samples, context, &model);
-    let kept = Kept::new(&asked(args), &request.output, context, progress)?;
+    let kept = Kept::new(&args.kept.checkpoints, &request.output, context, progress)?;
     request.resume_command = kept.resume_command();
     request.checkpoints = kept.into();
     interrupt::watch();
@@ -81,7 +81,7 @@ fn of_model(
 
 /// Options that mean nothing for the analysis: named, never ignored.
 fn refuse_idle(name: &str, args: &AnalyzeArgs, context: &Context) -> Result<()> {
-    let (given, kept) = (&context.given, &args.kept);
+    let given = &context.given;
     given.refuse(
         "with --chunks",
         &[("seed", args.chunks.is_some(), "it is that of the places of --calibration-samples")],
@@ -94,11 +94,7 @@ fn refuse_idle(name: &str, args: &AnalyzeArgs, context: &Context) -> Result<()> 
             "it measures inputs, for --method activation",
         )],
     )?;
-    given.refuse_checkpoint_dir(
-        kept.checkpoint_dir.as_deref(),
-        kept.no_checkpoints,
-        kept.resume.as_deref(),
-    )?;
+    args.kept.checkpoints.check()?;
     given.refuse_hub(&args.hub, &[name], true)
 }
 
@@ -167,7 +163,7 @@ fn request(
 ) -> AnalyzeRequest {
     let stem = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
     let output = args.output.clone().unwrap_or_else(|| format!("./{stem}.imatrix").into());
-    let kept = Kept::stated(&asked(args), context);
+    let kept = Kept::stated(&args.kept.checkpoints, context);
     AnalyzeRequest {
         output,
         format: format(args),
@@ -193,15 +189,6 @@ fn request(
         cache: context.settings.imatrix_cache.clone().filter(|_| !args.kept.no_cache),
         resume_command: kept.resume_command(),
         checkpoints: kept.into(),
-    }
-}
-
-/// What the command line says about checkpoints.
-fn asked(args: &AnalyzeArgs) -> Asked<'_> {
-    Asked {
-        none: args.kept.no_checkpoints,
-        directory: args.kept.checkpoint_dir.as_deref(),
-        resume: args.kept.resume.as_deref(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `littlebit compress`.
 
-use super::kept::{Asked, Kept};
+use super::kept::Kept;
 use super::littlebit_convert;
 use crate::base::progress::Progress;
 use crate::base::size::human_bytes;
@@ -36,11 +36,11 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
     plan_request(args, context).check()?;
     let recovery = recovery(args)?;
     refuse_idle(args, recovery.1.is_some(), context)?;
-    early::output_folder(&args.output_dir)?;
+    early::output_folder(&args.output.output_dir)?;
     if let Some(path) = &args.export_metadata {
         early::output_file(path)?;
     }
-    early::resume(args.resume.as_deref())?;
+    early::resume(args.checkpoints.resume.as_deref())?;
     early::text(args.calibration_data.as_deref(), args.eval_data.as_deref())?;
     early::model(&args.model)?;
     let progress = Bars::new(&context.output);
@@ -58,7 +58,7 @@ pub(super) fn run(args: &CompressArgs, context: &Context) -> Result<(), Failure>
     };
     let model = models::open_if(&args.model, &args.hub, context, &judge, &progress)?;
     let mut request = request(args, recovery, context, &model);
-    let kept = Kept::new(&asked(args), &request.output, context, &progress)?;
+    let kept = Kept::new(&args.checkpoints, &request.output, context, &progress)?;
     request.resume_command = kept.resume_command();
     request.checkpoints = kept.into();
     interrupt::watch();
@@ -105,16 +105,17 @@ fn convert_to(
     let native = &request.output;
     let stem = native.file_name().unwrap_or_default().to_string_lossy();
     let stem = stem.strip_suffix(NATIVE).unwrap_or(&stem);
-    let name = match &args.output_name {
+    let name = match &args.output.output_name {
         Some(_) => format!("{stem}.gguf"),
         None => littlebit_convert::default_name(stem, target),
     };
     let (file, from) = littlebit::open(native)?;
     let parameters = 8.0 * report.compressed_size_bytes as f64 / report.file_bpw;
-    let converted = littlebit::convert(&file, from, target, &args.output_dir.join(name), progress)
-        .inspect_err(|_| {
-            progress.warn(&format!("The compressed model is kept in {}", native.display()));
-        })?;
+    let converted =
+        littlebit::convert(&file, from, target, &args.output.output_dir.join(name), progress)
+            .inspect_err(|_| {
+                progress.warn(&format!("The compressed model is kept in {}", native.display()));
+            })?;
     drop(file);
     std::fs::remove_file(native).map_err(|e| Error::io(native, e))?;
     if report.quality_metrics.is_some() && !converted.lossless {
@@ -155,10 +156,7 @@ fn check(args: &CompressArgs) -> Result<()> {
     if args.skip_validation && args.quality_threshold.is_some() {
         return invalid("--quality-threshold cannot be met with --skip-validation");
     }
-    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
-        return invalid("--output-name is a file name; use --output-dir for the folder");
-    }
-    Ok(())
+    args.output.check_name()
 }
 
 /// Options that mean nothing beside others: named, never ignored.
@@ -187,11 +185,7 @@ fn refuse_idle(args: &CompressArgs, recovers: bool, context: &Context) -> Result
     )?;
     given
         .refuse("with --dry-run", &[("export-metadata", args.dry_run, "nothing is factorized")])?;
-    given.refuse_checkpoint_dir(
-        args.checkpoint_dir.as_deref(),
-        args.no_checkpoints,
-        args.resume.as_deref(),
-    )?;
+    args.checkpoints.check()?;
     given.refuse_hub(&args.hub, &[&args.model], true)
 }
 
@@ -245,7 +239,7 @@ fn request(
     let solver = &args.solver;
     let init = init(solver.init);
     let defaults = SolverConfig::for_init(init);
-    let kept = Kept::stated(&asked(args), context);
+    let kept = Kept::stated(&args.checkpoints, context);
     CompressRequest {
         plan: plan_request(args, context),
         solver: SolverConfig {
@@ -275,26 +269,17 @@ fn request(
         warn_threshold: settings.quality_threshold_percent,
         search_iterations: settings.rank_search as usize,
         skip_validation: args.skip_validation,
-        output: args.output_dir.join(output_name(args, &model.name)),
+        output: args.output.output_dir.join(output_name(args, &model.name)),
         max_memory: args.max_memory,
         resume_command: kept.resume_command(),
         checkpoints: kept.into(),
     }
 }
 
-/// What the command line says about checkpoints.
-fn asked(args: &CompressArgs) -> Asked<'_> {
-    Asked {
-        none: args.no_checkpoints,
-        directory: args.checkpoint_dir.as_deref(),
-        resume: args.resume.as_deref(),
-    }
-}
-
 /// `--output-name`, else the last part of the model's name; always with the extension. What does not
 /// stay has a name that nobody else gives.
 fn output_name(args: &CompressArgs, model: &str) -> String {
-    let stem = match &args.output_name {
+    let stem = match &args.output.output_name {
         Some(name) => name.as_str(),
         None => model.rsplit(['/', '\\']).next().unwrap_or(model),
     };

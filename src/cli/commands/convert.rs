@@ -13,14 +13,9 @@ use crate::model::LocalModel;
 use crate::{Error, Result};
 
 pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> {
-    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
-        return Err(Error::InvalidArgument(
-            "--output-name is a name; use --output-dir for the folder".into(),
-        )
-        .into());
-    }
+    args.output.check_name()?;
     refuse_idle(args, context)?;
-    early::output_folder(&args.output_dir)?;
+    early::output_folder(&args.output.output_dir)?;
     early::model(&args.input_model)?;
     let progress = Bars::new(&context.output);
     let mut request = Request {
@@ -34,14 +29,14 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         group: args.group_size,
         max_shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
         provenance: !args.no_provenance,
-        output: args.output_dir.clone(),
+        output: args.output.output_dir.clone(),
     };
     request.check()?;
     let judge = |model: &LocalModel| convert::plan::refuse_early(model, &request);
     let model = models::open_if(&args.input_model, &args.hub, context, &judge, &progress)?;
     interrupt::watch();
     let plan = convert::plan(&model, &request, &progress)?;
-    request.output = args.output_dir.join(output_name(args, &model, &plan));
+    request.output = args.output.output_dir.join(output_name(args, &model, &plan));
     if args.dry_run {
         let report = ConversionReport::planned(&model, &plan, &request.output);
         context.output.result(&report);
@@ -80,7 +75,7 @@ fn refuse_idle(args: &ConvertArgs, context: &Context) -> Result<()> {
 /// `--output-name`, else the last part of the model's name, the format and the level.
 fn output_name(args: &ConvertArgs, model: &LocalModel, plan: &Plan) -> String {
     let gguf = args.output_format == ConvertFormat::Gguf;
-    let name = args.output_name.clone().unwrap_or_else(|| {
+    let name = args.output.output_name.clone().unwrap_or_else(|| {
         let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
         match args.output_format {
             ConvertFormat::Gguf => format!("{name}-{}", plan.level()),

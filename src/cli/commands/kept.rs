@@ -5,16 +5,10 @@ use std::path::{Path, PathBuf};
 use super::resume_command;
 use crate::base::progress::Progress;
 use crate::cli::Context;
+use crate::cli::args::CheckpointArgs;
 use crate::files::space;
 use crate::settings::CHECKPOINT_DIR;
 use crate::{Error, Result};
-
-/// What the command line says about checkpoints.
-pub(crate) struct Asked<'a> {
-    pub(crate) none: bool,
-    pub(crate) directory: Option<&'a Path>,
-    pub(crate) resume: Option<&'a Path>,
-}
 
 /// What becomes of it.
 pub(crate) enum Kept {
@@ -25,15 +19,15 @@ pub(crate) enum Kept {
 
 impl Kept {
     /// What was asked for, whether or not it can be had.
-    pub(crate) fn stated(asked: &Asked<'_>, context: &Context) -> Self {
-        if asked.none {
+    pub(crate) fn stated(asked: &CheckpointArgs, context: &Context) -> Self {
+        if asked.no_checkpoints {
             return Self::Off;
         }
-        if let Some(directory) = asked.resume {
-            return Self::Resume(directory.to_path_buf());
+        if let Some(directory) = &asked.resume {
+            return Self::Resume(directory.clone());
         }
         let default = &context.settings.checkpoint_dir;
-        Self::Under(asked.directory.unwrap_or(default).to_path_buf())
+        Self::Under(asked.checkpoint_dir.as_ref().unwrap_or(default).clone())
     }
 
     /// Takes the folder that was asked for, else the default one. A default that cannot be written (it
@@ -43,7 +37,7 @@ impl Kept {
     /// # Errors
     /// [`Error::CheckpointRefused`] for a folder that was asked for and cannot be written.
     pub(crate) fn new(
-        asked: &Asked<'_>,
+        asked: &CheckpointArgs,
         output: &Path,
         context: &Context,
         progress: &dyn Progress,
@@ -57,7 +51,7 @@ impl Kept {
             Error::Io { source, .. } => source.to_string(),
             other => other.to_string(),
         };
-        if asked.directory.is_some() || directory != Path::new(CHECKPOINT_DIR) {
+        if asked.checkpoint_dir.is_some() || directory != Path::new(CHECKPOINT_DIR) {
             return Err(Error::CheckpointRefused {
                 message: format!("no checkpoints can be kept in {}: {reason}", directory.display()),
                 suggestion: "Give another folder with --checkpoint-dir, or --no-checkpoints".into(),

@@ -26,14 +26,9 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
         FileFormat::GgufExt => Target::GgufExt,
         FileFormat::GgufLossy => Target::GgufLossy(Level::parse(&args.gguf_quant)?),
     };
-    if args.output_name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\\'])) {
-        return Err(Error::InvalidArgument(
-            "--output-name is a file name; use --output-dir for the folder".into(),
-        )
-        .into());
-    }
+    args.output.check_name()?;
     let (file, from) = littlebit::open(&args.input)?;
-    let output = args.output_dir.join(output_name(args, target));
+    let output = args.output.output_dir.join(output_name(args, target));
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if from != target.name() && same(&args.input, &output) {
         return Err(Error::InvalidArgument(format!(
@@ -65,7 +60,7 @@ pub(super) fn run(args: &ConvertArgs, context: &Context) -> Result<(), Failure> 
 /// `--output-name`, else the input's stem: `m.littlebit`, `m.ext.gguf`, `m-lossy-Q4_K_M.gguf`.
 fn output_name(args: &ConvertArgs, target: Target) -> String {
     let extension = if target == Target::LittleBit { ".littlebit" } else { ".gguf" };
-    if let Some(name) = &args.output_name {
+    if let Some(name) = &args.output.output_name {
         return if name.ends_with(extension) { name.clone() } else { format!("{name}{extension}") };
     }
     default_name(&args.input.file_stem().unwrap_or_default().to_string_lossy(), target)

@@ -7,9 +7,10 @@
 //!    those there or a new one. A type that is only copied needs neither.
 //! 2. Add a row here, in the order of the numbers. What a row leaves out is as in [`Row::NEW`].
 //!
-//! Two things are choices, not facts of a type, and are made elsewhere if at all: a level of its own
-//! (`job::gguf::level`) and the width that it counts as in a profile (`job::profile::widths`). A dot
-//! product of its own is a kernel in `codec::vector`, named in the row.
+//! A dot product of its own is a kernel in `codec::vector`, named in the row. What is a choice and no
+//! fact of a type is made elsewhere, if at all: a level of its own (`job::gguf::level`), whether a
+//! budget may choose it (`job::gguf::budget::candidates`), and the width that it counts as in a profile
+//! (`job::profile::widths`, 16 bits unless stated).
 //!
 //! Numbers that are missing were withdrawn, hold blocks that runtimes rearrange in memory, or never
 //! reach a file.

@@ -9,14 +9,16 @@ use std::path::Path;
 
 use candle_core::Device;
 use llm_quantize::Error;
+use llm_quantize::codec::StoredType;
 use llm_quantize::device::Backend;
 use llm_quantize::graph::Decoder;
+use llm_quantize::job::gguf::{SourceOptions, open};
 use llm_quantize::model::{self, LocalModel};
 
 use crate::needs;
 
 /// What the decoder computes: it must not be refused.
-const COMPUTED: [&str; 43] = [
+const COMPUTED: [&str; 44] = [
     "fee-phi-attnfactor",
     "gemma2",
     "gemma2-layertypes",
@@ -60,6 +62,7 @@ const COMPUTED: [&str; 43] = [
     "qwen3-vl",
     "qwen3moe",
     "qwen3moe-nonorm",
+    "seed-oss",
 ];
 
 fn open_with(folder: &Path, config: &str) -> Result<LocalModel, Error> {
@@ -89,6 +92,57 @@ fn compare(model: &LocalModel, ids: &[u32], nll: &[f32]) -> (f64, f64) {
     ((sum - wanted).abs() / nll.len() as f64, worst)
 }
 
+/// Token ids of a model's reference, and the nats that transformers gives each of them but the first.
+fn reference(place: &Path) -> (Vec<u32>, Vec<f32>) {
+    let reference =
+        candle_core::safetensors::load(place.join("reference.safetensors"), &Device::Cpu).unwrap();
+    let ids = reference["input_ids"].flatten_all().unwrap();
+    let ids = ids.to_dtype(candle_core::DType::U32).unwrap().to_vec1().unwrap();
+    (ids, reference["nll"].flatten_all().unwrap().to_vec1().unwrap())
+}
+
+/// What the export to GGUF does not warn of, the GGUF file made of it still computes.
+#[test]
+#[ignore = "needs LLM_QUANTIZE_TEST_ARCHITECTURES (answers of transformers)"]
+fn gguf_files_give_the_answers_of_their_directories() {
+    let folder = needs::architectures();
+    let (mut wrong, mut compared) = (Vec::new(), 0);
+    for name in COMPUTED {
+        let place = folder.join(name);
+        let (ids, nll) = reference(&place);
+        let directory = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(place.join(file), directory.path().join(file)).unwrap();
+        }
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(tiny.join(file), directory.path().join(file)).unwrap();
+        }
+        let source = match open(directory.path(), &SourceOptions::default()) {
+            Ok(source) => source,
+            Err(error) => {
+                eprintln!("{name}: not exported, {error}");
+                continue;
+            }
+        };
+        let limited = ["sliding window", "\"dynamic\""];
+        if source.warnings.iter().any(|warning| limited.iter().any(|word| warning.contains(word))) {
+            continue;
+        }
+        let file = directory.path().join("model.gguf");
+        crate::export::write(&source, &file, StoredType::F32);
+        let model = model::open_local(&file).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (mean, worst) = compare(&model, &ids, &nll);
+        eprintln!("{name}: mean differs by {mean:.1e}, a token by {worst:.1e}");
+        if mean > 1e-5 || worst > 1e-3 {
+            wrong.push(format!("{name}: {mean} {worst}"));
+        }
+        compared += 1;
+    }
+    assert!(compared > 20, "{compared} compared");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 #[ignore = "needs LLM_QUANTIZE_TEST_ARCHITECTURES (answers of transformers)"]
 fn models_give_the_answers_of_transformers_or_are_refused() {
@@ -107,17 +161,7 @@ fn models_give_the_answers_of_transformers_or_are_refused() {
     let mut compared = 0;
     for name in &names {
         let place = folder.join(name);
-        let reference =
-            candle_core::safetensors::load(place.join("reference.safetensors"), &Device::Cpu)
-                .unwrap();
-        let ids: Vec<u32> = reference["input_ids"]
-            .flatten_all()
-            .unwrap()
-            .to_dtype(candle_core::DType::U32)
-            .unwrap()
-            .to_vec1()
-            .unwrap();
-        let nll: Vec<f32> = reference["nll"].flatten_all().unwrap().to_vec1().unwrap();
+        let (ids, nll) = reference(&place);
         let spellings = ["config.json", "config.v4.json"];
         for config in spellings.into_iter().filter(|config| place.join(config).is_file()) {
             match open_with(&place, config) {

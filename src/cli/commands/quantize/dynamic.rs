@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::base::progress::Progress;
 use crate::base::size::human_bytes;
 use crate::cli::args::HubArgs;
-use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
+use crate::cli::args::quantize::{GgufArgs, SensitivityArg};
 use crate::cli::output::grouped;
 use crate::cli::{Context, models};
 use crate::job::gguf::{Dynamic, GgufModel, Goal, Level, Measured, QuantizePlan};
@@ -25,13 +25,13 @@ const WINDOW: usize = 256;
 const SEED: u64 = 7;
 
 /// Whether the command asks for types of each tensor's own.
-pub(super) fn asked(args: &QuantizeArgs) -> bool {
+pub(super) fn asked(args: &GgufArgs) -> bool {
     let level = args.quant_level.as_deref();
     args.dynamic.dynamic || level.is_some_and(|level| level.eq_ignore_ascii_case("dynamic"))
 }
 
 /// The profile of the command, if it is dynamic. Refuses options that go together with nothing.
-pub(super) fn profile(args: &QuantizeArgs, context: &Context) -> Result<Option<Profile>> {
+pub(super) fn profile(args: &GgufArgs, context: &Context) -> Result<Option<Profile>> {
     let dynamic = &args.dynamic;
     let wrong = |message: &str| Err(Error::InvalidArgument(message.into()));
     let named = args.quant_level.as_deref().filter(|l| !l.eq_ignore_ascii_case("dynamic"));
@@ -46,12 +46,6 @@ pub(super) fn profile(args: &QuantizeArgs, context: &Context) -> Result<Option<P
             "--sensitivity goes with --quant-level dynamic, --target-size or --target-bpw",
         );
     }
-    if dynamic.protect_super_weights && args.types.imatrix.is_none() {
-        return wrong("--protect-super-weights requires --imatrix");
-    }
-    if dynamic.protection_coverage.is_some() && !dynamic.protect_super_weights {
-        return wrong("--protection-coverage goes with --protect-super-weights");
-    }
     if !asked(args) {
         return Ok(None);
     }
@@ -60,7 +54,7 @@ pub(super) fn profile(args: &QuantizeArgs, context: &Context) -> Result<Option<P
 }
 
 /// Refuses targets that contradict each other, and none at all.
-pub(super) fn check_target(args: &QuantizeArgs) -> Result<()> {
+pub(super) fn check_target(args: &GgufArgs) -> Result<()> {
     let types = &args.types;
     let level = args.quant_level.as_deref().filter(|l| !l.eq_ignore_ascii_case("dynamic"));
     match (level, types.target_size, types.target_bpw) {
@@ -76,11 +70,7 @@ pub(super) fn check_target(args: &QuantizeArgs) -> Result<()> {
 }
 
 /// What the types have to keep to: the command's target, else the profile's.
-pub(super) fn goal(
-    args: &QuantizeArgs,
-    profile: Option<&Profile>,
-    model: &GgufModel,
-) -> Result<Goal> {
+pub(super) fn goal(args: &GgufArgs, profile: Option<&Profile>, model: &GgufModel) -> Result<Goal> {
     let types = &args.types;
     let level = args.quant_level.as_deref().filter(|l| !l.eq_ignore_ascii_case("dynamic"));
     match (level, types.target_size, types.target_bpw) {
@@ -112,7 +102,7 @@ fn of_profile(profile: &Profile, model: &GgufModel) -> Goal {
 }
 
 /// The part of the weights to protect.
-pub(super) fn coverage(args: &QuantizeArgs) -> Option<f64> {
+pub(super) fn coverage(args: &GgufArgs) -> Option<f64> {
     let dynamic = &args.dynamic;
     let asked = dynamic.protect_super_weights;
     asked.then(|| dynamic.protection_coverage.unwrap_or(DEFAULT_COVERAGE))
@@ -120,18 +110,16 @@ pub(super) fn coverage(args: &QuantizeArgs) -> Option<f64> {
 
 /// The request's dynamic part.
 pub(super) fn request(
-    args: &QuantizeArgs,
+    (args, hub): (&GgufArgs, &HubArgs),
     profile: Option<Profile>,
     path: &Path,
     context: &Context,
     progress: &dyn Progress,
 ) -> Result<Option<Dynamic>> {
     let measured = if args.dynamic.sensitivity == SensitivityArg::Measured {
-        let text = Text {
-            data: args.calibration.calibration_data.as_deref(),
-            samples: args.calibration.calibration_samples,
-        };
-        Some(measured(path, &text, &args.hub, context, progress)?)
+        let text =
+            Text { data: args.calibration_data.as_deref(), samples: args.calibration_samples };
+        Some(measured(path, &text, hub, context, progress)?)
     } else {
         None
     };
@@ -146,7 +134,8 @@ pub(super) fn request(
     Ok(Some(Dynamic { named: true, profile, measured }))
 }
 
-/// Which text sensitivity is measured on.
+/// Which text something is measured on.
+#[derive(Clone, Copy, Default)]
 pub(in crate::cli::commands) struct Text<'a> {
     pub(in crate::cli::commands) data: Option<&'a Path>,
     pub(in crate::cli::commands) samples: Option<usize>,

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{asked, dynamic, quality};
+use super::dynamic::Text;
+use super::{dynamic, quality};
 use crate::base::progress::{NullProgress, Progress};
 use crate::base::size::human_bytes;
 use crate::base::suggest::did_you_mean;
-use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg};
+use crate::cli::args::quantize::{GgufArgs, QuantizeArgs, SensitivityArg};
 use crate::cli::bars::Bars;
 use crate::cli::commands::kept::Kept;
 use crate::cli::output::{Report, cost_rows, grouped};
@@ -22,30 +23,30 @@ use crate::job::gguf::{
 };
 use crate::{Error, Result};
 
-pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
+pub(super) fn run(args: &QuantizeArgs, own: &GgufArgs, context: &Context) -> Result<(), Failure> {
     let began = Instant::now();
-    refuse_idle(args, context)?;
-    let profile = dynamic::profile(args, context)?;
+    refuse_idle(args, own, context)?;
+    let profile = dynamic::profile(own, context)?;
     if profile.is_none() {
         // A level that does not exist is refused before anything is downloaded.
-        args.quant_level.as_deref().map(level).transpose()?;
+        own.quant_level.as_deref().map(level).transpose()?;
     }
-    let overrides = overrides(args)?;
+    let overrides = overrides(own)?;
     let override_kv =
-        args.file.override_kv.iter().map(|text| parse_override(text)).collect::<Result<_>>()?;
-    refuse_early(args)?;
+        own.file.override_kv.iter().map(|text| parse_override(text)).collect::<Result<_>>()?;
+    refuse_early(args, own)?;
     let progress = Bars::new(&context.output);
     if profile.is_some() {
         progress.note(&format!("Loading model: {}", args.model));
     }
-    let importance = importance(args, profile.is_some(), &progress)?;
+    let importance = importance(own, profile.is_some(), &progress)?;
     let options = SourceOptions {
-        pre: args.file.pre.clone(),
-        provenance: !args.file.no_provenance,
+        pre: own.file.pre.clone(),
+        provenance: !own.file.no_provenance,
         override_kv,
     };
     let open = |located: &models::Located| {
-        quality::check(args, &located.path)?;
+        quality::check(&args.quality, &located.path)?;
         let mut model = crate::job::gguf::open(&located.path, &options)?;
         if let Some(name) = &located.name {
             model.name.clone_from(name);
@@ -54,8 +55,8 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     };
     let judge = |located: &models::Located| {
         let model = open(located)?;
-        let goal = dynamic::goal(args, profile.as_ref(), &model)?;
-        if reads_weights(args) {
+        let goal = dynamic::goal(own, profile.as_ref(), &model)?;
+        if reads_weights(own) {
             return Ok(());
         }
         let request = QuantizeRequest {
@@ -63,14 +64,14 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
             importance: importance.clone(),
             // Which run it is follows from the weights.
             checkpoints: Checkpoints::Off,
-            ..request(args, context, &model, goal, profile.is_some())
+            ..request(args, own, context, &model, goal, profile.is_some())
         };
         let plan = plan::plan(&model, &request, &NullProgress)?;
         refuse_idle_plan(&plan)?;
         execute::refuse_plan(&model, &plan, &[], &request)?;
         execute::refuse_size(&plan, &request, 0)
     };
-    let located = if args.dry_run && !reads_weights(args) {
+    let located = if args.dry_run && !reads_weights(own) {
         models::outline(&args.model, &args.hub, context, &check_config, &progress)?
     } else {
         if args.dry_run && models::is_remote(&args.model) {
@@ -80,7 +81,7 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     };
     let path = located.path.clone();
     let model = open(&located).map_err(|error| located.explain(error))?;
-    let goal = dynamic::goal(args, profile.as_ref(), &model)?;
+    let goal = dynamic::goal(own, profile.as_ref(), &model)?;
     context.given.refuse(
         "for a profile without a target",
         &[("sensitivity", goal == Goal::Rules, "its assignments decide by themselves")],
@@ -90,16 +91,16 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     }
     interrupt::watch();
     let mut request = QuantizeRequest {
-        dynamic: dynamic::request(args, profile.clone(), &path, context, &progress)?,
+        dynamic: dynamic::request((own, &args.hub), profile.clone(), &path, context, &progress)?,
         overrides,
         importance,
-        ..request(args, context, &model, goal, profile.is_some())
+        ..request(args, own, context, &model, goal, profile.is_some())
     };
     if !located.has_weights() {
         // Which run it is follows from the weights.
         request.checkpoints = Checkpoints::Off;
     } else if !args.dry_run {
-        let kept = Kept::new(&asked(args), &request.output, context, &progress)?;
+        let kept = Kept::new(&args.checkpoints, &request.output, context, &progress)?;
         request.resume_command = kept.resume_command();
         request.checkpoints = kept.into();
     }
@@ -121,7 +122,13 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
     let outcome = execute::execute(&model, &plan, &request, &progress)?;
     let seconds = began.elapsed().as_secs_f64();
     let report = QuantizeReport::finished(&model, &plan, &request, &outcome, seconds);
-    let quality = quality::after(args, &path, Path::new(&report.output_path), context, &progress)?;
+    let quality = quality::after(
+        args,
+        measured_text(own),
+        (&path, Path::new(&report.output_path)),
+        context,
+        &progress,
+    )?;
     complete(&report, &progress);
     quality::finish(&report, quality, context)
 }
@@ -139,22 +146,22 @@ fn complete(report: &QuantizeReport, progress: &Bars) {
 }
 
 /// What can be refused before anything is opened.
-fn refuse_early(args: &QuantizeArgs) -> Result<()> {
-    dynamic::check_target(args)?;
-    quality::check_options(args)?;
-    early::output_folder(&args.output_dir)?;
-    early::resume(args.resume.as_deref())?;
-    early::text(args.calibration.calibration_data.as_deref(), None)?;
+fn refuse_early(args: &QuantizeArgs, own: &GgufArgs) -> Result<()> {
+    dynamic::check_target(own)?;
+    quality::check_options(&args.quality, measured_text(own))?;
+    early::output_folder(&args.output.output_dir)?;
+    early::resume(args.checkpoints.resume.as_deref())?;
+    early::text(own.calibration_data.as_deref(), None)?;
     early::model(&args.model)
 }
 
 /// The importance matrix, if one is given.
 fn importance(
-    args: &QuantizeArgs,
+    own: &GgufArgs,
     dynamic: bool,
     progress: &dyn Progress,
 ) -> Result<Option<ImportanceMatrix>> {
-    let Some(path) = &args.types.imatrix else { return Ok(None) };
+    let Some(path) = &own.types.imatrix else { return Ok(None) };
     if dynamic {
         progress.note(&format!("Loading importance matrix: {}", path.display()));
     }
@@ -171,11 +178,11 @@ fn replaced(plan: &QuantizePlan, request: &QuantizeRequest) -> Vec<String> {
 }
 
 /// Whether types are chosen by a look at the weights.
-fn reads_weights(args: &QuantizeArgs) -> bool {
-    let (types, dynamic) = (&args.types, &args.dynamic);
+fn reads_weights(own: &GgufArgs) -> bool {
+    let (types, dynamic) = (&own.types, &own.dynamic);
     types.target_size.is_some()
         || types.target_bpw.is_some()
-        || dynamic::asked(args)
+        || dynamic::asked(own)
         || dynamic.protect_super_weights
         || dynamic.sensitivity == SensitivityArg::Measured
 }
@@ -183,62 +190,49 @@ fn reads_weights(args: &QuantizeArgs) -> bool {
 /// What is asked for, apart from what is read from files.
 fn request(
     args: &QuantizeArgs,
+    own: &GgufArgs,
     context: &Context,
     model: &GgufModel,
     goal: Goal,
     dynamic: bool,
 ) -> QuantizeRequest {
-    let kept = Kept::stated(&asked(args), context);
+    let kept = Kept::stated(&args.checkpoints, context);
     QuantizeRequest {
         goal,
         dynamic: None,
-        protection_coverage: dynamic::coverage(args),
+        protection_coverage: dynamic::coverage(own),
         overrides: Overrides::default(),
         importance: None,
-        allow_requantize: args.types.allow_requantize,
-        provenance: !args.file.no_provenance,
-        output: args.output_dir.join(output_name(args, model, goal, dynamic)),
-        split_max: args.file.split_max_size,
+        allow_requantize: own.types.allow_requantize,
+        provenance: !own.file.no_provenance,
+        output: args.output.output_dir.join(output_name(args, model, goal, dynamic)),
+        split_max: own.file.split_max_size,
         resume_command: kept.resume_command(),
         checkpoints: kept.into(),
     }
 }
 
-/// Options that mean nothing for this format: named, never ignored.
-fn refuse_idle(args: &QuantizeArgs, context: &Context) -> Result<()> {
+/// Options that mean nothing beside others: named, never ignored.
+fn refuse_idle(args: &QuantizeArgs, own: &GgufArgs, context: &Context) -> Result<()> {
     // Text to measure sensitivity on, or the result.
-    let measured = args.dynamic.sensitivity == SensitivityArg::Measured;
+    let measured = own.dynamic.sensitivity == SensitivityArg::Measured;
     let silent = !(measured || args.quality.quality_report);
     let text = "text is read for --quality-report and --sensitivity measured; importance is given with \
                 --imatrix";
-    let gptq = "it is for the output format gptq";
     context.given.refuse(
         "for gguf",
-        &[
-            ("calibration-data", silent, text),
-            ("calibration-samples", silent, text),
-            ("group-size", true, "it is for awq and gptq; the groups of a GGUF level are its own"),
-            ("desc-act", true, gptq),
-            ("asym", true, gptq),
-            ("damp-percent", true, gptq),
-            ("smoothquant", true, "it is for the output format smoothquant"),
-            ("alpha", true, "it goes with --smoothquant, for the output format smoothquant"),
-        ],
-    )?;
-    context.given.refuse(
-        "with --leave-output-tensor",
-        &[(
-            "output-tensor-type",
-            args.types.leave_output_tensor,
-            "that leaves the output matrix as it is",
-        )],
-    )?;
-    context.given.refuse_checkpoint_dir(
-        args.checkpoint_dir.as_deref(),
-        args.no_checkpoints,
-        args.resume.as_deref(),
+        &[("calibration-data", silent, text), ("calibration-samples", silent, text)],
     )?;
     context.given.refuse_hub(&args.hub, &[&args.model], !silent)
+}
+
+/// The text that the result is measured with; not the one on which types were chosen.
+fn measured_text(own: &GgufArgs) -> Text<'_> {
+    let chosen_on_it = own.dynamic.sensitivity == SensitivityArg::Measured;
+    Text {
+        data: own.calibration_data.as_deref().filter(|_| !chosen_on_it),
+        samples: own.calibration_samples,
+    }
 }
 
 /// Options that decide about no tensor of this model.
@@ -257,8 +251,8 @@ fn level(text: &str) -> Result<Level> {
     })
 }
 
-fn overrides(args: &QuantizeArgs) -> Result<Overrides> {
-    let types = &args.types;
+fn overrides(own: &GgufArgs) -> Result<Overrides> {
+    let types = &own.types;
     let mut overrides = Overrides::default();
     overrides.output = types.output_tensor_type.as_deref().map(parse_type).transpose()?;
     overrides.embedding = types.token_embedding_type.as_deref().map(parse_type).transpose()?;
@@ -267,7 +261,7 @@ fn overrides(args: &QuantizeArgs) -> Result<Overrides> {
     for text in &types.tensor_type {
         overrides.add(text)?;
     }
-    if types.pure && (args.quant_level.is_none() || dynamic::asked(args)) {
+    if types.pure && (own.quant_level.is_none() || dynamic::asked(own)) {
         return Err(Error::InvalidArgument("--pure goes with --quant-level".into()));
     }
     Ok(overrides)
@@ -299,7 +293,7 @@ fn parse_override(text: &str) -> Result<(String, Value)> {
 /// `--output-name`, else the last part of the model's name, without the level that it may end in, and
 /// the level; always with the extension.
 fn output_name(args: &QuantizeArgs, model: &GgufModel, goal: Goal, dynamic: bool) -> String {
-    let stem = args.output_name.clone().unwrap_or_else(|| {
+    let stem = args.output.output_name.clone().unwrap_or_else(|| {
         let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);
         let name = without_level(name);
         match goal {

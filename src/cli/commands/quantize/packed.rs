@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::{asked, quality};
+use super::dynamic::Text;
+use super::quality;
 use crate::base::progress::Progress;
 use crate::base::size::human_bytes;
 use crate::cli::args::ComputeArgs;
-use crate::cli::args::quantize::{QuantizeArgs, TargetFormat};
+use crate::cli::args::quantize::{
+    AwqArgs, CalibrationArgs, GptqArgs, QuantizeArgs, SmoothquantArgs,
+};
 use crate::cli::bars::Bars;
 use crate::cli::commands::kept::Kept;
 use crate::cli::output::{Report, cost_rows, grouped};
@@ -19,39 +22,49 @@ use crate::model::LocalModel;
 use crate::text::TextOptions;
 use crate::{Error, Result};
 
-pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure> {
-    refuse_idle(args, context)?;
-    let method = method(args)?;
-    let group = args.packed.group_size.map_or(Ok(GroupSize::Default), GroupSize::parse)?;
-    quality::check_options(args)?;
-    early::output_folder(&args.output_dir)?;
-    early::resume(args.resume.as_deref())?;
-    early::text(args.calibration.calibration_data.as_deref(), None)?;
+/// What the three formats have in common.
+pub(super) struct Packed<'a> {
+    /// The method with its settings, or why they are none.
+    method: Result<Method>,
+    group: Option<i64>,
+    calibration: &'a CalibrationArgs,
+}
+
+pub(super) fn run(args: &QuantizeArgs, own: Packed<'_>, context: &Context) -> Result<(), Failure> {
+    refuse_idle(args, &own, context)?;
+    let method = own.method?;
+    let group = own.group.map_or(Ok(GroupSize::Default), GroupSize::parse)?;
+    // Calibration reads the user's text; what is measured is measured on another one.
+    let text = Text::default();
+    quality::check_options(&args.quality, text)?;
+    early::output_folder(&args.output.output_dir)?;
+    early::resume(args.checkpoints.resume.as_deref())?;
+    early::text(own.calibration.calibration_data.as_deref(), None)?;
     early::model(&args.model)?;
     let progress = Bars::new(&context.output);
     let compute = ComputeArgs { device: None, threads: args.threads };
     let backend = models::backend(&compute, context)?;
     if args.dry_run {
         let (model, located) = models::open_outline(&args.model, &args.hub, context, &progress)?;
-        let (request, mut plan) = planned(args, context, &model, (method, group))?;
+        let (request, mut plan) = planned(args, own.calibration, context, &model, (method, group))?;
         plan.warnings.extend(packed::shortages(&model, &plan, &request));
         plan.warnings.extend(located.shortage());
         context.output.result(&PackedReport::planned(&model, &plan, &request)?);
         return Ok(());
     }
     let judge = |model: &LocalModel| {
-        let (request, plan) = planned(args, context, model, (method, group))?;
+        let (request, plan) = planned(args, own.calibration, context, model, (method, group))?;
         packed::refuse_early(model, &plan, &request)
     };
     let model = models::open_if(&args.model, &args.hub, context, &judge, &progress)?;
-    let (mut request, plan) = planned(args, context, &model, (method, group))?;
-    let kept = Kept::new(&asked(args), &request.output, context, &progress)?;
+    let (mut request, plan) = planned(args, own.calibration, context, &model, (method, group))?;
+    let kept = Kept::new(&args.checkpoints, &request.output, context, &progress)?;
     request.resume_command = kept.resume_command();
     request.checkpoints = kept.into();
     plan.warnings.iter().for_each(|warning| progress.warn(warning));
     interrupt::watch();
     let report = execute(&model, &plan, &request, &backend, &progress)?;
-    let quality = quality::after(args, &model.path, &request.output, context, &progress)?;
+    let quality = quality::after(args, text, (&model.path, &request.output), context, &progress)?;
     progress.complete(&report.output_path, report.file_size, "");
     quality::finish(&report, quality, context)
 }
@@ -59,17 +72,18 @@ pub(super) fn run(args: &QuantizeArgs, context: &Context) -> Result<(), Failure>
 /// What is asked for of a model, and its plan.
 fn planned(
     args: &QuantizeArgs,
+    calibration: &CalibrationArgs,
     context: &Context,
     model: &LocalModel,
     (method, group): (Method, GroupSize),
 ) -> Result<(PackedRequest, PackedPlan)> {
-    let kept = Kept::stated(&asked(args), context);
+    let kept = Kept::stated(&args.checkpoints, context);
     let mut request = PackedRequest {
         method,
         group,
-        samples: args.calibration.calibration_samples.unwrap_or(request::SAMPLES),
+        samples: calibration.calibration_samples.unwrap_or(request::SAMPLES),
         text: TextOptions {
-            calibration: args.calibration.calibration_data.clone(),
+            calibration: calibration.calibration_data.clone(),
             ..models::text_options(&args.hub, context)
         },
         seed: 0,
@@ -79,100 +93,55 @@ fn planned(
     };
     let mut plan = packed::plan(model, &request)?;
     plan.warnings.extend(without_effect(&request));
-    request.output = args.output_dir.join(output_name(args, model, method, &plan));
+    request.output = args.output.output_dir.join(output_name(args, model, method, &plan));
     Ok((request, plan))
 }
 
-/// The method with its settings; what does not go with it is refused by name.
-fn method(args: &QuantizeArgs) -> Result<Method> {
-    let packed = &args.packed;
-    let name = format!("{:?}", args.output_format).to_lowercase();
-    let bits = match (&args.quant_level, args.output_format) {
-        (Some(level), _) => parse_bits(level, &name)?,
-        // There is only one.
-        (None, TargetFormat::Smoothquant) => 8,
-        (None, _) => {
-            return Err(Error::InvalidArgument(format!(
-                "{name} needs --quant-level: {}",
-                if args.output_format == TargetFormat::Awq {
-                    "4bit"
-                } else {
-                    "2bit, 3bit, 4bit or 8bit"
-                }
-            )));
-        }
-    };
-    if args.output_format == TargetFormat::Smoothquant {
-        let alpha = packed.alpha.as_deref().map(Alpha::parse).transpose()?;
-        return Ok(Method::SmoothQuant(alpha.unwrap_or(Alpha::Fixed(request::ALPHA))));
+impl<'a> From<&'a AwqArgs> for Packed<'a> {
+    fn from(args: &'a AwqArgs) -> Self {
+        let method = parse_bits(&args.quant_level, "awq").map(|_| Method::Awq);
+        Self { method, group: args.group.group_size, calibration: &args.calibration }
     }
-    if args.output_format == TargetFormat::Awq {
-        return Ok(Method::Awq);
-    }
-    let damping = packed.damp_percent.unwrap_or(request::DAMPING);
-    if !(damping > 0.0 && damping < 1.0) {
-        return Err(Error::InvalidArgument(format!(
-            "--damp-percent {damping} must be above 0 and below 1"
-        )));
-    }
-    Ok(Method::Gptq(Gptq {
-        bits,
-        symmetric: !packed.asym,
-        desc_act: packed.desc_act,
-        damping,
-        extras: Extras::default(),
-    }))
 }
 
-/// Options that mean nothing for this format: named, never ignored.
-fn refuse_idle(args: &QuantizeArgs, context: &Context) -> Result<()> {
-    let format = args.output_format;
-    let gptq = format == TargetFormat::Gptq;
-    let smoothquant = format == TargetFormat::Smoothquant;
-    let name = format!("{format:?}").to_lowercase();
-    let gguf = "it is for the output format gguf";
-    let for_gguf = [
-        "imatrix",
-        "tensor-type",
-        "output-tensor-type",
-        "token-embedding-type",
-        "pure",
-        "leave-output-tensor",
-        "allow-requantize",
-        "target-size",
-        "target-bpw",
-        "pre",
-        "override-kv",
-        "no-provenance",
-        "split-max-size",
-        "dynamic",
-        "profile",
-        "protect-super-weights",
-        "protection-coverage",
-        "sensitivity",
-    ];
-    context.given.refuse(&format!("for {name}"), &for_gguf.map(|option| (option, true, gguf)))?;
-    let for_gptq = "it is for the output format gptq";
-    context.given.refuse(
-        &format!("for {name}"),
-        &[
-            ("group-size", smoothquant, "it is for awq and gptq; here every row has a scale"),
-            ("desc-act", !gptq, for_gptq),
-            ("asym", !gptq, for_gptq),
-            ("damp-percent", !gptq, for_gptq),
-            ("smoothquant", !smoothquant, "it is for the output format smoothquant"),
-            (
-                "alpha",
-                !smoothquant,
-                "it goes with --smoothquant, for the output format smoothquant",
-            ),
-        ],
-    )?;
-    context.given.refuse(
-        "without --smoothquant",
-        &[("alpha", !args.packed.smoothquant, "it is the strength of that transformation")],
-    )?;
-    let unread = args.calibration.calibration_samples == Some(0);
+impl<'a> From<&'a GptqArgs> for Packed<'a> {
+    fn from(args: &'a GptqArgs) -> Self {
+        let method = || {
+            let bits = parse_bits(&args.quant_level, "gptq")?;
+            let damping = args.damp_percent.unwrap_or(request::DAMPING);
+            if !(damping > 0.0 && damping < 1.0) {
+                return Err(Error::InvalidArgument(format!(
+                    "--damp-percent {damping} must be above 0 and below 1"
+                )));
+            }
+            Ok(Method::Gptq(Gptq {
+                bits,
+                symmetric: !args.asym,
+                desc_act: args.desc_act,
+                damping,
+                extras: Extras::default(),
+            }))
+        };
+        Self { method: method(), group: args.group.group_size, calibration: &args.calibration }
+    }
+}
+
+impl<'a> From<&'a SmoothquantArgs> for Packed<'a> {
+    fn from(args: &'a SmoothquantArgs) -> Self {
+        let method = || {
+            if let Some(level) = &args.quant_level {
+                parse_bits(level, "smoothquant")?;
+            }
+            let alpha = args.alpha.as_deref().map(Alpha::parse).transpose()?;
+            Ok(Method::SmoothQuant(alpha.unwrap_or(Alpha::Fixed(request::ALPHA))))
+        };
+        Self { method: method(), group: None, calibration: &args.calibration }
+    }
+}
+
+/// Options that mean nothing beside others: named, never ignored.
+fn refuse_idle(args: &QuantizeArgs, own: &Packed<'_>, context: &Context) -> Result<()> {
+    let unread = own.calibration.calibration_samples == Some(0);
     context.given.refuse(
         "with --calibration-samples 0",
         &[
@@ -181,11 +150,6 @@ fn refuse_idle(args: &QuantizeArgs, context: &Context) -> Result<()> {
             ("desc-act", unread, "the order of columns is that of their activations"),
             ("alpha", unread, "activations are smoothed as samples show them"),
         ],
-    )?;
-    context.given.refuse_checkpoint_dir(
-        args.checkpoint_dir.as_deref(),
-        args.no_checkpoints,
-        args.resume.as_deref(),
     )?;
     context.given.refuse_hub(&args.hub, &[&args.model], true)
 }
@@ -206,7 +170,7 @@ fn output_name(
     method: Method,
     plan: &PackedPlan,
 ) -> String {
-    if let Some(name) = &args.output_name {
+    if let Some(name) = &args.output.output_name {
         return name.clone();
     }
     let name = model.name.rsplit(['/', '\\']).next().unwrap_or(&model.name);

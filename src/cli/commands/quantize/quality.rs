@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::dynamic::Text;
 use crate::base::progress::Progress;
 use crate::cli::args::ComputeArgs;
-use crate::cli::args::quantize::{QuantizeArgs, SensitivityArg, TargetFormat};
+use crate::cli::args::quantize::{QualityArgs, QuantizeArgs};
 use crate::cli::output::Report;
 use crate::cli::{Context, Failure, early, models};
 use crate::job::quality::{self, QualityReport, QualityRequest, TextRequest};
@@ -59,8 +60,7 @@ struct CoherenceOutcome {
 
 /// Refuses, before anything is quantized, what could not be measured afterwards: a source that
 /// cannot be run.
-pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
-    let quality = &args.quality;
+pub(super) fn check(quality: &QualityArgs, source_path: &Path) -> Result<()> {
     if !(quality.quality_report || quality.coherence_check) {
         return Ok(());
     }
@@ -69,36 +69,21 @@ pub(super) fn check(args: &QuantizeArgs, source_path: &Path) -> Result<()> {
 
 /// Refuses, before the source is looked at, text that is not there and a threshold that makes no
 /// sense.
-pub(super) fn check_options(args: &QuantizeArgs) -> Result<()> {
-    let quality = &args.quality;
+pub(super) fn check_options(quality: &QualityArgs, text: Text<'_>) -> Result<()> {
     if let Some(threshold) = quality.quality_threshold {
         if !(threshold.is_finite() && threshold > 0.0) {
             return Err(Error::InvalidArgument(
                 "--quality-threshold must be a percentage above 0".into(),
             ));
         }
-        if !quality.quality_report {
-            return Err(Error::InvalidArgument(
-                "--quality-threshold goes with --quality-report".into(),
-            ));
-        }
     }
     if !(quality.quality_report || quality.coherence_check) {
         return Ok(());
     }
-    // The other formats read their samples before, and may read none.
-    if args.output_format == TargetFormat::Gguf && args.calibration.calibration_samples == Some(0) {
+    if text.samples == Some(0) {
         return Err(Error::InvalidArgument("--calibration-samples must be at least 1".into()));
     }
-    early::text(None, measured_text(args))
-}
-
-/// The text to measure with. Where calibration takes the user's file, it must be another one.
-fn measured_text(args: &QuantizeArgs) -> Option<&Path> {
-    let gguf = args.output_format == TargetFormat::Gguf;
-    // There it is the text on which types were chosen.
-    let chosen_on_it = args.dynamic.sensitivity == SensitivityArg::Measured;
-    args.calibration.calibration_data.as_deref().filter(|_| gguf && !chosen_on_it)
+    early::text(None, text.data)
 }
 
 /// Measures what was written, as far as the user asked for it.
@@ -107,8 +92,8 @@ fn measured_text(args: &QuantizeArgs) -> Option<&Path> {
 /// As [`quality::measure`].
 pub(super) fn after(
     args: &QuantizeArgs,
-    source_path: &Path,
-    output_path: &Path,
+    text: Text<'_>,
+    (source_path, output_path): (&Path, &Path),
     context: &Context,
     progress: &dyn Progress,
 ) -> Result<Option<QuantizeQuality>> {
@@ -130,15 +115,13 @@ pub(super) fn after(
         threshold_is_demanded: asked.quality_threshold.is_some(),
     };
     if asked.quality_report {
-        let gguf = args.output_format == TargetFormat::Gguf;
-        let samples = args.calibration.calibration_samples.filter(|_| gguf);
         let request = QualityRequest {
             original_name: args.model.clone(),
             quantized_name: output_path.display().to_string(),
             text: TextRequest {
-                data: measured_text(args).map(Path::to_path_buf),
+                data: text.data.map(Path::to_path_buf),
                 hub: models::text_options(&args.hub, context).hub,
-                samples: samples.unwrap_or(SAMPLES),
+                samples: text.samples.unwrap_or(SAMPLES),
             },
             layers: false,
             coherence: false,
