@@ -4,7 +4,7 @@
 pub mod affine;
 pub mod ggml;
 pub mod signs;
-pub(crate) mod stored_type;
+mod stored_type;
 pub(crate) mod vector;
 
-pub use stored_type::StoredType;
+pub use ggml::StoredType;

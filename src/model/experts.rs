@@ -82,7 +82,7 @@ pub(crate) fn split_by<T>(
 
 /// One slice per expert: part `part.0` of the `part.1` equal parts of its rows.
 fn slices(tensor: &StoredTensor, part: RowPart, shape: [usize; 2]) -> Option<Vec<StoredTensor>> {
-    let bytes = StoredTensor::byte_length(&shape, tensor.dtype)?;
+    let bytes = tensor.dtype.byte_length(&shape)?;
     (0..tensor.shape[0])
         .map(|expert| {
             let from = (expert * part.1 + part.0) * bytes;

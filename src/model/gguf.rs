@@ -357,7 +357,7 @@ fn unstacked<'s>(
     specs: &'s [TensorSpec],
 ) -> Option<Vec<(StoredTensor, &'s TensorSpec)>> {
     let shape = &specs.first()?.shape;
-    let bytes = StoredTensor::byte_length(shape, tensor.dtype)?;
+    let bytes = tensor.dtype.byte_length(shape)?;
     if tensor.shape.first() != Some(&specs.len()) || tensor.shape.get(1..)? != shape.as_slice() {
         return None;
     }

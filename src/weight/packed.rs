@@ -424,6 +424,17 @@ impl PackedTensor {
         Ok(layer)
     }
 
+    /// A W8A8 layer of integers that have a sign, with scales of f32.
+    ///
+    /// # Errors
+    /// [`Error::General`] if lengths do not fit together.
+    pub fn of_int8(rows: &Int8Rows) -> Result<Self> {
+        let weight = rows.q.iter().map(|&q| q.cast_unsigned()).collect();
+        let bytes = rows.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let scales = Scales { dtype: Dtype::F32, bytes: SharedBytes::from_vec(bytes) };
+        Self::w8a8([rows.out, rows.inputs], SharedBytes::from_vec(weight), scales)
+    }
+
     /// The integers that have a sign, with their scales.
     ///
     /// # Errors

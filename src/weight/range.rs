@@ -63,50 +63,6 @@ pub(crate) fn settle(kind: StoredType, bytes: &mut [u8]) {
     }
 }
 
-/// The largest magnitude that a type can stand for, rounding included; infinite where only its scale
-/// decides, which shows when it is decoded.
-const fn reach(kind: StoredType) -> f32 {
-    /// The largest f16, and the half of a step that rounds to it.
-    const HALF: f32 = 65_520.0;
-    HALF * match kind {
-        StoredType::Q4_0 => 8.5,
-        StoredType::Q5_0 => 16.5,
-        StoredType::Q8_0 => 128.5,
-        // Scale codes times levels, and the minimum.
-        StoredType::Q2_K => 15.0 * 4.5,
-        StoredType::Q3_K => 32.0 * 4.5,
-        StoredType::Q4_K => 63.0 * 16.5,
-        StoredType::Q5_K => 63.0 * 32.5,
-        StoredType::Q6_K => 128.0 * 32.5,
-        StoredType::IQ4_NL => 127.5,
-        StoredType::IQ4_XS => 32.0 * 127.5,
-        // Odd multiples up to 31 of levels up to 16; (code + 1/2) times a factor times the largest
-        // level of the grid is the same for IQ3_XXS (15.5 × 0.5 × 64).
-        StoredType::IQ3_S | StoredType::IQ3_XXS => 31.0 * 16.0,
-        // (code + 1/2) times a factor times the largest level of the grid.
-        StoredType::IQ2_XXS | StoredType::IQ2_XS | StoredType::IQ2_S => 15.5 * 0.25 * 45.0,
-        StoredType::IQ1_S | StoredType::IQ1_M => 15.0 * 1.25,
-        _ => f32::INFINITY,
-    }
-}
-
-/// Values that share a scale of their own, at least.
-const fn part(kind: StoredType) -> usize {
-    match kind {
-        StoredType::F32 | StoredType::F16 | StoredType::BF16 => 1,
-        StoredType::Q2_K
-        | StoredType::Q3_K
-        | StoredType::Q6_K
-        | StoredType::IQ2_XS
-        | StoredType::IQ2_S
-        | StoredType::IQ1_M => 16,
-        StoredType::TQ1_0 | StoredType::TQ2_0 => 256,
-        StoredType::Q1_0 => 128,
-        StoredType::Q2_0 => 64,
-        _ => 32,
-    }
-}
-
 /// Compares a row with what was made of it; `decoded` is a buffer.
 ///
 /// # Panics
@@ -122,7 +78,7 @@ pub(crate) fn losses(
     decoded.resize(values.len(), 0.0);
     decode(kind, bytes, decoded);
     let (block_values, _) = kind.block();
-    let (part, reach) = (part(kind), reach(kind));
+    let (part, reach) = (kind.part(), kind.reach());
     // Values that are stored one by one vanish one by one; the row is what counts.
     let plain = block_values == 1;
     let block_values = if plain { values.len().max(1) } else { block_values };

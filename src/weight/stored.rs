@@ -53,7 +53,7 @@ pub struct StoredTensor {
 impl StoredTensor {
     /// Checks that `bytes` has exactly the size that shape and type imply.
     pub fn new(shape: Vec<usize>, dtype: StoredType, bytes: SharedBytes) -> Result<Self> {
-        let expected = Self::byte_length(&shape, dtype);
+        let expected = dtype.byte_length(&shape);
         if shape.is_empty() || expected != Some(bytes.len()) {
             return Err(Error::General(format!(
                 "a tensor of shape {shape:?} and type {} does not take {} bytes",
@@ -62,14 +62,6 @@ impl StoredTensor {
             )));
         }
         Ok(Self { shape, dtype, bytes, row_order: RowOrder::Plain })
-    }
-
-    /// Bytes of a tensor, or `None` when the shape does not fit the type or overflows.
-    #[must_use]
-    pub fn byte_length(shape: &[usize], dtype: StoredType) -> Option<usize> {
-        let columns = shape.last().copied()?;
-        let rows = shape[..shape.len() - 1].iter().try_fold(1usize, |a, &d| a.checked_mul(d))?;
-        dtype.row_bytes(columns)?.checked_mul(rows)
     }
 
     /// Number of values.

@@ -1,12 +1,14 @@
 //! Arguments of the `littlebit` commands.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::quality::BenchmarkArgs;
 use super::{CheckpointArgs, ComputeArgs, HubArgs, OutputArgs};
+use crate::codec::StoredType;
 use crate::job::littlebit::tuning::{Effort, Recipe};
 
 #[derive(Debug, Subcommand)]
@@ -132,7 +134,7 @@ pub(crate) struct SolverArgs {
 
     /// Type of embeddings and head, which are not factorized. Rows that do not fill the blocks of 256
     /// values of the `_k` types get what llama.cpp gives them: `q4_k` becomes `q5_0`, `q6_k` `q8_0`
-    #[arg(long, value_enum, default_value_t = EmbeddingArg::Q8_0, value_name = "TYPE")]
+    #[arg(long, value_enum, default_value_t = EmbeddingArg(StoredType::Q8_0), value_name = "TYPE")]
     pub(crate) embedding_type: EmbeddingArg,
 
     /// Seed of everything random
@@ -178,24 +180,33 @@ pub(crate) enum ScalesArg {
     Log8,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EmbeddingArg {
-    #[value(name = "f16")]
-    F16,
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q6_k")]
-    Q6K,
-    #[value(name = "q4_k")]
-    Q4K,
-    #[value(name = "q5_1")]
-    Q5_1,
-    #[value(name = "q5_0")]
-    Q5_0,
-    #[value(name = "q4_1")]
-    Q4_1,
-    #[value(name = "q4_0")]
-    Q4_0,
+/// A type that embeddings may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EmbeddingArg(pub(crate) StoredType);
+
+impl ValueEnum for EmbeddingArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        use StoredType::{F16, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0};
+        &[
+            Self(F16),
+            Self(Q8_0),
+            Self(Q6_K),
+            Self(Q4_K),
+            Self(Q5_1),
+            Self(Q5_0),
+            Self(Q4_1),
+            Self(Q4_0),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
+            let kinds = EmbeddingArg::value_variants().iter();
+            kinds.map(|kind| kind.0.name().to_ascii_lowercase()).collect()
+        });
+        let at = Self::value_variants().iter().position(|kind| kind == self)?;
+        Some(PossibleValue::new(NAMES[at].as_str()))
+    }
 }
 
 impl ValueEnum for Effort {

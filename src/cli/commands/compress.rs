@@ -4,13 +4,10 @@ use super::kept::Kept;
 use super::littlebit_convert;
 use crate::base::progress::Progress;
 use crate::base::size::human_bytes;
-use crate::cli::args::littlebit::{
-    CompressArgs, EmbeddingArg, FileFormat, InitArg, ScalesArg, WeightingArg,
-};
+use crate::cli::args::littlebit::{CompressArgs, FileFormat, InitArg, ScalesArg, WeightingArg};
 use crate::cli::bars::Bars;
 use crate::cli::output::{Report, duration, grouped};
 use crate::cli::{Context, Failure, early, interrupt, models};
-use crate::codec::StoredType;
 use crate::files::littlebit::{LittleBitFile, metadata_export};
 use crate::job::convert::littlebit::{self, Target};
 use crate::job::gguf::Level;
@@ -227,16 +224,7 @@ fn plan_request(args: &CompressArgs, context: &Context) -> PlanRequest {
             ScalesArg::F16 => ScaleChoice::Fixed(ScaleType::F16),
             ScalesArg::Log8 => ScaleChoice::Fixed(ScaleType::Log8),
         },
-        embedding_type: match solver.embedding_type {
-            EmbeddingArg::F16 => StoredType::F16,
-            EmbeddingArg::Q8_0 => StoredType::Q8_0,
-            EmbeddingArg::Q6K => StoredType::Q6_K,
-            EmbeddingArg::Q4K => StoredType::Q4_K,
-            EmbeddingArg::Q5_1 => StoredType::Q5_1,
-            EmbeddingArg::Q5_0 => StoredType::Q5_0,
-            EmbeddingArg::Q4_1 => StoredType::Q4_1,
-            EmbeddingArg::Q4_0 => StoredType::Q4_0,
-        },
+        embedding_type: solver.embedding_type.0,
         bounds: (context.settings.min_bpw, context.settings.max_bpw),
     }
 }

@@ -107,6 +107,22 @@ fn round_on(
     bits: u8,
     grid: impl Fn(&[f32]) -> (f16, u8) + Sync,
 ) -> Grouped {
+    round_groups(
+        (weight, inputs),
+        (group, bits),
+        |_, values| grid(values),
+        |value, (scale, zero)| nearest(value, scale, zero, bits),
+    )
+}
+
+/// Rounds a weight and its inputs in groups of some size to some bits: `grid` gives scale and zero
+/// point of a group by its number in the row and its values, `level` the integer of a value on them.
+pub(crate) fn round_groups(
+    (weight, inputs): (&[f32], usize),
+    (group, bits): (usize, u8),
+    grid: impl Fn(usize, &[f32]) -> (f16, u8) + Sync,
+    level: impl Fn(f32, (f16, u8)) -> u8 + Sync,
+) -> Grouped {
     let (out, groups) = (weight.len() / inputs, inputs.div_ceil(group));
     let mut layer = Grouped {
         out,
@@ -122,12 +138,11 @@ fn round_on(
     let grids = layer.scales.par_chunks_exact_mut(groups);
     let grids = grids.zip(layer.zeros.par_chunks_exact_mut(groups));
     rows.zip(grids).for_each(|((q, weight), (scales, zeros))| {
-        let parts = q.chunks_mut(group).zip(weight.chunks(group));
-        for ((q, weight), (s, z)) in parts.zip(scales.iter_mut().zip(zeros)) {
-            (*s, *z) = grid(weight);
-            for (q, &value) in q.iter_mut().zip(weight) {
-                *q = nearest(value, *s, *z, bits);
-            }
+        let parts = q.chunks_mut(group).zip(weight.chunks(group)).enumerate();
+        for ((number, (q, weight)), (s, z)) in parts.zip(scales.iter_mut().zip(zeros)) {
+            let of_group = grid(number, weight);
+            (*s, *z) = of_group;
+            q.iter_mut().zip(weight).for_each(|(q, &value)| *q = level(value, of_group));
         }
     });
     layer

@@ -1,10 +1,11 @@
-//! Encoders of `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` with an importance matrix, byte-identical to ggml's.
+//! Encoders of `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1` with an importance matrix, byte-identical to ggml's;
+//! without one they are those of [`legacy`].
 //! Sixteen blocks are searched side by side.
 
 use half::f16;
 
 use super::lanes::{LANES, Lanes, spread};
-use super::legacy::{put_five_bits, put_low_bits};
+use super::legacy::{self, put_five_bits, put_low_bits};
 use super::search_lanes::{WEIGHTED, fit_range, fit_symmetric, weigh};
 
 /// Mean square of a row, added up from left to right.
@@ -66,21 +67,25 @@ fn range<V: Lanes, const BYTES: usize>(
 }
 
 #[inline(always)]
-pub(super) fn encode_q4_0<V: Lanes>(values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q4_0<V: Lanes>(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
+    let Some(importance) = importance else { return legacy::encode_q4_0::<V>(values, bytes) };
     symmetric::<V, 18>(values, importance, bytes, 8, |out, levels| put_low_bits(levels, out));
 }
 
 #[inline(always)]
-pub(super) fn encode_q4_1<V: Lanes>(values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q4_1<V: Lanes>(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
+    let Some(importance) = importance else { return legacy::encode_q4_1::<V>(values, bytes) };
     range::<V, 20>(values, importance, bytes, 15, |out, levels| put_low_bits(levels, out));
 }
 
 #[inline(always)]
-pub(super) fn encode_q5_0<V: Lanes>(values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q5_0<V: Lanes>(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
+    let Some(importance) = importance else { return legacy::encode_q5_0::<V>(values, bytes) };
     symmetric::<V, 22>(values, importance, bytes, 16, |out, levels| put_five_bits(levels, out));
 }
 
 #[inline(always)]
-pub(super) fn encode_q5_1<V: Lanes>(values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+pub(super) fn encode_q5_1<V: Lanes>(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
+    let Some(importance) = importance else { return legacy::encode_q5_1::<V>(values, bytes) };
     range::<V, 24>(values, importance, bytes, 31, |out, levels| put_five_bits(levels, out));
 }

@@ -1,8 +1,9 @@
 //! Stored types and f32: decoders of every [`StoredType`], encoders of those that this tool writes.
 //!
-//! The code is portable and is compiled twice on x86-64: once for the baseline and once with AVX2
-//! enabled, which lets the compiler use 8-wide vectors. Floating-point operations are the same in
-//! the same order in both, so the results are the same bits everywhere.
+//! The types themselves stand in [`table`]. The code is portable and is compiled several times on
+//! x86-64: for the baseline, and with AVX2 and (encoders) AVX-512 enabled, which lets the compiler use
+//! wide vectors. Floating-point operations are the same in
+//! the same order in all, so the results are the same bits everywhere.
 //!
 //! Decoded values are ggml's to the bit; encoders write the bytes that ggml's reference encoders
 //! write (`quantize_row_*_ref`, without an importance matrix). Layouts: `ggml-common.h`.
@@ -11,7 +12,10 @@
     clippy::inline_always,
     reason = "a function is vectorised only where it is inlined into the AVX2 build"
 )]
-#![allow(unsafe_code, reason = "calls the AVX2 build of the safe code below after detecting it")]
+#![allow(
+    unsafe_code,
+    reason = "calls builds of the safe code for sets of instructions after detecting them"
+)]
 
 mod code_book;
 mod code_books;
@@ -29,18 +33,18 @@ mod legacy_weighted;
 mod plain;
 mod search;
 mod search_lanes;
+pub(super) mod table;
 mod ternary;
 
 use rayon::prelude::*;
 
-use super::stored_type::StoredType;
 pub use importance::{ImportanceUse, importance_use};
-use lanes::Lanes;
+pub use table::StoredType;
 
-/// Whether [`decode`] reads this type: so far every one.
+/// Whether [`decode`] reads this type.
 #[must_use]
-pub const fn can_decode(_dtype: StoredType) -> bool {
-    true
+pub const fn can_decode(dtype: StoredType) -> bool {
+    dtype.row().decode.is_some()
 }
 
 /// Decodes `bytes`, whole blocks of `dtype`, into `out`.
@@ -50,59 +54,9 @@ pub const fn can_decode(_dtype: StoredType) -> bool {
 #[inline]
 pub fn decode(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(dtype.row_bytes(out.len()), Some(bytes.len()), "row of another length");
-    assert!(can_decode(dtype), "no decoder for {}", dtype.name());
-    #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, the only thing the function asks for.
-        unsafe { decode_avx2(dtype, bytes, out) };
-        return;
-    }
-    decode_portable(dtype, bytes, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn decode_avx2(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
-    decode_portable(dtype, bytes, out);
-}
-
-#[inline(always)]
-fn decode_portable(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        StoredType::F32 => plain::decode_f32(bytes, out),
-        StoredType::F16 => plain::decode_f16(bytes, out),
-        StoredType::BF16 => plain::decode_bf16(bytes, out),
-        StoredType::Q4_0 => legacy::decode_q4_0(bytes, out),
-        StoredType::Q4_1 => legacy::decode_q4_1(bytes, out),
-        StoredType::Q5_0 => legacy::decode_q5_0(bytes, out),
-        StoredType::Q5_1 => legacy::decode_q5_1(bytes, out),
-        StoredType::Q8_0 => legacy::decode_q8_0(bytes, out),
-        StoredType::Q2_K => k_decode::decode_q2_k(bytes, out),
-        StoredType::Q3_K => k_decode::decode_q3_k(bytes, out),
-        StoredType::Q4_K => k_decode::decode_q4_k(bytes, out),
-        StoredType::Q5_K => k_decode::decode_q5_k(bytes, out),
-        StoredType::Q6_K => k_decode::decode_q6_k(bytes, out),
-        StoredType::IQ4_NL => four_bits::decode_iq4_nl(bytes, out),
-        StoredType::IQ4_XS => four_bits::decode_iq4_xs(bytes, out),
-        StoredType::MXFP4 => four_bits::decode_mxfp4(bytes, out),
-        StoredType::TQ1_0 => ternary::decode_tq1_0(bytes, out),
-        StoredType::TQ2_0 => ternary::decode_tq2_0(bytes, out),
-        StoredType::Q1_0 => ternary::decode_q1_0(bytes, out),
-        StoredType::Q2_0 => ternary::decode_q2_0(bytes, out),
-        StoredType::IQ1_S => iq_decode::decode_iq1_s(bytes, out),
-        StoredType::IQ1_M => iq_decode::decode_iq1_m(bytes, out),
-        StoredType::IQ2_XXS => iq_decode::decode_iq2_xxs(bytes, out),
-        StoredType::IQ2_XS => iq_decode::decode_iq2_xs(bytes, out),
-        StoredType::IQ2_S => iq_decode::decode_iq2_s(bytes, out),
-        StoredType::IQ3_XXS => iq_decode::decode_iq3_xxs(bytes, out),
-        StoredType::IQ3_S => iq_decode::decode_iq3_s(bytes, out),
-        StoredType::NVFP4 => four_bits::decode_nvfp4(bytes, out),
-        StoredType::I8 => plain::decode_i8(bytes, out),
-        StoredType::I16 => plain::decode_i16(bytes, out),
-        StoredType::I32 => plain::decode_i32(bytes, out),
-        StoredType::I64 => plain::decode_i64(bytes, out),
-        StoredType::F64 => plain::decode_f64(bytes, out),
-    }
+    let Some(builds) = &dtype.row().decode else { panic!("no decoder for {}", dtype.name()) };
+    // SAFETY: the build is one that this processor runs.
+    unsafe { builds.best()(bytes, out) };
 }
 
 /// Whether [`encode_row`] writes this type: every one but those that are only copied.
@@ -130,7 +84,7 @@ pub fn encode(dtype: StoredType, values: &[f32], bytes: &mut [u8]) {
 /// there is none.
 pub fn encode_row(dtype: StoredType, values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
     assert_eq!(dtype.row_bytes(values.len()), Some(bytes.len()), "row of another length");
-    assert!(can_encode(dtype), "no encoder for {}", dtype.name());
+    let Some(builds) = &dtype.row().encode else { panic!("no encoder for {}", dtype.name()) };
     if let Some(importance) = importance {
         assert_eq!(importance.len(), values.len(), "importance of another length");
     }
@@ -139,81 +93,8 @@ pub fn encode_row(dtype: StoredType, values: &[f32], importance: Option<&[f32]>,
         "{} requires an importance matrix",
         dtype.name()
     );
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("avx512dq")
-            && std::is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the processor has all that the function asks for.
-            unsafe { encode_avx512(dtype, values, importance, bytes) };
-            return;
-        }
-        if std::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2, the only thing the function asks for.
-            unsafe { encode_avx2(dtype, values, importance, bytes) };
-            return;
-        }
-    }
-    encode_with::<lanes::Portable>(dtype, values, importance, bytes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn encode_avx512(dtype: StoredType, values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
-    encode_with::<lanes::Avx512>(dtype, values, importance, bytes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn encode_avx2(dtype: StoredType, values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
-    encode_with::<lanes::Avx2>(dtype, values, importance, bytes);
-}
-
-#[inline(always)]
-fn encode_with<V: Lanes>(
-    dtype: StoredType,
-    values: &[f32],
-    importance: Option<&[f32]>,
-    bytes: &mut [u8],
-) {
-    use super::stored_type::StoredType as T;
-    match (dtype, importance) {
-        (T::F32, _) => plain::encode_f32(values, bytes),
-        (T::F16, _) => plain::encode_f16(values, bytes),
-        (T::BF16, _) => plain::encode_bf16(values, bytes),
-        (T::Q4_0, None) => legacy::encode_q4_0::<V>(values, bytes),
-        (T::Q4_1, None) => legacy::encode_q4_1::<V>(values, bytes),
-        (T::Q5_0, None) => legacy::encode_q5_0::<V>(values, bytes),
-        (T::Q5_1, None) => legacy::encode_q5_1::<V>(values, bytes),
-        (T::Q4_0, Some(weights)) => legacy_weighted::encode_q4_0::<V>(values, weights, bytes),
-        (T::Q4_1, Some(weights)) => legacy_weighted::encode_q4_1::<V>(values, weights, bytes),
-        (T::Q5_0, Some(weights)) => legacy_weighted::encode_q5_0::<V>(values, weights, bytes),
-        (T::Q5_1, Some(weights)) => legacy_weighted::encode_q5_1::<V>(values, weights, bytes),
-        (T::Q8_0, _) => legacy::encode_q8_0::<V>(values, bytes),
-        (T::Q2_K, _) => k_encode::encode_q2_k::<V>(values, importance, bytes),
-        (T::Q3_K, _) => k_encode::encode_q3_k::<V>(values, importance, bytes),
-        (T::Q4_K, _) => k_encode::encode_q4_k::<V>(values, importance, bytes),
-        (T::Q5_K, _) => k_encode::encode_q5_k::<V>(values, importance, bytes),
-        (T::Q6_K, _) => k_encode::encode_q6_k::<V>(values, importance, bytes),
-        (T::IQ4_NL, _) => four_bits::encode_iq4_nl::<V>(values, importance, bytes),
-        (T::IQ4_XS, _) => four_bits::encode_iq4_xs::<V>(values, importance, bytes),
-        (T::MXFP4, _) => four_bits::encode_mxfp4::<V>(values, bytes),
-        (T::TQ1_0, _) => ternary::encode_tq1_0(values, bytes),
-        (T::TQ2_0, _) => ternary::encode_tq2_0(values, bytes),
-        (T::Q1_0, _) => ternary::encode_q1_0(values, bytes),
-        (T::Q2_0, _) => ternary::encode_q2_0(values, bytes),
-        (T::IQ1_S, _) => iq1_encode::encode_iq1_s::<V>(values, importance, bytes),
-        (T::IQ1_M, _) => iq1_encode::encode_iq1_m::<V>(values, importance, bytes),
-        (T::IQ2_XXS, _) => iq_blocks::encode_iq2_xxs::<V>(values, importance, bytes),
-        (T::IQ2_XS, _) => iq_blocks::encode_iq2_xs::<V>(values, importance, bytes),
-        (T::IQ2_S, _) => iq_blocks::encode_iq2_s::<V>(values, importance, bytes),
-        (T::IQ3_XXS, _) => iq_blocks::encode_iq3_xxs::<V>(values, importance, bytes),
-        (T::IQ3_S, _) => iq_blocks::encode_iq3_s::<V>(values, importance, bytes),
-        // Refused above.
-        (T::NVFP4 | T::I8 | T::I16 | T::I32 | T::I64 | T::F64, _) => {}
-    }
+    // SAFETY: the build is one that this processor runs.
+    unsafe { builds.best()(values, importance, bytes) };
 }
 
 /// Encodes a matrix `[rows, cols]` with [`encode_row`], rows in parallel. The bytes do not depend

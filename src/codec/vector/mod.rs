@@ -15,7 +15,7 @@ mod x86;
 
 use std::sync::OnceLock;
 
-use super::stored_type::StoredType;
+use super::StoredType;
 
 /// A kernel over rows of stored values: the bytes, the distance of two rows in bytes, the vector
 /// that goes with the rows, and what comes out.
@@ -38,8 +38,16 @@ pub(crate) struct Kernels {
     pub rows_f16: RowsKernel,
     /// The same for bfloat16 weights.
     pub rows_bf16: RowsKernel,
-    /// The same for block types, those that have a kernel.
-    pub rows_of_blocks: &'static [(StoredType, RowsKernel)],
+    /// The same for blocks of `Q8_0`.
+    pub rows_q8_0: RowsKernel,
+    /// The same for blocks of `Q4_0`, in sets that have a kernel for them.
+    pub rows_q4_0: Option<RowsKernel>,
+    /// The same for `Q4_1`.
+    pub rows_q4_1: Option<RowsKernel>,
+    /// The same for `Q4_K`.
+    pub rows_q4_k: Option<RowsKernel>,
+    /// The same for `Q6_K`.
+    pub rows_q6_k: Option<RowsKernel>,
     /// `out += Σ weights[i] · row i` for rows of f32: row `i` starts at byte `i · stride`.
     pub sum_f32: RowsKernel,
     /// The same for rows of IEEE halves.
@@ -56,12 +64,7 @@ impl Kernels {
     /// The kernel for rows of that type, if there is one.
     #[must_use]
     pub(crate) fn rows(&self, dtype: StoredType) -> Option<RowsKernel> {
-        match dtype {
-            StoredType::F32 => Some(self.rows_f32),
-            StoredType::F16 => Some(self.rows_f16),
-            StoredType::BF16 => Some(self.rows_bf16),
-            _ => self.rows_of_blocks.iter().find(|(of, _)| *of == dtype).map(|(_, kernel)| *kernel),
-        }
+        (dtype.row().rows)(self)
     }
 }
 
@@ -241,7 +244,7 @@ mod tests {
     fn dots_of_blocks_equal_those_of_the_decoded_values() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         for set in available() {
-            for dtype in StoredType::ALL {
+            for dtype in StoredType::writable() {
                 let (values, size) = dtype.block();
                 let Some(kernel) = set.rows(dtype) else { continue };
                 for blocks in [0, 1, 2, 3, 18] {
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_types_of_everyday_files_have_kernels() {
-        use crate::codec::stored_type::StoredType::{BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0};
+        use crate::codec::StoredType::{BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0};
         for set in available() {
             let types: &[StoredType] = match set.name {
                 "avx2" | "avx512" => &[F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K],
@@ -291,7 +294,7 @@ mod tests {
     #[test]
     fn rows_beyond_the_bytes_panic() {
         for set in available() {
-            for dtype in StoredType::ALL {
+            for dtype in StoredType::writable() {
                 let Some(kernel) = set.rows(dtype) else { continue };
                 let bytes = dtype.row_bytes(512).unwrap();
                 let rows = vec![0u8; 2 * bytes - 1];

@@ -9,7 +9,6 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::{Kernels, check_rows, scalar};
-use crate::codec::stored_type::StoredType;
 
 /// The NEON set.
 pub(super) const KERNELS: Kernels = Kernels {
@@ -18,9 +17,13 @@ pub(super) const KERNELS: Kernels = Kernels {
     rows_f32: |w, stride, x, out| rows(w, stride, 4 * x.len(), out, |w| row_f32(w, x)),
     rows_f16: |w, stride, x, out| rows(w, stride, 2 * x.len(), out, |w| row_f16(w, x)),
     rows_bf16: |w, stride, x, out| rows(w, stride, 2 * x.len(), out, |w| row_bf16(w, x)),
-    rows_of_blocks: &[(StoredType::Q8_0, |w, stride, x, out| {
+    rows_q8_0: |w, stride, x, out| {
         rows(w, stride, x.len() / 32 * 34, out, |w| row_q8_0(w, x));
-    })],
+    },
+    rows_q4_0: None,
+    rows_q4_1: None,
+    rows_q4_k: None,
+    rows_q6_k: None,
     sum_f32: scalar::KERNELS.sum_f32,
     sum_f16,
     max: scalar::KERNELS.max,

@@ -10,7 +10,6 @@
 use half::{bf16, f16};
 
 use super::{Kernels, check_rows};
-use crate::codec::stored_type::StoredType;
 
 /// The portable set.
 pub(crate) const KERNELS: Kernels = Kernels {
@@ -19,7 +18,11 @@ pub(crate) const KERNELS: Kernels = Kernels {
     rows_f32,
     rows_f16,
     rows_bf16,
-    rows_of_blocks: &[(StoredType::Q8_0, rows_q8_0)],
+    rows_q8_0,
+    rows_q4_0: None,
+    rows_q4_1: None,
+    rows_q4_k: None,
+    rows_q6_k: None,
     sum_f32,
     sum_f16,
     max,

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use indexmap::{IndexMap, IndexSet};
 
 use super::reader::{DEFAULT_ALIGNMENT, MAX_KEY_BYTES, MAX_NAME_BYTES};
-use super::types::{TENSOR_TYPES, TensorType};
 use super::value::{Value, encode_string};
 use crate::codec::StoredType;
 use crate::files::detect::GGUF_MAGIC;
@@ -98,7 +97,7 @@ impl FileLayout {
         let alignment = alignment(metadata)?;
         let lengths = check(metadata, tensors)?;
         let plan = Plan { metadata, tensors, lengths: &lengths, alignment };
-        let whole = plan.file(0..tensors.len(), None)?;
+        let whole = plan.file(0..tensors.len(), None);
         let files = match split_max {
             Some(most) if whole.bytes > most => plan.split(most)?,
             _ => vec![whole],
@@ -132,12 +131,6 @@ impl FileLayout {
 
 fn padded(bytes: u64, alignment: usize) -> u64 {
     bytes.next_multiple_of(alignment as u64)
-}
-
-/// ggml's entry for a type.
-pub(super) fn tensor_type(kind: StoredType) -> Result<&'static TensorType> {
-    let found = TENSOR_TYPES.iter().find(|entry| entry.name == kind.name());
-    found.ok_or_else(|| Error::General(format!("GGUF has no number for type {}", kind.name())))
 }
 
 /// Dimensions as ggml counts them: outermost ones of 1 do not count.
@@ -181,11 +174,11 @@ fn check(metadata: &IndexMap<String, Value>, tensors: &[PlannedTensor]) -> Resul
         if shape.is_empty() || counted(shape).len() > MAX_DIMENSIONS || shape.contains(&0) {
             return refuse(format!("{name} has the shape {shape:?}"));
         }
-        let kind = tensor_type(*kind)?;
         let Some(length) = kind.byte_length(shape).map(|length| length as u64) else {
             return refuse(format!(
                 "{name} of shape {shape:?} does not fill blocks of {} values of {}",
-                kind.block_values, kind.name
+                kind.block().0,
+                kind.name()
             ));
         };
         let sum = total.checked_add(length).filter(|&sum| sum < i64::MAX as u64 / 2);
@@ -206,7 +199,7 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     /// Lays out one file; `part` is its number and how many there are.
-    fn file(&self, tensors: Range<usize>, part: Option<(usize, usize)>) -> Result<LayoutFile> {
+    fn file(&self, tensors: Range<usize>, part: Option<(usize, usize)>) -> LayoutFile {
         let mut values = IndexMap::new();
         if part.is_none_or(|(number, _)| number == 0) {
             values.extend(self.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())));
@@ -239,18 +232,18 @@ impl Plan<'_> {
             for dimension in dimensions.iter().rev() {
                 header.extend((*dimension as u64).to_le_bytes());
             }
-            header.extend(tensor_type(tensor.kind)?.id.to_le_bytes());
+            header.extend(tensor.kind.id().to_le_bytes());
             header.extend(offset.to_le_bytes());
             offset += padded(*length, self.alignment);
         }
         header.resize(header.len().next_multiple_of(self.alignment), 0);
-        Ok(LayoutFile {
+        LayoutFile {
             suffix: part.map(|(number, count)| format!("-{:05}-of-{count:05}", number + 1)),
             bytes: header.len() as u64 + offset,
             tensors,
             header,
             values: values.len(),
-        })
+        }
     }
 
     /// Fills one file after the other up to `most` bytes.
@@ -265,9 +258,9 @@ impl Plan<'_> {
                 )));
             }
             // The count does not change the size of the header: it is a number of fixed width.
-            let empty = self.file(start..start, Some((number, 1)))?.bytes;
+            let empty = self.file(start..start, Some((number, 1))).bytes;
             let mut end = start;
-            let mut bytes = self.unpadded_header(start..start, number)?;
+            let mut bytes = self.unpadded_header(start..start, number);
             let mut data = 0;
             while let Some(length) = self.lengths.get(end) {
                 let more = directory_bytes(&self.tensors[end]);
@@ -290,17 +283,14 @@ impl Plan<'_> {
             start = end;
         }
         let count = parts.len();
-        parts
-            .into_iter()
-            .enumerate()
-            .map(|(number, tensors)| self.file(tensors, Some((number, count))))
-            .collect()
+        let numbered = parts.into_iter().enumerate();
+        Ok(numbered.map(|(number, tensors)| self.file(tensors, Some((number, count)))).collect())
     }
 
     /// Bytes of a header before its padding.
-    fn unpadded_header(&self, tensors: Range<usize>, number: usize) -> Result<u64> {
+    fn unpadded_header(&self, tensors: Range<usize>, number: usize) -> u64 {
         let unaligned = Plan { alignment: 1, ..*self };
-        Ok(unaligned.file(tensors, Some((number, 1)))?.header.len() as u64)
+        unaligned.file(tensors, Some((number, 1))).header.len() as u64
     }
 }
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 
 use super::cursor::Cursor;
-use super::types::TensorType;
 use super::value::{Array, Value};
 use crate::base::SharedBytes;
+use crate::codec::StoredType;
 use crate::files::detect::GGUF_MAGIC;
 use crate::weight::StoredTensor;
 use crate::{Error, Result};
@@ -25,7 +25,7 @@ pub struct TensorInfo {
     /// Dimensions, outermost first (the reverse of the file).
     pub shape: Vec<usize>,
     /// Element type.
-    pub kind: &'static TensorType,
+    pub kind: StoredType,
     /// Where the data lies in the file.
     pub range: Range<usize>,
 }
@@ -101,7 +101,7 @@ impl GgufFile {
             .bytes
             .slice(info.range.clone())
             .ok_or_else(|| self.damaged(format!("the data of {name} is outside the file")))?;
-        StoredTensor::new(info.shape.clone(), info.kind.stored, bytes)
+        StoredTensor::new(info.shape.clone(), info.kind, bytes)
             .map(Some)
             .map_err(|e| self.damaged(format!("{name}: {e}")))
     }
@@ -186,7 +186,7 @@ fn alignment(metadata: &IndexMap<String, Value>, cursor: &Cursor) -> Result<usiz
 /// A line of the directory: shape, type, offset from the start of the data.
 struct Entry {
     shape: Vec<usize>,
-    kind: &'static TensorType,
+    kind: StoredType,
     offset: u64,
 }
 
@@ -216,7 +216,7 @@ fn entry(cursor: &mut Cursor) -> Result<(String, Entry)> {
     }
     shape.reverse();
     let id = cursor.u32(&name)?;
-    let kind = TensorType::from_id(id)
+    let kind = StoredType::from_id(id)
         .ok_or_else(|| cursor.damaged(format!("{name} has the unknown type {id}")))?;
     let offset = cursor.u64(&name)?;
     Ok((name, Entry { shape, kind, offset }))
@@ -238,7 +238,8 @@ fn place(
                 path,
                 format!(
                     "{name} of shape {shape:?} does not fill blocks of {} values of {}",
-                    kind.block_values, kind.name
+                    kind.block().0,
+                    kind.name()
                 ),
             )
         })?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::layout::{FileLayout, LayoutFile, counted, tensor_type};
+use super::layout::{FileLayout, LayoutFile, counted};
 use super::reader::GgufFile;
 use crate::files::atomic::AtomicFile;
 use crate::files::pieces::{Pieces, Sink};
@@ -234,7 +234,7 @@ pub(super) fn check(path: &Path, layout: &FileLayout, planned: &LayoutFile) -> R
     {
         let same = tensor.name == *name
             && counted(&tensor.shape) == info.shape.as_slice()
-            && tensor_type(tensor.kind)?.id == info.kind.id;
+            && tensor.kind == info.kind;
         if !same {
             return wrong(format!("another {name}"));
         }

@@ -8,7 +8,7 @@ use super::index::{Index, Kind, PathRecord, TensorRecord};
 use super::preamble::{FLAG_LOG_SCALES, PREAMBLE_BYTES};
 use super::{CONFIG_FILE, FORMAT_VERSION, MAX_PATHS, MAX_TEXT_BYTES, aligned};
 use crate::codec::StoredType;
-use crate::weight::{ScaleType, StoredTensor};
+use crate::weight::ScaleType;
 
 /// Element types of stored tensors that the format defines.
 const ELEMENT_TYPES: [StoredType; 13] = [
@@ -307,7 +307,8 @@ impl Claims<'_> {
                 let dtype = StoredType::from_name(dtype)
                     .filter(|dtype| ELEMENT_TYPES.contains(dtype))
                     .ok_or_else(|| format!("unknown element type {dtype:?}"))?;
-                let length = StoredTensor::byte_length(&shape, dtype)
+                let length = dtype
+                    .byte_length(&shape)
                     .ok_or_else(|| format!("shape {shape:?} is impossible for {}", dtype.name()))?;
                 self.take(section, Some(length as u64), "the tensor")?;
                 Ok(Entry::Stored(StoredEntry { dtype, shape, section }))

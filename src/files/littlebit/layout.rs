@@ -14,7 +14,7 @@ use super::index::{
 use super::preamble::PREAMBLE_BYTES;
 use super::{FORMAT_VERSION, MAX_INDEX_BYTES, aligned};
 use crate::codec::StoredType;
-use crate::weight::{ScaleType, StoredTensor};
+use crate::weight::ScaleType;
 use crate::{Error, Result};
 
 /// Everything about a file except the values of its tensors.
@@ -238,9 +238,7 @@ impl Draft {
             TensorKind::Stored { dtype, shape } => TensorRecord {
                 shape: shape.iter().map(|&d| d as u64).collect(),
                 dtype: Some(dtype.name().to_ascii_lowercase()),
-                section: Some(
-                    self.section(StoredTensor::byte_length(shape, *dtype).map(|n| n as u64))?,
-                ),
+                section: Some(self.section(dtype.byte_length(shape).map(|n| n as u64))?),
                 ..record
             },
             TensorKind::Factorized { out_features, in_features, paths } => TensorRecord {

@@ -8,7 +8,6 @@ use crate::arch::names::to_hugging_face;
 use crate::base::progress::Progress;
 use crate::codec::StoredType;
 use crate::codec::affine::gptq::Version;
-use crate::files::gguf::GgmlType;
 use crate::job::checkpoints::Checkpoints;
 use crate::job::gguf::mix::Overrides;
 use crate::job::gguf::{
@@ -142,7 +141,7 @@ fn keeping(model: GgufModel, progress: &dyn Progress) -> Result<GgufPlan> {
     }
     let own = |name: &str| {
         let tensor = model.tensor(name).filter(|tensor| tensor.packed().is_none());
-        tensor.and_then(|tensor| GgmlType::of_stored(tensor.source_type))
+        tensor.and_then(|tensor| tensor.source_type.for_weights())
     };
     overrides.embedding = own("token_embd.weight");
     overrides.output = own("output.weight").or(overrides.embedding);

@@ -1,7 +1,7 @@
 //! The levels of llama.cpp: names, file type numbers, the type most tensors get.
 
 use crate::base::suggest::did_you_mean;
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 use crate::{Error, Result};
 
 /// A level of llama-quantize.
@@ -56,7 +56,7 @@ struct Facts {
     /// `general.file_type` (`LLAMA_FTYPE_…` of llama.h).
     file_type: u32,
     /// The type of tensors that no rule of the mix names.
-    base: GgmlType,
+    base: StoredType,
 }
 
 const fn facts(
@@ -64,47 +64,47 @@ const fn facts(
     name: &'static str,
     aliases: &'static [&'static str],
     file_type: u32,
-    base: GgmlType,
+    base: StoredType,
 ) -> Facts {
     Facts { level, name, aliases, file_type, base }
 }
 
 const LEVELS: [Facts; 35] = [
-    facts(Level::F32, "F32", &["fp32", "32bit"], 0, GgmlType::F32),
-    facts(Level::F16, "F16", &["fp16", "16bit"], 1, GgmlType::F16),
-    facts(Level::BF16, "BF16", &[], 32, GgmlType::BF16),
-    facts(Level::Q4_0, "Q4_0", &[], 2, GgmlType::Q4_0),
-    facts(Level::Q4_1, "Q4_1", &[], 3, GgmlType::Q4_1),
-    facts(Level::Q5_0, "Q5_0", &[], 8, GgmlType::Q5_0),
-    facts(Level::Q5_1, "Q5_1", &[], 9, GgmlType::Q5_1),
-    facts(Level::Q8_0, "Q8_0", &["Q8", "8bit"], 7, GgmlType::Q8_0),
-    facts(Level::Q2_K, "Q2_K", &["2bit"], 10, GgmlType::Q2_K),
-    facts(Level::Q2_K_S, "Q2_K_S", &[], 21, GgmlType::Q2_K),
-    facts(Level::Q3_K_S, "Q3_K_S", &[], 11, GgmlType::Q3_K),
-    facts(Level::Q3_K_M, "Q3_K_M", &["Q3_K", "3bit"], 12, GgmlType::Q3_K),
-    facts(Level::Q3_K_L, "Q3_K_L", &[], 13, GgmlType::Q3_K),
-    facts(Level::Q4_K_S, "Q4_K_S", &[], 14, GgmlType::Q4_K),
-    facts(Level::Q4_K_M, "Q4_K_M", &["Q4_K", "4bit"], 15, GgmlType::Q4_K),
-    facts(Level::Q5_K_S, "Q5_K_S", &[], 16, GgmlType::Q5_K),
-    facts(Level::Q5_K_M, "Q5_K_M", &["Q5_K", "5bit"], 17, GgmlType::Q5_K),
-    facts(Level::Q6_K, "Q6_K", &["6bit"], 18, GgmlType::Q6_K),
-    facts(Level::IQ1_S, "IQ1_S", &[], 24, GgmlType::IQ1_S),
-    facts(Level::IQ1_M, "IQ1_M", &[], 31, GgmlType::IQ1_M),
-    facts(Level::IQ2_XXS, "IQ2_XXS", &[], 19, GgmlType::IQ2_XXS),
-    facts(Level::IQ2_XS, "IQ2_XS", &[], 20, GgmlType::IQ2_XS),
-    facts(Level::IQ2_S, "IQ2_S", &[], 28, GgmlType::IQ2_XS),
-    facts(Level::IQ2_M, "IQ2_M", &[], 29, GgmlType::IQ2_S),
-    facts(Level::IQ3_XXS, "IQ3_XXS", &[], 23, GgmlType::IQ3_XXS),
-    facts(Level::IQ3_XS, "IQ3_XS", &[], 22, GgmlType::IQ3_S),
-    facts(Level::IQ3_S, "IQ3_S", &[], 26, GgmlType::IQ3_S),
-    facts(Level::IQ3_M, "IQ3_M", &[], 27, GgmlType::IQ3_S),
-    facts(Level::IQ4_NL, "IQ4_NL", &[], 25, GgmlType::IQ4_NL),
-    facts(Level::IQ4_XS, "IQ4_XS", &[], 30, GgmlType::IQ4_XS),
-    facts(Level::TQ1_0, "TQ1_0", &["TERNARY"], 36, GgmlType::TQ1_0),
-    facts(Level::TQ2_0, "TQ2_0", &[], 37, GgmlType::TQ2_0),
-    facts(Level::MXFP4_MOE, "MXFP4_MOE", &["MXFP4"], 38, GgmlType::MXFP4),
-    facts(Level::Q1_0, "Q1_0", &[], 40, GgmlType::Q1_0),
-    facts(Level::Q2_0, "Q2_0", &[], 41, GgmlType::Q2_0),
+    facts(Level::F32, "F32", &["fp32", "32bit"], 0, StoredType::F32),
+    facts(Level::F16, "F16", &["fp16", "16bit"], 1, StoredType::F16),
+    facts(Level::BF16, "BF16", &[], 32, StoredType::BF16),
+    facts(Level::Q4_0, "Q4_0", &[], 2, StoredType::Q4_0),
+    facts(Level::Q4_1, "Q4_1", &[], 3, StoredType::Q4_1),
+    facts(Level::Q5_0, "Q5_0", &[], 8, StoredType::Q5_0),
+    facts(Level::Q5_1, "Q5_1", &[], 9, StoredType::Q5_1),
+    facts(Level::Q8_0, "Q8_0", &["Q8", "8bit"], 7, StoredType::Q8_0),
+    facts(Level::Q2_K, "Q2_K", &["2bit"], 10, StoredType::Q2_K),
+    facts(Level::Q2_K_S, "Q2_K_S", &[], 21, StoredType::Q2_K),
+    facts(Level::Q3_K_S, "Q3_K_S", &[], 11, StoredType::Q3_K),
+    facts(Level::Q3_K_M, "Q3_K_M", &["Q3_K", "3bit"], 12, StoredType::Q3_K),
+    facts(Level::Q3_K_L, "Q3_K_L", &[], 13, StoredType::Q3_K),
+    facts(Level::Q4_K_S, "Q4_K_S", &[], 14, StoredType::Q4_K),
+    facts(Level::Q4_K_M, "Q4_K_M", &["Q4_K", "4bit"], 15, StoredType::Q4_K),
+    facts(Level::Q5_K_S, "Q5_K_S", &[], 16, StoredType::Q5_K),
+    facts(Level::Q5_K_M, "Q5_K_M", &["Q5_K", "5bit"], 17, StoredType::Q5_K),
+    facts(Level::Q6_K, "Q6_K", &["6bit"], 18, StoredType::Q6_K),
+    facts(Level::IQ1_S, "IQ1_S", &[], 24, StoredType::IQ1_S),
+    facts(Level::IQ1_M, "IQ1_M", &[], 31, StoredType::IQ1_M),
+    facts(Level::IQ2_XXS, "IQ2_XXS", &[], 19, StoredType::IQ2_XXS),
+    facts(Level::IQ2_XS, "IQ2_XS", &[], 20, StoredType::IQ2_XS),
+    facts(Level::IQ2_S, "IQ2_S", &[], 28, StoredType::IQ2_XS),
+    facts(Level::IQ2_M, "IQ2_M", &[], 29, StoredType::IQ2_S),
+    facts(Level::IQ3_XXS, "IQ3_XXS", &[], 23, StoredType::IQ3_XXS),
+    facts(Level::IQ3_XS, "IQ3_XS", &[], 22, StoredType::IQ3_S),
+    facts(Level::IQ3_S, "IQ3_S", &[], 26, StoredType::IQ3_S),
+    facts(Level::IQ3_M, "IQ3_M", &[], 27, StoredType::IQ3_S),
+    facts(Level::IQ4_NL, "IQ4_NL", &[], 25, StoredType::IQ4_NL),
+    facts(Level::IQ4_XS, "IQ4_XS", &[], 30, StoredType::IQ4_XS),
+    facts(Level::TQ1_0, "TQ1_0", &["TERNARY"], 36, StoredType::TQ1_0),
+    facts(Level::TQ2_0, "TQ2_0", &[], 37, StoredType::TQ2_0),
+    facts(Level::MXFP4_MOE, "MXFP4_MOE", &["MXFP4"], 38, StoredType::MXFP4),
+    facts(Level::Q1_0, "Q1_0", &[], 40, StoredType::Q1_0),
+    facts(Level::Q2_0, "Q2_0", &[], 41, StoredType::Q2_0),
 ];
 
 impl Level {
@@ -166,7 +166,7 @@ impl Level {
 
     /// The type of tensors that no rule of the mix names.
     #[must_use]
-    pub fn base(self) -> GgmlType {
+    pub fn base(self) -> StoredType {
         self.facts().base
     }
 }

@@ -15,7 +15,7 @@ use crate::base::progress::Progress;
 use crate::codec::StoredType;
 use crate::codec::ggml::{self, ImportanceUse};
 use crate::files::checkpoint::hexadecimal;
-use crate::files::gguf::{FileLayout, GgmlType, PlannedTensor, Value};
+use crate::files::gguf::{FileLayout, PlannedTensor, Value};
 use crate::files::imatrix::ImportanceMatrix;
 use crate::weight::PackedTensor;
 use crate::{Error, Result};
@@ -236,7 +236,7 @@ fn kind_to_write(
     allow_requantize: bool,
 ) -> Result<StoredType> {
     let Some(kind) = decision.kind else { return Ok(tensor.source_type) };
-    let stored = kind.layout().stored;
+    let stored = kind;
     if stored != tensor.source_type && !ggml::can_encode(stored) {
         return Err(Error::UnsupportedConversion(format!(
             "{} would be {}, a type that this version cannot write (choose another level, or another \
@@ -245,9 +245,9 @@ fn kind_to_write(
             kind.name()
         )));
     }
-    let source = GgmlType::of_stored(tensor.source_type);
+    let source = tensor.source_type.for_weights();
     let packed = tensor.packed().filter(|_| kind.is_quantized());
-    let quantized = source.is_none_or(GgmlType::is_quantized) || packed.is_some();
+    let quantized = source.is_none_or(StoredType::is_quantized) || packed.is_some();
     if stored != tensor.source_type && quantized && !allow_requantize {
         return Err(Error::UnsupportedConversion(format!(
             "{} is already quantized to {}: quantizing it to {} loses more than quantizing the \
@@ -268,7 +268,7 @@ fn prevailing(model: &GgufModel, tensors: &[PlannedWork]) -> Level {
         *weights.entry(work.kind).or_default() += tensor.elements();
     }
     let most = weights.into_iter().max_by_key(|(_, count)| *count).map(|(kind, _)| kind);
-    let kind = most.and_then(GgmlType::of_stored).unwrap_or(GgmlType::F32);
+    let kind = most.and_then(StoredType::for_weights).unwrap_or(StoredType::F32);
     // Of several levels of one base type the medium one, which a person would name first.
     let mut levels: Vec<Level> = Level::all().filter(|level| level.base() == kind).collect();
     levels.sort_by_key(|level| !level.name().ends_with("_M"));
@@ -328,7 +328,7 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
     if let Some(matrix) = &request.importance {
         let quantized = |(tensor, work): &(&GgufTensor, &PlannedWork)| {
             work.kind != tensor.source_type
-                && work.decision.kind.is_some_and(GgmlType::is_quantized)
+                && work.decision.kind.is_some_and(StoredType::is_quantized)
         };
         let pairs = || model.tensors.iter().zip(&plan.tensors).filter(quantized);
         // llama-imatrix does not measure these by default.
@@ -348,11 +348,7 @@ fn warnings(model: &GgufModel, request: &QuantizeRequest, plan: &QuantizePlan) -
     }
     out.extend(lacking(plan));
     let packed = model.tensors.iter().any(|tensor| tensor.packed().is_some());
-    if packed
-        || StoredType::from_name(&model.source_dtype)
-            .and_then(GgmlType::of_stored)
-            .is_some_and(GgmlType::is_quantized)
-    {
+    if packed || StoredType::from_name(&model.source_dtype).is_some_and(StoredType::is_quantized) {
         out.push(format!(
             "the source is already quantized ({}): the result is worse than one from the original",
             model.source_dtype

@@ -13,7 +13,6 @@ use super::plan::{importance_of, matrices};
 use super::tensor::GgufTensor;
 use crate::base::progress::Progress;
 use crate::codec::StoredType;
-use crate::files::gguf::GgmlType;
 use crate::files::imatrix::ImportanceMatrix;
 use crate::files::super_weights::{MOST_COVERAGE, SuperWeightMask, mask_path};
 use crate::{Error, Result};
@@ -138,19 +137,19 @@ impl Protection {
     pub(super) fn lift(
         &self,
         tensor: &GgufTensor,
-        kind: GgmlType,
+        kind: StoredType,
         importance: Option<&[f32]>,
-    ) -> Result<GgmlType> {
-        const LADDER: [GgmlType; 9] = [
-            GgmlType::Q4_K,
-            GgmlType::IQ4_NL,
-            GgmlType::Q4_1,
-            GgmlType::Q5_K,
-            GgmlType::Q5_0,
-            GgmlType::Q5_1,
-            GgmlType::Q6_K,
-            GgmlType::Q8_0,
-            GgmlType::F16,
+    ) -> Result<StoredType> {
+        const LADDER: [StoredType; 9] = [
+            StoredType::Q4_K,
+            StoredType::IQ4_NL,
+            StoredType::Q4_1,
+            StoredType::Q5_K,
+            StoredType::Q5_0,
+            StoredType::Q5_1,
+            StoredType::Q6_K,
+            StoredType::Q8_0,
+            StoredType::F16,
         ];
         let Some(protected) = self.of(&tensor.name) else { return Ok(kind) };
         let higher = LADDER
@@ -158,11 +157,11 @@ impl Protection {
             .filter(|other| other.bits_per_weight() > kind.bits_per_weight())
             .filter(|other| other.fits(tensor.cols()));
         for kind in std::iter::once(kind).chain(higher) {
-            if protected.keeps(tensor, kind.layout().stored, importance)? {
+            if protected.keeps(tensor, kind, importance)? {
                 return Ok(kind);
             }
         }
-        Ok(GgmlType::F16)
+        Ok(StoredType::F16)
     }
 }
 

@@ -7,8 +7,8 @@ use super::model::GgufModel;
 use super::plan::QuantizePlan;
 use super::request::QuantizeRequest;
 use super::summary::TypeCount;
+use crate::codec::StoredType;
 use crate::device::memory;
-use crate::files::gguf::GgmlType;
 
 /// The result of `quantize MODEL gguf`, or its plan.
 #[derive(Debug, Serialize)]
@@ -208,7 +208,7 @@ impl QuantizeReport {
                 kind: work.kind.name(),
                 bytes,
                 reason: work.decision.reason.to_string(),
-                instead_of: work.decision.instead_of.map(GgmlType::name),
+                instead_of: work.decision.instead_of.map(StoredType::name),
             })
             .collect();
         report

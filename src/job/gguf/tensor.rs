@@ -166,7 +166,7 @@ impl GgufTensor {
         const ROWS: usize = 64;
         let cols = self.cols();
         let whole = |tensor: &StoredTensor| {
-            StoredTensor::byte_length(&tensor.shape, tensor.dtype) == Some(tensor.bytes.len())
+            tensor.dtype.byte_length(&tensor.shape) == Some(tensor.bytes.len())
         };
         if !self.parts.iter().all(whole) || !whole(other) || other.elements() != self.elements() {
             return false;

@@ -9,7 +9,7 @@ use crate::arch::ModelConfig;
 use crate::arch::tensors::{self, linear_of_block};
 use crate::codec::StoredType;
 use crate::model::LocalModel;
-use crate::weight::{ScaleType, StoredTensor};
+use crate::weight::ScaleType;
 use crate::{Error, Result};
 
 mod allocate;
@@ -409,17 +409,13 @@ fn is_embedding(name: &str) -> bool {
 }
 
 /// Embedding and head in the type asked for, or what llama.cpp takes instead where rows of this
-/// width do not fill its blocks ([`StoredType::narrower`], else f16); everything else, which is
+/// width do not fill its blocks ([`StoredType::fallback`]); everything else, which is
 /// norms and biases, in f32.
 fn stored(header: &TensorHeader, embedding_type: StoredType) -> Result<StoredPlan> {
     let wanted = if is_embedding(&header.name) { embedding_type } else { StoredType::F32 };
     let width = header.shape.last().copied().unwrap_or(0);
-    let dtype = [Some(wanted), wanted.narrower()]
-        .into_iter()
-        .flatten()
-        .find(|dtype| dtype.row_bytes(width).is_some())
-        .unwrap_or(StoredType::F16);
-    let bytes = StoredTensor::byte_length(&header.shape, dtype).ok_or_else(|| {
+    let dtype = wanted.fallback(width);
+    let bytes = dtype.byte_length(&header.shape).ok_or_else(|| {
         Error::General(format!("{} of shape {:?} is too large", header.name, header.shape))
     })?;
     Ok(StoredPlan {

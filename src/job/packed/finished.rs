@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::block::{BlockWeights, Dense};
 use super::layout::Layout;
-use super::smoothquant::int8::RoundedInputs;
 use super::smoothquant::migrate::FactorStatistics;
 use crate::arch::ModelConfig;
 use crate::codec::affine::{Grouped, Int8Rows, PlainType};
 use crate::files::checkpoint::UnitData;
+use crate::graph::linear::packed::PackedLinear;
+use crate::graph::linear::stored::DevicePrecision;
 use crate::graph::{Block, LinearLayer};
+use crate::weight::PackedTensor;
 use crate::{Error, Result};
 
 /// Integers of a linear layer.
@@ -44,6 +46,15 @@ impl Levels {
             }
         }
     }
+}
+
+/// The layer over 8-bit rows that runs them when they are read from a file: it rounds each token's
+/// inputs to 8 bits.
+///
+/// # Errors
+/// If the device has no room.
+pub(crate) fn running(rows: &Int8Rows, device: &Device) -> Result<PackedLinear> {
+    PackedLinear::on_device(&PackedTensor::of_int8(rows)?, device, DevicePrecision::F32)
 }
 
 /// What happened to a linear layer.
@@ -132,9 +143,7 @@ impl Finished {
             let values = Arc::clone(&weights.linears[linear]);
             let layer: Box<dyn LinearLayer> = match levels {
                 Levels::Groups(_) => Box::new(Dense::new(values, layout.shape(linear), device)?),
-                Levels::Rows(_) => {
-                    Box::new(RoundedInputs::new(values, layout.shape(linear), device)?)
-                }
+                Levels::Rows(rows) => Box::new(running(rows, device)?),
             };
             projection.layer = layer;
         }
@@ -266,4 +275,41 @@ fn unpack(bytes: &[u8], bits: u8, count: usize) -> Option<Vec<u8>> {
     let mut levels: Vec<u8> = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
     levels.truncate(count);
     (bytes.len() == count.div_ceil(2)).then_some(levels)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Tensor;
+    use safetensors::Dtype;
+
+    use super::*;
+    use crate::base::SharedBytes;
+    use crate::codec::affine::nearest::round_rows;
+    use crate::files::packed::w8a8;
+    use crate::weight::Scales;
+
+    /// What is optimized and measured is what runs later, to the bit.
+    #[test]
+    fn rows_run_as_those_of_the_file_do() {
+        let (out, inputs) = (48, 64);
+        let values = |count: usize, seed: usize| -> Vec<f32> {
+            (0..count).map(|i| ((i * 7919 + seed) as f32 * 0.618_034).fract() - 0.5).collect()
+        };
+        let rows = round_rows(&values(out * inputs, 1), inputs, Dtype::BF16).unwrap();
+        let packed = w8a8::pack(&rows, Dtype::BF16).unwrap();
+        let shared = |bytes: &Vec<u8>| SharedBytes::from_vec(bytes.clone());
+        let scales = Scales { dtype: Dtype::BF16, bytes: shared(&packed.weight_scale.bytes) };
+        let read = PackedTensor::w8a8([out, inputs], shared(&packed.weight.bytes), scales).unwrap();
+        let read = PackedLinear::on_device(&read, &Device::Cpu, DevicePrecision::F32).unwrap();
+        let held = running(&rows, &Device::Cpu).unwrap();
+        for tokens in [1, 3, 40] {
+            let x = Tensor::from_vec(values(tokens * inputs, 5), (tokens, inputs), &Device::Cpu);
+            let x = x.unwrap();
+            let bits = |layer: &PackedLinear| -> Vec<u32> {
+                let y = layer.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>();
+                y.unwrap().into_iter().map(f32::to_bits).collect()
+            };
+            assert_eq!(bits(&held), bits(&read));
+        }
+    }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::widths;
 use crate::base::suggest::did_you_mean;
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 use crate::{Error, Result};
 
 /// Where a profile's types come from.
@@ -62,10 +62,10 @@ impl Assignment {
     ///
     /// # Errors
     /// [`Error::Profile`] for a name that is no type.
-    pub fn exact(&self) -> Result<Option<GgmlType>> {
+    pub fn exact(&self) -> Result<Option<StoredType>> {
         let Some(name) = &self.kind else { return Ok(None) };
-        GgmlType::from_name(name).map(Some).ok_or_else(|| {
-            let hint = did_you_mean(name, GgmlType::ALL.iter().map(|kind| kind.name()));
+        StoredType::from_name(name).map(Some).ok_or_else(|| {
+            let hint = did_you_mean(name, StoredType::of_weights().map(StoredType::name));
             Error::Profile(format!(
                 "{}: {name} is no tensor type of GGUF files{hint}",
                 self.layer_name

@@ -7,7 +7,7 @@
 //! most ([`loss_by_logits`]).
 
 use crate::arch::role::{Role, layer, role};
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 
 /// What is beyond the quadratic form, for tables of tokens: see [`loss`].
 const CURVATURE_OF_TABLES: f64 = 10.0;
@@ -76,10 +76,8 @@ pub(crate) fn estimated(name: &str, layers: usize, tied: bool) -> f64 {
 /// stories15M Q5_1 0.42, IQ4_NL 0.60, Q8_0 0.93, Q5_0 1.02; SmolLM2-135M Q5_1 0.22, Q4_0 1.0. Types that
 /// were not measured are taken to be like those of their kind.
 #[must_use]
-pub(crate) fn common_part(name: &str, kind: GgmlType) -> f64 {
-    use crate::files::gguf::GgmlType as T;
-    let with_minimum = matches!(kind, T::Q4_1 | T::Q5_1 | T::Q2_K | T::Q4_K | T::Q5_K);
-    if role(name) == Role::AttentionValue && !with_minimum && kind.is_quantized() {
+pub(crate) fn common_part(name: &str, kind: StoredType) -> f64 {
+    if role(name) == Role::AttentionValue && !kind.has_minimum() && kind.is_quantized() {
         3.0
     } else {
         1.0
@@ -199,8 +197,8 @@ mod tests {
             let ratio = estimated(name, layers, true) / figure;
             assert!((0.5..2.0).contains(&ratio), "{name}: {ratio}");
         }
-        assert!(common_part("blk.1.attn_v.weight", GgmlType::Q5_0) > 2.0);
-        assert!(common_part("blk.1.attn_v.weight", GgmlType::Q5_1) < 1.1);
-        assert!(common_part("blk.1.ffn_up.weight", GgmlType::Q5_0) < 1.1);
+        assert!(common_part("blk.1.attn_v.weight", StoredType::Q5_0) > 2.0);
+        assert!(common_part("blk.1.attn_v.weight", StoredType::Q5_1) < 1.1);
+        assert!(common_part("blk.1.ffn_up.weight", StoredType::Q5_0) < 1.1);
     }
 }

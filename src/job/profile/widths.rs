@@ -1,32 +1,41 @@
 //! What a profile's bit widths mean in GGUF types.
 
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 
 /// The widths that an assignment may have, bits.
 pub(crate) const WIDTHS: [f64; 10] = [1.5, 1.58, 1.75, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0];
 
 /// Types of each width.
-const TYPES: [(f64, &[GgmlType]); 10] = [
-    (1.5, &[GgmlType::IQ1_S]),
-    (1.58, &[GgmlType::TQ1_0, GgmlType::TQ2_0]),
-    (1.75, &[GgmlType::IQ1_M]),
-    (2.0, &[GgmlType::IQ2_XXS, GgmlType::IQ2_XS, GgmlType::IQ2_S, GgmlType::Q2_K, GgmlType::Q2_0]),
-    (3.0, &[GgmlType::IQ3_XXS, GgmlType::IQ3_S, GgmlType::Q3_K]),
+const TYPES: [(f64, &[StoredType]); 10] = [
+    (1.5, &[StoredType::IQ1_S]),
+    (1.58, &[StoredType::TQ1_0, StoredType::TQ2_0]),
+    (1.75, &[StoredType::IQ1_M]),
+    (
+        2.0,
+        &[
+            StoredType::IQ2_XXS,
+            StoredType::IQ2_XS,
+            StoredType::IQ2_S,
+            StoredType::Q2_K,
+            StoredType::Q2_0,
+        ],
+    ),
+    (3.0, &[StoredType::IQ3_XXS, StoredType::IQ3_S, StoredType::Q3_K]),
     (
         4.0,
         &[
-            GgmlType::IQ4_XS,
-            GgmlType::IQ4_NL,
-            GgmlType::Q4_K,
-            GgmlType::Q4_0,
-            GgmlType::Q4_1,
-            GgmlType::MXFP4,
+            StoredType::IQ4_XS,
+            StoredType::IQ4_NL,
+            StoredType::Q4_K,
+            StoredType::Q4_0,
+            StoredType::Q4_1,
+            StoredType::MXFP4,
         ],
     ),
-    (5.0, &[GgmlType::Q5_K, GgmlType::Q5_0, GgmlType::Q5_1]),
-    (6.0, &[GgmlType::Q6_K]),
-    (8.0, &[GgmlType::Q8_0]),
-    (16.0, &[GgmlType::F16, GgmlType::BF16]),
+    (5.0, &[StoredType::Q5_K, StoredType::Q5_0, StoredType::Q5_1]),
+    (6.0, &[StoredType::Q6_K]),
+    (8.0, &[StoredType::Q8_0]),
+    (16.0, &[StoredType::F16, StoredType::BF16]),
 ];
 
 /// Whether `bits` is one of [`WIDTHS`].
@@ -43,8 +52,8 @@ pub(crate) fn list() -> String {
 
 /// The width that a type counts as. Its blocks may take up to a bit more: scales are not counted.
 #[must_use]
-pub(crate) fn of_type(kind: GgmlType) -> f64 {
-    if kind == GgmlType::Q1_0 {
+pub(crate) fn of_type(kind: StoredType) -> f64 {
+    if kind == StoredType::Q1_0 {
         return 1.5;
     }
     TYPES.iter().find(|(_, types)| types.contains(&kind)).map_or(16.0, |(width, _)| *width)
@@ -52,22 +61,22 @@ pub(crate) fn of_type(kind: GgmlType) -> f64 {
 
 /// The types of a width.
 #[must_use]
-pub(crate) fn types(bits: f64) -> &'static [GgmlType] {
+pub(crate) fn types(bits: f64) -> &'static [StoredType] {
     TYPES.iter().find(|(width, _)| (width - bits).abs() < 1e-9).map_or(&[], |(_, types)| *types)
 }
 
 /// The types of a width that rows of `columns` values fill; where there is none, those of the next
 /// width that has some. Ternary types stand in for no others.
 #[must_use]
-pub(crate) fn fitting(bits: f64, columns: usize) -> Vec<GgmlType> {
+pub(crate) fn fitting(bits: f64, columns: usize) -> Vec<StoredType> {
     let wide_enough =
         |width: f64| (width - bits).abs() < 1e-9 || (width > bits && (width - 1.58).abs() > 1e-9);
     WIDTHS
         .into_iter()
         .filter(|&width| wide_enough(width))
         .map(|width| types(width).iter().copied().filter(|kind| kind.fits(columns)).collect())
-        .find(|types: &Vec<GgmlType>| !types.is_empty())
-        .unwrap_or_else(|| vec![GgmlType::F16])
+        .find(|types: &Vec<StoredType>| !types.is_empty())
+        .unwrap_or_else(|| vec![StoredType::F16])
 }
 
 /// The width that lies next to `bits` on a logarithmic scale, ternary left out.
@@ -100,12 +109,12 @@ mod tests {
 
     #[test]
     fn narrow_rows_get_wider_types() {
-        use crate::files::gguf::GgmlType::{IQ4_NL, Q2_0, Q8_0};
+        use crate::codec::StoredType::{IQ4_NL, Q2_0, Q8_0};
         assert_eq!(fitting(2.0, 576), [Q2_0]);
         assert!(fitting(2.0, 288).contains(&IQ4_NL));
         assert_eq!(fitting(6.0, 288), [Q8_0]);
         assert_eq!(fitting(1.58, 64), [Q2_0]);
-        assert_eq!(fitting(1.5, 7), [GgmlType::F16, GgmlType::BF16]);
+        assert_eq!(fitting(1.5, 7), [StoredType::F16, StoredType::BF16]);
         assert!((nearest(3.4) - 3.0).abs() < 1e-9);
         assert!((nearest(0.5) - 1.5).abs() < 1e-9);
     }

@@ -24,7 +24,7 @@ fn quantized(dtype: StoredType) -> LocalModel {
         if tensor.shape.len() != 2 {
             continue;
         }
-        let length = StoredTensor::byte_length(&tensor.shape, dtype).unwrap();
+        let length = dtype.byte_length(&tensor.shape).unwrap();
         let mut bytes = vec![0; length];
         ggml::encode_rows(dtype, &tensor.to_f32(), tensor.cols(), None, &mut bytes);
         let bytes = SharedBytes::from_vec(bytes);

@@ -94,7 +94,7 @@ fn what_is_accepted_is_finite_and_near() {
     let importance: Vec<f32> = noise(99, 512).iter().map(|v| (v + 0.11) * 50.0).collect();
     let rows = rows();
     let (mut accepted, mut refused, mut decoded) = (0, 0, Vec::new());
-    for kind in StoredType::ALL {
+    for kind in StoredType::writable() {
         let mut bytes = vec![0; kind.row_bytes(512).unwrap()];
         for weights in [None, Some(importance.as_slice())] {
             if weights.is_none() && importance_use(kind) == ImportanceUse::Required {
@@ -164,7 +164,7 @@ fn importance_that_makes_sums_vanish_or_overflow_is_noticed() {
         let mut importance = vec![1.0; 256];
         importance[64..96].fill(weight);
         assert!(is_extreme(&importance));
-        for kind in StoredType::ALL {
+        for kind in StoredType::writable() {
             if importance_use(kind) == ImportanceUse::Ignored {
                 continue;
             }

@@ -222,7 +222,7 @@ fn rules_hold_and_targets_on_the_command_line_win() {
     let document: Document =
         json(&workspace.succeed(&[&base[..], &["--profile", "a.dqprofile"]].concat()));
     let file = GgufFile::open(&workspace.path("a.gguf")).unwrap();
-    let kind = |name: &str| file.tensors[name].kind.name;
+    let kind = |name: &str| file.tensors[name].kind.name();
     assert_eq!(kind("blk.1.attn_q.weight"), "Q4_1");
     assert!(["Q5_0", "Q5_1"].contains(&kind("blk.0.attn_q.weight")));
     // Without a target, what no rule names gets eight bits.
@@ -238,8 +238,8 @@ fn rules_hold_and_targets_on_the_command_line_win() {
     let document: Document = json(&workspace.succeed(&small));
     assert!(document.bits_per_weight <= 5.5 && document.bits_per_weight > 5.0);
     let file = GgufFile::open(&workspace.path("a.gguf")).unwrap();
-    assert_eq!(file.tensors["blk.1.attn_q.weight"].kind.name, "Q4_1");
-    assert!(["Q5_0", "Q5_1"].contains(&file.tensors["blk.0.attn_q.weight"].kind.name));
+    assert_eq!(file.tensors["blk.1.attn_q.weight"].kind.name(), "Q4_1");
+    assert!(["Q5_0", "Q5_1"].contains(&file.tensors["blk.0.attn_q.weight"].kind.name()));
 
     write(
         "b.dqprofile",

@@ -128,7 +128,7 @@ fn the_plan_is_what_is_written() {
         for (planned, (name, info)) in plan.tensors.iter().zip(&file.tensors) {
             assert_eq!(
                 (planned.name.as_str(), planned.r#type.as_str()),
-                (name.as_str(), info.kind.name)
+                (name.as_str(), info.kind.name())
             );
             assert_eq!((&planned.shape, planned.bytes as usize), (&info.shape, info.range.len()));
             assert!(!planned.reason.is_empty() && planned.instead_of.is_none());
@@ -218,9 +218,9 @@ fn options_change_types_metadata_and_files() {
         "general.name=str:Another name",
     ]);
     let file = GgufFile::open(&workspace.path("new/folder/a.gguf")).unwrap();
-    assert_eq!(file.tensors["blk.1.attn_q.weight"].kind.name, "F16");
-    assert_eq!(file.tensors["blk.2.attn_q.weight"].kind.name, "Q4_0");
-    assert_eq!(file.tensors["token_embd.weight"].kind.name, "Q4_0");
+    assert_eq!(file.tensors["blk.1.attn_q.weight"].kind.name(), "F16");
+    assert_eq!(file.tensors["blk.2.attn_q.weight"].kind.name(), "Q4_0");
+    assert_eq!(file.tensors["token_embd.weight"].kind.name(), "Q4_0");
     assert!(matches!(file.metadata["llama.context_length"], Value::U32(64)));
     assert!(
         matches!(&file.metadata["general.name"], Value::String(name) if name == "Another name")

@@ -211,7 +211,7 @@ fn a_profile_is_made_found_shown_and_used() {
     let types = |name: &str| {
         let file = workspace.path(name);
         let file = llm_quantize::files::gguf::GgufFile::open(&file).unwrap();
-        file.tensors.iter().map(|(n, t)| format!("{n} {}", t.kind.name)).collect::<Vec<_>>()
+        file.tensors.iter().map(|(n, t)| format!("{n} {}", t.kind.name())).collect::<Vec<_>>()
     };
     let base = ["quantize", tiny, "gguf", "--imatrix", "m.imatrix"];
     let used = run(&[&base[..], &["-q", "dynamic", "--profile", "my-own", "-n", "a"]].concat());

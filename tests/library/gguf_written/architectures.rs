@@ -7,7 +7,6 @@ use llm_quantize::Error;
 use llm_quantize::codec::StoredType;
 use llm_quantize::files::gguf::Value;
 use llm_quantize::job::gguf::{GgufModel, SourceOptions, open};
-use llm_quantize::weight::StoredTensor;
 use serde_json::json;
 
 use crate::directories::{self, ROWS, config, dense, model, values};
@@ -58,7 +57,7 @@ fn check_tensors(model: &GgufModel, outer: &[(&str, &[usize])], block: &[(&str, 
         let expected = if small { StoredType::F32 } else { StoredType::F16 };
         assert_eq!(tensor.source_type, expected, "{}", tensor.name);
         let bytes = tensor.raw_rows(0..tensor.rows()).unwrap();
-        assert_eq!(Some(bytes.len()), StoredTensor::byte_length(&tensor.shape, expected));
+        assert_eq!(Some(bytes.len()), expected.byte_length(&tensor.shape));
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use llm_quantize::files::gguf::GgmlType;
+use llm_quantize::codec::StoredType;
 use llm_quantize::job::gguf::Level;
 use llm_quantize::job::gguf::mix::{ModelFacts, Overrides, TensorFacts, plan_types};
 
 /// A model's description and the expected types: per level the usual type and the exceptions.
 struct Schema {
     sizes: HashMap<String, usize>,
-    levels: Vec<(Level, GgmlType, HashMap<String, GgmlType>)>,
+    levels: Vec<(Level, StoredType, HashMap<String, StoredType>)>,
 }
 
 fn parse(text: &str) -> Schema {
@@ -21,12 +21,12 @@ fn parse(text: &str) -> Schema {
             }
         } else if let Some(rest) = line.strip_prefix('[') {
             let (name, kind) = rest.split_once("] ").unwrap();
-            let kind = GgmlType::from_name(kind).unwrap();
+            let kind = StoredType::from_name(kind).unwrap();
             schema.levels.push((Level::parse(name).unwrap(), kind, HashMap::new()));
         } else {
             let exceptions = &mut schema.levels.last_mut().unwrap().2;
             let words: Vec<&str> = line.split(' ').collect();
-            let kind = GgmlType::from_name(words[0]).unwrap();
+            let kind = StoredType::from_name(words[0]).unwrap();
             let Some(layers) = words.get(2) else {
                 exceptions.insert(words[1].into(), kind);
                 continue;

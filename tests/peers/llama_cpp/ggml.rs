@@ -7,7 +7,6 @@ use std::path::Path;
 
 use libloading::{Library, Symbol};
 use llm_quantize::codec::StoredType;
-use llm_quantize::files::gguf::TENSOR_TYPES;
 
 type QuantizeChunk =
     unsafe extern "C" fn(i32, *const f32, *mut u8, i64, i64, i64, *const f32) -> usize;
@@ -36,7 +35,6 @@ impl Ggml {
         importance: Option<&[f32]>,
         bytes: &mut [u8],
     ) {
-        let kind = TENSOR_TYPES.iter().find(|kind| kind.stored == dtype).unwrap();
         let rows = values.len() / cols;
         assert_eq!(bytes.len(), rows * dtype.row_bytes(cols).unwrap());
         assert!(importance.is_none_or(|importance| importance.len() == cols));
@@ -44,7 +42,7 @@ impl Ggml {
         let written = unsafe {
             let quantize: Symbol<QuantizeChunk> = self.0.get(b"ggml_quantize_chunk").unwrap();
             quantize(
-                kind.id as i32,
+                dtype.id() as i32,
                 values.as_ptr(),
                 bytes.as_mut_ptr(),
                 0,

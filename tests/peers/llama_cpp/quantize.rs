@@ -74,11 +74,11 @@ fn compare(ours: &Path, theirs: &Path, what: &str) {
     let mut different = vec![];
     for (name, theirs_info) in &theirs.tensors {
         let info = &ours.tensors[name];
-        assert_eq!(info.kind.name, theirs_info.kind.name, "{what}: type of {name}");
+        assert_eq!(info.kind.name(), theirs_info.kind.name(), "{what}: type of {name}");
         assert_eq!(info.shape, theirs_info.shape, "{what}: shape of {name}");
         let bytes = |file: &GgufFile| file.tensor(name).unwrap().unwrap().bytes.to_vec();
         if bytes(&ours) != bytes(&theirs) {
-            different.push(format!("{name} ({})", info.kind.name));
+            different.push(format!("{name} ({})", info.kind.name()));
         }
     }
     assert!(different.is_empty(), "{what}: other bytes in {different:?}");

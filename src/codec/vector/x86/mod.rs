@@ -10,7 +10,6 @@ mod avx2;
 mod avx512;
 
 use super::Kernels;
-use crate::codec::stored_type::StoredType;
 
 /// The sets that this processor runs, slowest first.
 pub(super) fn available() -> Vec<Kernels> {
@@ -53,13 +52,11 @@ macro_rules! table {
             rows_f32: rows!($set::rows_f32),
             rows_f16: rows!($set::rows_f16),
             rows_bf16: rows!($set::rows_bf16),
-            rows_of_blocks: &[
-                (StoredType::Q8_0, rows!($set::rows_q8_0)),
-                (StoredType::Q4_0, rows!($set::rows_q4_0)),
-                (StoredType::Q4_1, rows!($set::rows_q4_1)),
-                (StoredType::Q4_K, rows!($set::rows_q4_k)),
-                (StoredType::Q6_K, rows!($set::rows_q6_k)),
-            ],
+            rows_q8_0: rows!($set::rows_q8_0),
+            rows_q4_0: Some(rows!($set::rows_q4_0)),
+            rows_q4_1: Some(rows!($set::rows_q4_1)),
+            rows_q4_k: Some(rows!($set::rows_q4_k)),
+            rows_q6_k: Some(rows!($set::rows_q6_k)),
             sum_f32: rows!($set::sum_f32),
             sum_f16: rows!($set::sum_f16),
             max: entry!($set::max, (x: &[f32]) -> f32),

@@ -3,8 +3,8 @@
 use super::hull::Choice;
 use crate::Result;
 use crate::arch::role;
+use crate::codec::StoredType;
 use crate::codec::ggml::{self, ImportanceUse};
-use crate::files::gguf::GgmlType;
 use crate::job::gguf::execute::round_trip;
 use crate::job::gguf::mix;
 use crate::job::gguf::plan::{importance_of, matrices};
@@ -15,32 +15,32 @@ use crate::job::profile::sensitivity::squares;
 
 /// Types that a budget may choose, besides the source's own: every one that can be written and
 /// loaded. Those that are larger and worse than another one drop out by measurement.
-pub(super) const CANDIDATES: [GgmlType; 25] = [
-    GgmlType::F16,
-    GgmlType::Q8_0,
-    GgmlType::Q6_K,
-    GgmlType::Q5_K,
-    GgmlType::Q5_1,
-    GgmlType::Q5_0,
-    GgmlType::Q4_K,
-    GgmlType::Q4_1,
-    GgmlType::IQ4_NL,
-    GgmlType::IQ4_XS,
-    GgmlType::Q4_0,
-    GgmlType::MXFP4,
-    GgmlType::IQ3_S,
-    GgmlType::Q3_K,
-    GgmlType::IQ3_XXS,
-    GgmlType::Q2_K,
-    GgmlType::IQ2_S,
-    GgmlType::IQ2_XS,
-    GgmlType::Q2_0,
-    GgmlType::IQ2_XXS,
-    GgmlType::TQ2_0,
-    GgmlType::TQ1_0,
-    GgmlType::IQ1_M,
-    GgmlType::IQ1_S,
-    GgmlType::Q1_0,
+pub(super) const CANDIDATES: [StoredType; 25] = [
+    StoredType::F16,
+    StoredType::Q8_0,
+    StoredType::Q6_K,
+    StoredType::Q5_K,
+    StoredType::Q5_1,
+    StoredType::Q5_0,
+    StoredType::Q4_K,
+    StoredType::Q4_1,
+    StoredType::IQ4_NL,
+    StoredType::IQ4_XS,
+    StoredType::Q4_0,
+    StoredType::MXFP4,
+    StoredType::IQ3_S,
+    StoredType::Q3_K,
+    StoredType::IQ3_XXS,
+    StoredType::Q2_K,
+    StoredType::IQ2_S,
+    StoredType::IQ2_XS,
+    StoredType::Q2_0,
+    StoredType::IQ2_XXS,
+    StoredType::TQ2_0,
+    StoredType::TQ1_0,
+    StoredType::IQ1_M,
+    StoredType::IQ1_S,
+    StoredType::Q1_0,
 ];
 
 /// Rows that are measured in each tensor, and in tables of tokens, whose rows differ most.
@@ -53,7 +53,7 @@ const ROWS_OF_TABLES: usize = 128;
 /// squares of what the matrix receives, where they are known better than by the importance matrix.
 pub(super) fn measure(
     tensor: &GgufTensor,
-    kinds: &[GgmlType],
+    kinds: &[StoredType],
     request: &QuantizeRequest,
     alignment: u64,
     protected: Option<&Protected>,
@@ -73,11 +73,11 @@ pub(super) fn measure(
         let matrix = row / rows_per_matrix;
         importance.map(|all| &all[matrix * cols..(matrix + 1) * cols])
     };
-    let source = GgmlType::of_stored(tensor.source_type);
-    let source_bits = source.map_or(32.0, GgmlType::bits_per_weight);
+    let source = tensor.source_type.for_weights();
+    let source_bits = source.map_or(32.0, StoredType::bits_per_weight);
     let mut choices = Vec::new();
     for &kind in kinds.iter().filter(|&&kind| Some(kind) != source) {
-        let stored = kind.layout().stored;
+        let stored = kind;
         let required = ggml::importance_use(stored) == ImportanceUse::Required
             || mix::needs_importance(&tensor.name, kind, None);
         let impossible =
@@ -99,7 +99,7 @@ pub(super) fn measure(
             signal += more_signal;
         }
         let error = if signal > 0.0 { noise / signal } else { 0.0 };
-        let bytes = kind.byte_length(&tensor.shape).unwrap_or(u64::MAX);
+        let bytes = kind.byte_length(&tensor.shape).map_or(u64::MAX, |bytes| bytes as u64);
         let bytes = bytes.next_multiple_of(alignment);
         let disturbance = noise / count.max(1) as f64;
         choices.push(Choice { kind, bytes, error, disturbance, loss: 0.0 });

@@ -6,7 +6,7 @@
 //! embeddings, a single step of which may take all the room there is. So every choice is tried for
 //! the largest matrices, and steps are taken on the hulls of the others.
 
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 
 /// Matrices for which every choice is tried.
 const LARGEST: usize = 2;
@@ -14,7 +14,7 @@ const LARGEST: usize = 2;
 /// A way to write a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Choice {
-    pub(super) kind: GgmlType,
+    pub(super) kind: StoredType,
     /// Bytes in the file, padding included.
     pub(super) bytes: u64,
     /// Relative squared error.
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn choice(bytes: u64, loss: f64) -> Choice {
-        Choice { kind: GgmlType::Q8_0, bytes, error: loss, disturbance: loss, loss }
+        Choice { kind: StoredType::Q8_0, bytes, error: loss, disturbance: loss, loss }
     }
 
     #[test]

@@ -27,7 +27,6 @@ use crate::arch::role;
 use crate::base::progress::Progress;
 use crate::base::size::human_bytes;
 use crate::codec::StoredType;
-use crate::files::gguf::GgmlType;
 use crate::job::profile::sensitivity::{Probe, Sensitivity};
 use crate::job::profile::{Rules, weight, widths};
 use crate::{Error, Result};
@@ -169,7 +168,7 @@ fn measure(
         let (kinds, reason) = kinds_of(tensor, rules, free, request);
         let inputs = head.as_ref().filter(|(name, _)| *name == tensor.name);
         let inputs = inputs.map(|(_, inputs)| inputs.as_slice());
-        let measure = |kinds: &[GgmlType], protected: Option<&Protected>| {
+        let measure = |kinds: &[StoredType], protected: Option<&Protected>| {
             candidates::measure(tensor, kinds, request, alignment, protected, inputs)
         };
         let Some(protected) = protection.and_then(|p| p.of(&tensor.name)) else {
@@ -220,7 +219,7 @@ fn price(
                 weight::concentration(&tensor.name, columns, matrices(tensor))
             });
         let lose = |choice: &Choice| match known {
-            Some(known) => known.divergence(choice.kind.layout().stored, choice.error),
+            Some(known) => known.divergence(choice.kind, choice.error),
             _ if head == Some(&tensor.name) => {
                 weight::loss_by_logits(choice.disturbance, choice.error)
             }
@@ -315,8 +314,8 @@ fn idle(rules: &Rules, model: &GgufModel) -> Result<Vec<String>> {
 /// The choices for a tensor with super weights: where no type of its rule keeps them, the smallest
 /// one that does.
 fn keeping(
-    kinds: &[GgmlType],
-    measure: &dyn Fn(&[GgmlType]) -> Result<Vec<Choice>>,
+    kinds: &[StoredType],
+    measure: &dyn Fn(&[StoredType]) -> Result<Vec<Choice>>,
 ) -> Result<Vec<Choice>> {
     let choices = measure(kinds)?;
     if choices.iter().any(|choice| kinds.contains(&choice.kind)) {
@@ -332,9 +331,9 @@ fn kinds_of(
     rules: Option<&Rules>,
     free: bool,
     request: &QuantizeRequest,
-) -> (Vec<GgmlType>, Reason) {
+) -> (Vec<StoredType>, Reason) {
     let all = || {
-        let source = GgmlType::of_stored(tensor.source_type);
+        let source = tensor.source_type.for_weights();
         CANDIDATES.into_iter().chain(source.filter(|kind| !CANDIDATES.contains(kind))).collect()
     };
     let Some(rules) = rules else { return (all(), Reason::Budget) };
@@ -356,7 +355,7 @@ fn kinds_of(
     // Where the types of the rule are all worthless without importance, the first one shows it.
     let with =
         importance_of(request.importance.as_ref(), tensor).is_ok_and(|found| found.is_some());
-    let usable: Vec<GgmlType> = kinds
+    let usable: Vec<StoredType> = kinds
         .iter()
         .copied()
         .filter(|&kind| with || !mix::needs_importance(&tensor.name, kind, None))
@@ -386,7 +385,7 @@ fn measure_sensitivities(
             let mut kinds: Vec<StoredType> = Vec::new();
             if hull.len() > 1 {
                 for at in [0, lossy.len() / 2] {
-                    let stored = lossy.get(at).map(|choice| choice.kind.layout().stored);
+                    let stored = lossy.get(at).map(|choice| choice.kind);
                     kinds.extend(stored.filter(|stored| !kinds.contains(stored)));
                 }
             }

@@ -7,7 +7,6 @@ use super::Priced;
 use crate::Result;
 use crate::base::progress::Progress;
 use crate::codec::StoredType;
-use crate::files::gguf::GgmlType;
 use crate::job::gguf::level::Level;
 use crate::job::gguf::mix::{self, Decision, ModelFacts, TensorFacts};
 use crate::job::gguf::model::GgufModel;
@@ -76,7 +75,7 @@ pub(super) fn best(
         }
         let kind_of = |name: &str| -> Option<StoredType> {
             let at = model.tensors.iter().position(|tensor| tensor.name == name)?;
-            rival.decisions[at].kind.map(|kind: GgmlType| kind.layout().stored)
+            rival.decisions[at].kind.map(|kind: StoredType| kind)
         };
         found.push((probe.together(&kind_of, progress)?, rival));
     }

@@ -12,7 +12,7 @@ use std::fmt;
 
 use super::level::Level;
 use crate::arch::role::{Role, layer, may_be_quantized, role};
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 pub use overrides::{Overrides, Pattern, parse_type};
 use rules::{BASE, OUTPUT_Q5_K, RULES, When};
 
@@ -103,11 +103,11 @@ impl fmt::Display for Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// The type to write; `None` keeps the stored one.
-    pub kind: Option<GgmlType>,
+    pub kind: Option<StoredType>,
     /// Why.
     pub reason: Reason,
     /// The type that was meant, where its blocks do not fit the rows.
-    pub instead_of: Option<GgmlType>,
+    pub instead_of: Option<StoredType>,
 }
 
 impl Decision {
@@ -115,7 +115,7 @@ impl Decision {
 
     /// `meant`, or what takes its place for rows of `columns` values.
     #[must_use]
-    pub fn fitting(meant: GgmlType, columns: usize, reason: Reason) -> Self {
+    pub fn fitting(meant: StoredType, columns: usize, reason: Reason) -> Self {
         let kind = meant.fallback(columns);
         Self { kind: Some(kind), reason, instead_of: (kind != meant).then_some(meant) }
     }
@@ -124,9 +124,9 @@ impl Decision {
 /// Whether a tensor of that name, written as `kind` at `level`, is worthless without an importance
 /// matrix.
 #[must_use]
-pub fn needs_importance(name: &str, kind: GgmlType, level: Option<Level>) -> bool {
+pub fn needs_importance(name: &str, kind: StoredType, level: Option<Level>) -> bool {
     let exempt = matches!(role(name), Role::Embedding | Role::Output);
-    let k_without = kind == GgmlType::Q2_K && level == Some(Level::Q2_K_S);
+    let k_without = kind == StoredType::Q2_K && level == Some(Level::Q2_K_S);
     !exempt && (kind.needs_importance() || k_without)
 }
 
@@ -206,13 +206,13 @@ impl<'a> Mix<'a> {
         }
     }
 
-    fn choose(&mut self, tensor: &TensorFacts<'_>, role: Role) -> (GgmlType, Reason) {
+    fn choose(&mut self, tensor: &TensorFacts<'_>, role: Role) -> (StoredType, Reason) {
         if role == Role::Output || (role == Role::Embedding && self.tied) {
             return (self.output_type(tensor), Reason::Output);
         }
         if self.level == Level::MXFP4_MOE {
             let stacked = tensor.shape.len() > 2 && tensor.shape[tensor.shape.len() - 3] > 1;
-            let kind = if stacked { GgmlType::MXFP4 } else { GgmlType::Q8_0 };
+            let kind = if stacked { StoredType::MXFP4 } else { StoredType::Q8_0 };
             return (kind, Reason::Level);
         }
         let (layer, layers) = self.position(tensor.name, role);
@@ -229,24 +229,24 @@ impl<'a> Mix<'a> {
         if role == Role::AttentionValue
             && self.model.is_70b()
             && !self.is_tiny()
-            && matches!(kind, GgmlType::Q3_K | GgmlType::Q4_K)
+            && matches!(kind, StoredType::Q3_K | StoredType::Q4_K)
         {
             // Eight query heads share these values, so better ones cost next to nothing.
-            kind = GgmlType::Q5_K;
+            kind = StoredType::Q5_K;
         }
         (kind, if kind == base { Reason::Level } else { Reason::Mix })
     }
 
-    fn output_type(&self, tensor: &TensorFacts<'_>) -> GgmlType {
+    fn output_type(&self, tensor: &TensorFacts<'_>) -> StoredType {
         let base = self.level.base();
         let fits = tensor.shape.last().is_some_and(|&columns| base.fits(columns));
         let special = self.level == Level::MXFP4_MOE || self.model.architecture == "falcon";
-        if special || !fits || base == GgmlType::Q8_0 {
-            GgmlType::Q8_0
+        if special || !fits || base == StoredType::Q8_0 {
+            StoredType::Q8_0
         } else if OUTPUT_Q5_K.contains(&self.level) {
-            GgmlType::Q5_K
+            StoredType::Q5_K
         } else {
-            GgmlType::Q6_K
+            StoredType::Q6_K
         }
     }
 

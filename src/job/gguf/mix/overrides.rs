@@ -3,7 +3,7 @@
 use fancy_regex::Regex;
 
 use crate::base::suggest::did_you_mean;
-use crate::files::gguf::GgmlType;
+use crate::codec::StoredType;
 use crate::{Error, Result};
 
 /// A `--tensor-type`: a pattern that is searched for in names, and the type.
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub struct Pattern {
     text: String,
     regex: Regex,
-    kind: GgmlType,
+    kind: StoredType,
 }
 
 /// What the user wants otherwise than the level has it.
@@ -20,9 +20,9 @@ pub struct Overrides {
     /// `--tensor-type`, in the order given.
     pub(super) patterns: Vec<Pattern>,
     /// `--output-tensor-type`; also for embeddings that serve as the output matrix.
-    pub output: Option<GgmlType>,
+    pub output: Option<StoredType>,
     /// `--token-embedding-type`.
-    pub embedding: Option<GgmlType>,
+    pub embedding: Option<StoredType>,
     /// `--pure`: the level's base type for every tensor.
     pub pure: bool,
     /// `--leave-output-tensor`.
@@ -52,7 +52,7 @@ impl Overrides {
     /// The first pattern that is found in `name`, and its type. A pattern that gives up (too much
     /// backtracking) does not match.
     #[must_use]
-    pub fn matching(&self, name: &str) -> Option<(&str, GgmlType)> {
+    pub fn matching(&self, name: &str) -> Option<(&str, StoredType)> {
         self.patterns
             .iter()
             .find(|pattern| pattern.regex.is_match(name).unwrap_or(false))
@@ -103,9 +103,9 @@ impl Overrides {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] with the names there are.
-pub fn parse_type(text: &str) -> Result<GgmlType> {
-    GgmlType::from_name(text.trim()).ok_or_else(|| {
-        let names: Vec<&str> = GgmlType::ALL.iter().map(|kind| kind.name()).collect();
+pub fn parse_type(text: &str) -> Result<StoredType> {
+    StoredType::from_name(text.trim()).ok_or_else(|| {
+        let names: Vec<&str> = StoredType::of_weights().map(StoredType::name).collect();
         Error::InvalidArgument(format!(
             "{text} is not a tensor type{}; there are {}",
             did_you_mean(text, names.iter().copied()),

@@ -4,8 +4,8 @@
 //! Facts: `llama_tensor_get_type_impl` in `src/llama-quant.cpp` of llama.cpp.
 
 use crate::arch::role::Role;
-use crate::files::gguf::GgmlType;
-use crate::files::gguf::GgmlType::{
+use crate::codec::StoredType;
+use crate::codec::StoredType::{
     F32, IQ2_S, IQ2_XXS, IQ3_S, IQ3_XXS, Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 use crate::job::gguf::level::{Level, Level as L};
@@ -44,10 +44,10 @@ pub(super) struct Rule {
     pub(super) role: Role,
     pub(super) levels: &'static [Level],
     pub(super) when: &'static [When],
-    pub(super) to: GgmlType,
+    pub(super) to: StoredType,
 }
 
-const fn rule(role: Role, levels: &'static [Level], when: &'static [When], to: GgmlType) -> Rule {
+const fn rule(role: Role, levels: &'static [Level], when: &'static [When], to: StoredType) -> Rule {
     Rule { role, levels, when, to }
 }
 
@@ -194,4 +194,4 @@ pub(super) const RULES: &[Rule] = &[
 ];
 
 /// Stands for the level's base type in [`RULES`]: no level has F32 as one of its exceptions.
-pub(super) const BASE: GgmlType = F32;
+pub(super) const BASE: StoredType = F32;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::files::gguf::GgmlType::{
+use crate::codec::StoredType::{
     F16, IQ1_S, IQ2_XXS, IQ4_NL, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, TQ1_0,
 };
 
@@ -56,12 +56,12 @@ fn decide_all(
     tensors.iter().map(|(name, _)| name.clone()).zip(decisions).collect()
 }
 
-fn kind_of(decisions: &[(String, Decision)], name: &str) -> Option<GgmlType> {
+fn kind_of(decisions: &[(String, Decision)], name: &str) -> Option<StoredType> {
     decisions.iter().find(|(n, _)| n == name).unwrap().1.kind
 }
 
 /// Layers whose `part` gets `kind`.
-fn layers_with(decisions: &[(String, Decision)], part: &str, kind: GgmlType) -> Vec<usize> {
+fn layers_with(decisions: &[(String, Decision)], part: &str, kind: StoredType) -> Vec<usize> {
     decisions
         .iter()
         .filter(|(name, decision)| name.contains(part) && decision.kind == Some(kind))

@@ -2,7 +2,6 @@
 //! where there is no model to measure.
 
 use crate::arch::role::{self, Role};
-use crate::files::gguf::GgmlType;
 use crate::files::imatrix::ImportanceMatrix;
 use crate::job::gguf::model::GgufModel;
 use crate::job::gguf::plan::QuantizePlan;
@@ -13,7 +12,7 @@ use crate::{Error, Result};
 #[must_use]
 pub(crate) fn from_plan(model: &GgufModel, plan: &QuantizePlan, name: &str) -> Profile {
     let assignments = model.tensors.iter().zip(&plan.tensors).filter_map(|(tensor, work)| {
-        let kind = work.decision.kind.and(GgmlType::of_stored(work.kind))?;
+        let kind = work.decision.kind.and(work.kind.for_weights())?;
         let held = plan.protection.as_ref().is_some_and(|p| p.of(&tensor.name).is_some());
         Some(Assignment {
             layer_name: fancy_regex::escape(&tensor.name).into_owned(),

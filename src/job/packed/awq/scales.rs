@@ -1,13 +1,13 @@
 //! The search for scales: `s = x̄^r / w̄^(1−r)`, the ratio `r` from a grid (reference
 //! implementation of arXiv 2306.00978, with `duo_scaling`).
 
-use half::f16;
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::codec::affine::Grouped;
 use crate::codec::affine::grid::Grid;
 use crate::codec::affine::grid::Scale;
+use crate::codec::affine::nearest::round_groups;
 
 /// Ratios that are tried.
 pub(crate) const RATIOS: usize = 20;
@@ -142,35 +142,17 @@ pub(crate) fn round_with(
     group: usize,
     fit: impl Fn(usize, &[f32]) -> Scale + Sync,
 ) -> Grouped {
-    let (weight, (out, inputs)) = weight;
-    let groups = inputs / group;
+    let (weight, (_, inputs)) = weight;
     let most = f32::from(grid.most());
-    let mut grouped = Grouped {
-        out,
-        inputs,
-        group,
-        bits: grid.bits,
-        q: vec![0; out * inputs],
-        scales: vec![f16::ONE; out * groups],
-        zeros: vec![0; out * groups],
-        group_of: None,
-    };
-    grouped
-        .q
-        .par_chunks_exact_mut(inputs)
-        .zip(grouped.scales.par_chunks_exact_mut(groups))
-        .zip(grouped.zeros.par_chunks_exact_mut(groups))
-        .zip(weight.par_chunks_exact(inputs))
-        .for_each(|(((q, scales), zeros), row)| {
-            for (index, (q, values)) in
-                q.chunks_exact_mut(group).zip(row.chunks_exact(group)).enumerate()
-            {
-                let scale = fit(index, values);
-                (scales[index], zeros[index]) = (scale.scale, scale.zero);
-                q.iter_mut().zip(values).for_each(|(q, &value)| *q = scale.round(value, most));
-            }
-        });
-    grouped
+    round_groups(
+        (weight, inputs),
+        (group, grid.bits),
+        |number, values| {
+            let Scale { scale, zero } = fit(number, values);
+            (scale, zero)
+        },
+        |value, (scale, zero)| Scale { scale, zero }.round(value, most),
+    )
 }
 
 #[cfg(test)]

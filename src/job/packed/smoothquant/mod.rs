@@ -2,5 +2,5 @@
 //! both fit 8 bits. Weights get a scale per row, activations one per token as they come.
 
 pub(crate) mod descend;
-pub(crate) mod int8;
 pub(crate) mod migrate;
+pub(crate) mod noise;

@@ -12,16 +12,16 @@ use crate::codec::affine::int8::as_scale;
 use crate::codec::affine::nearest::round_rows;
 use crate::graph::{Block, LinearLayer};
 use crate::job::packed::block::{BlockWeights, host};
-use crate::job::packed::finished::{Finished, LayerReport, Levels};
+use crate::job::packed::finished::{Finished, LayerReport, Levels, running};
 use crate::job::packed::gptq::{Groups, Options, Order, SecondMoments, solve};
 use crate::job::packed::gram::Gram;
 use crate::job::packed::layout::{ATTENTION, DOWN, MLP, OUTPUT};
 use crate::job::packed::request::{Alpha, DAMPING};
 use crate::job::packed::smoothquant::descend::{Layers, descend};
-use crate::job::packed::smoothquant::int8::{Noise, RoundedInputs};
 use crate::job::packed::smoothquant::migrate::{
     FactorStatistics, STRENGTHS, factors, largest_of_columns,
 };
+use crate::job::packed::smoothquant::noise::Noise;
 use crate::{Error, Result};
 
 /// Tokens on which strengths are compared and noise is measured, at most.
@@ -310,8 +310,7 @@ impl Work<'_> {
             let dims = self.plan.layout.shape(linear);
             let values = &changed.linears[linear];
             let rows = round_rows(values, dims.1, self.plan.plain_dtype())?;
-            block.projections_mut()[linear].layer =
-                Box::new(self.rounded_layer(&Levels::Rows(rows), dims)?);
+            block.projections_mut()[linear].layer = Box::new(running(&rows, &self.backend.device)?);
         }
         let divided = || -> Result<Tensor> {
             let columns = Tensor::new(columns.as_slice(), &self.backend.device)?;
@@ -328,10 +327,6 @@ impl Work<'_> {
         })
     }
 
-    fn rounded_layer(&self, levels: &Levels, dims: (usize, usize)) -> Result<RoundedInputs> {
-        RoundedInputs::new(Arc::new(levels.values()), dims, &self.backend.device)
-    }
-
     /// Signal and noise of each layer on a sample: exact inputs, rounded as they come in.
     fn noise(
         &self,
@@ -346,7 +341,8 @@ impl Work<'_> {
         for (stage, members) in layout.stages.iter().enumerate() {
             for &linear in members {
                 let exact = host(&block.projections()[linear].layer.forward(&inputs[stage])?)?;
-                let layer = self.rounded_layer(&linears[linear], layout.shape(linear))?;
+                let Levels::Rows(rows) = &linears[linear] else { continue };
+                let layer = running(rows, &self.backend.device)?;
                 noise[linear].add(&exact, &host(&layer.forward(&inputs[stage])?)?);
             }
         }
