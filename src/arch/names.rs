@@ -10,11 +10,8 @@ use super::spec::HEAD_NORMS;
 use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 
 /// Names outside the blocks: Hugging Face, GGUF.
-const OUTER: [(&str, &str); 3] = [
-    (EMBEDDING, "token_embd.weight"),
-    (FINAL_NORM, "output_norm.weight"),
-    (HEAD, "output.weight"),
-];
+const OUTER: [(&str, &str); 3] =
+    [(EMBEDDING, "token_embd.weight"), (FINAL_NORM, "output_norm.weight"), (HEAD, "output.weight")];
 
 /// Modules of a block by both names, as the families have them. Where two share a name, that of the
 /// first family counts; what a file of one family means by it, [`super::tensors`] says.

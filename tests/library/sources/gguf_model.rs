@@ -323,7 +323,7 @@ fn rope_scalings_are_read() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    for architecture in ["gemma3", "phi3", "mamba", "qwen3moe", "lightbit-llama"] {
+    for architecture in ["gemma4", "phimoe", "mamba", "jamba", "lightbit-llama"] {
         let mut file = GgufBytes::new();
         file.text("general.architecture", architecture);
         let error = open(&file).unwrap_err();
