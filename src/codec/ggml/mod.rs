@@ -1,6 +1,6 @@
 //! Stored types and f32: decoders of every [`StoredType`], encoders of those that this tool writes.
 //!
-//! The types themselves stand in [`table`]. The code is portable and is compiled several times on
+//! The types themselves stand in `table`. The code is portable and is compiled several times on
 //! x86-64: for the baseline, and with AVX2 and (encoders) AVX-512 enabled, which lets the compiler use
 //! wide vectors. Floating-point operations are the same in
 //! the same order in all, so the results are the same bits everywhere.
