@@ -216,6 +216,15 @@ impl ModelConfig {
         }
     }
 
+    /// How many experts all blocks have together, if that is more than a model could: their tensors
+    /// are listed one by one, so two numbers of a small file must not ask for all memory.
+    #[must_use]
+    pub(crate) fn too_many_experts(&self) -> Option<usize> {
+        const MOST: usize = 1 << 20;
+        let count = self.experts.map_or(0, |experts| experts.count);
+        Some(count.saturating_mul(self.num_layers)).filter(|all| *all > MOST)
+    }
+
     /// Block `index`.
     #[must_use]
     pub fn block(&self, index: usize) -> BlockSpec {

@@ -144,6 +144,9 @@ pub fn parse(text: &str, path: &Path) -> Result<ParsedConfig> {
         eos_token_ids: token_ids(&fields, "eos_token_id")?,
     };
     (family.read)(&fields, &mut config)?;
+    if let Some(count) = config.too_many_experts() {
+        return Err(fields.damaged(format!("{count} experts in all layers together")));
+    }
     Ok(ParsedConfig { config, quantization, warnings, nested: class.text.is_some() })
 }
 

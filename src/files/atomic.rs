@@ -288,10 +288,11 @@ mod tests {
         assert!(target.exists());
     }
 
-    /// The child of [`a_write_beyond_the_size_limit_leaves_nothing`]; does nothing on its own.
+    /// The child of [`a_write_beyond_the_size_limit_leaves_nothing`].
     #[test]
+    #[ignore = "a child of `a_write_beyond_the_size_limit_leaves_nothing`, which starts it"]
     fn child_writes_too_much() {
-        let Some(folder) = std::env::var_os("LLM_QUANTIZE_TEST_ATOMIC_FOLDER") else { return };
+        let folder = std::env::var_os("LLM_QUANTIZE_TEST_ATOMIC_FOLDER").unwrap();
         let target = Path::new(&folder).join("out.bin");
         let mut file = AtomicFile::create(&target).unwrap();
         let chunk = vec![1_u8; 1 << 16];
@@ -320,7 +321,7 @@ mod tests {
         let output = std::process::Command::new("sh")
             .args(["-c", "trap '' XFSZ; ulimit -f 32; exec \"$0\" \"$@\""])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "files::atomic::tests::child_writes_too_much"])
+            .args(["--ignored", "--exact", "files::atomic::tests::child_writes_too_much"])
             .env("LLM_QUANTIZE_TEST_ATOMIC_FOLDER", folder.path())
             .output()
             .unwrap();

@@ -117,6 +117,9 @@ pub(super) fn read(
     let family = config.family;
     if family.experts.is_some() {
         config.experts = Some(experts(keys, config)?);
+        if let Some(count) = config.too_many_experts() {
+            return Err(keys.file.damaged(format!("{count} experts in all blocks together")));
+        }
     }
     let size = keys.optional_size("attention.sliding_window", u32::MAX);
     let size =
